@@ -16,4 +16,5 @@
 pub mod arena;
 pub mod crc32c;
 pub mod error;
+pub mod format;
 pub mod node;
