@@ -16,7 +16,11 @@
 //! What this module deliberately doesn't know: where a block comes from, and what changes it.
 
 pub mod block;
+pub mod btree;
 pub mod id;
+pub mod layout;
+pub mod root;
+pub mod super_block;
 
 pub use id::{ClientId, CommitNo, Ino, RunId, Seq, Term};
 pub use outrider_hal::{BLOCK_BYTES, Block, BlockNo};
