@@ -17,6 +17,8 @@
 
 pub mod block;
 pub mod id;
+pub mod item;
+pub mod key;
 
 pub use id::{ClientId, CommitNo, Ino, RunId, Seq, Term};
 pub use outrider_hal::{BLOCK_BYTES, Block, BlockNo};
