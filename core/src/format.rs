@@ -18,8 +18,11 @@
 pub mod block;
 pub mod btree;
 pub mod id;
+pub mod item;
+pub mod key;
 pub mod layout;
 pub mod root;
+pub mod run;
 pub mod super_block;
 
 pub use id::{ClientId, CommitNo, Ino, RunId, Seq, Term};
