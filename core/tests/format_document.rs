@@ -4,14 +4,15 @@
 //! `OUTRIDER_BLESS=1 cargo test -p outrider-core --test format_document` rewrites the offsets and
 //! sizes in the document; what a field means is written by hand.
 
-use outrider_core::format::{Record, block, btree, key, root, run, super_block};
+use outrider_core::format::{Record, block, btree, item, key, records, root, run, super_block};
 use std::fmt::Write as _;
 
 /// The table of one record: a heading, then a row for each field, meanings taken from `document`.
 fn section<R: Record>(document: &str) -> String {
     let heading = format!("### {} ({} bytes)", R::NAME, size_of::<R>());
     let old = old_section(document, R::NAME);
-    let mut text = format!("{heading}\n\n| offset | bytes | field | meaning |\n|---|---|---|---|\n");
+    let mut text =
+        format!("{heading}\n\n| offset | bytes | field | meaning |\n|---|---|---|---|\n");
     for field in R::FIELDS {
         let meaning = old.and_then(|old| old_meaning(old, field.name)).unwrap_or("?");
         writeln!(text, "| {} | {} | {} | {meaning} |", field.offset, field.bytes, field.name)
@@ -33,9 +34,9 @@ fn old_meaning<'d>(section: &'d str, field: &str) -> Option<&'d str> {
 }
 
 fn old_table(section: &str) -> String {
-    let table = section.lines().take_while(|line| {
-        line.starts_with("###") || line.starts_with('|') || line.is_empty()
-    });
+    let table = section
+        .lines()
+        .take_while(|line| line.starts_with("###") || line.starts_with('|') || line.is_empty());
     let mut text: String = table.map(|line| format!("{line}\n")).collect();
     text.truncate(text.trim_end().len());
     text.push('\n');
@@ -75,7 +76,24 @@ records! {
     btree::BlockRef,
     run::RunHeader,
     run::ItemHeader,
+    records::BlockKey,
+    records::LengthKey,
+    records::Length,
+    records::ManifestKey,
+    records::ManifestEntry,
+    records::ZoneRange,
+    records::ClientKey,
+    records::ClientRecord,
+    records::LoanKey,
+    records::OpenSeqKey,
+    records::FreedKey,
+    records::QuarantineKey,
     key::KeyBytes,
+    item::TimeRecord,
+    item::InodeRecord,
+    item::DirentRecord,
+    item::XattrRecord,
+    item::ExtentRecord,
 }
 
 #[test]

@@ -57,6 +57,18 @@ record! {
     }
 }
 
+impl KeyBytes {
+    /// All zeroes: less than the key of any item, and so free to mean that there is none.
+    pub const ZERO: KeyBytes = KeyBytes {
+        zone: 0,
+        first: U64::ZERO,
+        kind: 0,
+        second: U64::ZERO,
+        third: U64::ZERO,
+        fourth: 0,
+    };
+}
+
 impl PartialOrd for KeyBytes {
     fn partial_cmp(&self, other: &KeyBytes) -> Option<core::cmp::Ordering> {
         Some(self.cmp(other))

@@ -58,7 +58,7 @@ record! {
         free_blocks: U64,
         /// Where the next search for a segment's space begins.
         cursor: U64,
-        /// Free extents by address.
+        /// Free extents by address, see [`records`](super::records).
         free_by_block: TreeRoot,
         /// The same by length.
         free_by_length: TreeRoot,
@@ -70,6 +70,8 @@ record! {
         loans: TreeRoot,
         /// Their open transactions.
         open_seqs: TreeRoot,
+        /// Extents that were freed, and wait to be entered into the free tree.
+        freed: TreeRoot,
         /// Space that may still be written by somebody who is not proven gone.
         quarantine: TreeRoot,
         /// Runs in each level.
@@ -79,7 +81,7 @@ record! {
         /// The commit reserve: ascending extents, then zeroes.
         reserve: [Extent; RESERVE_EXTENTS],
         /// Zero.
-        reserved_end: [u8; 2480],
+        reserved_end: [u8; 2456],
     }
 }
 
@@ -236,6 +238,7 @@ impl RootBlock {
             &self.clients,
             &self.loans,
             &self.open_seqs,
+            &self.freed,
             &self.quarantine,
         ];
         trees.iter().try_for_each(|tree| tree.check(blocks))?;
