@@ -97,10 +97,21 @@ impl<'m> Arena<'m> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    extern crate std;
+
     use super::{Arena, ArenaFull, REGION_ALIGN};
     use core::mem::MaybeUninit;
     use outrider_hal::Block;
+    use std::boxed::Box;
+    use std::vec;
+
+    /// A region of this many bytes that lives as long as the test.
+    pub(crate) fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
+        let raw = Box::leak(vec![MaybeUninit::uninit(); bytes + REGION_ALIGN].into_boxed_slice());
+        let pad = raw.as_ptr().align_offset(REGION_ALIGN);
+        &mut raw[pad..][..bytes]
+    }
 
     fn carve<'m>(arena: &mut Arena<'m>) -> Result<(&'m mut [u8], &'m mut [Block]), ArenaFull> {
         let bytes = arena.slice(5, |index| index as u8)?;
@@ -109,15 +120,11 @@ mod tests {
         Ok((bytes, blocks))
     }
 
-    #[repr(align(4096))]
-    struct Region([MaybeUninit<u8>; 4 * REGION_ALIGN]);
-
     #[test]
     fn measure_is_what_carving_uses() {
         let mut measure = Arena::measuring();
         carve(&mut measure).unwrap();
-        let mut region = Region([MaybeUninit::uninit(); 4 * REGION_ALIGN]);
-        let mut arena = Arena::new(&mut region.0[..measure.bytes_used()]).unwrap();
+        let mut arena = Arena::new(region(measure.bytes_used())).unwrap();
         let (bytes, blocks) = carve(&mut arena).unwrap();
         assert_eq!(bytes, [0, 1, 2, 3, 4]);
         assert_eq!(blocks.len(), 2);
@@ -129,9 +136,8 @@ mod tests {
     fn too_small_or_crooked_a_region_is_refused() {
         let mut measure = Arena::measuring();
         carve(&mut measure).unwrap();
-        let mut region = Region([MaybeUninit::uninit(); 4 * REGION_ALIGN]);
-        let mut arena = Arena::new(&mut region.0[..measure.bytes_used() - 1]).unwrap();
+        let mut arena = Arena::new(region(measure.bytes_used() - 1)).unwrap();
         assert_eq!(carve(&mut arena).err(), Some(ArenaFull));
-        assert!(Arena::new(&mut region.0[1..]).is_err());
+        assert!(Arena::new(&mut region(8)[1..]).is_err());
     }
 }

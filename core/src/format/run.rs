@@ -141,10 +141,10 @@ impl<'b> ItemsWriter<'b> {
         self.bytes_used += item_bytes(value);
     }
 
-    /// Closes the block, which holds at least one item.
-    pub fn seal(self, volume: &Volume, blkno: BlockNo, run: RunId, index: u32) {
+    /// Closes the block, which holds at least one item, and gives it back.
+    pub fn seal(self, volume: &Volume, at: &RunBlock) -> &'b mut Block {
         assert!(self.count > 0);
-        seal_run(self.block, volume, Magic::RunItems, blkno, run, index, self.count);
+        seal_run(self.block, volume, Magic::RunItems, at, self.count)
     }
 }
 
@@ -153,20 +153,19 @@ fn offset_at(index: u16) -> usize {
     BLOCK_BYTES - (usize::from(index) + 1) * OFFSET_BYTES
 }
 
-fn seal_run(
-    block: &mut Block,
+fn seal_run<'b>(
+    block: &'b mut Block,
     volume: &Volume,
     magic: Magic,
-    blkno: BlockNo,
-    run: RunId,
-    index: u32,
+    at: &RunBlock,
     count: u16,
-) {
+) -> &'b mut Block {
     let (header, _) =
         RunHeader::mut_from_prefix(&mut block.0).expect("a block is larger than its header");
-    header.index = index.into();
+    header.index = at.index.into();
     header.count = count.into();
-    block::seal(block, volume, magic, blkno, run.0);
+    block::seal(block, volume, magic, at.blkno, at.run.0);
+    block
 }
 
 /// Where a block of a run is expected, and as which.
@@ -318,10 +317,10 @@ impl<'b> IndexWriter<'b> {
         self.count += 1;
     }
 
-    /// Closes the block, which holds at least one key.
-    pub fn seal(self, volume: &Volume, blkno: BlockNo, run: RunId, index: u32) {
+    /// Closes the block, which holds at least one key, and gives it back.
+    pub fn seal(self, volume: &Volume, at: &RunBlock) -> &'b mut Block {
         assert!(self.count > 0);
-        seal_run(self.block, volume, Magic::RunIndex, blkno, run, index, self.count);
+        seal_run(self.block, volume, Magic::RunIndex, at, self.count)
     }
 }
 
@@ -421,9 +420,9 @@ impl<'b> FilterWriter<'b> {
         }
     }
 
-    /// Closes the block.
-    pub fn seal(self, volume: &Volume, blkno: BlockNo, run: RunId, index: u32) {
-        seal_run(self.0, volume, Magic::RunFilter, blkno, run, index, 0);
+    /// Closes the block, and gives it back.
+    pub fn seal(self, volume: &Volume, at: &RunBlock) -> &'b mut Block {
+        seal_run(self.0, volume, Magic::RunFilter, at, 0)
     }
 }
 

@@ -33,7 +33,7 @@ fn fill(block: &mut Block, model: &Model) -> usize {
         writer.push(key, &value(stored));
         count += 1;
     }
-    writer.seal(&VOLUME, AT.blkno, AT.run, AT.index);
+    writer.seal(&VOLUME, &AT);
     count
 }
 
@@ -101,7 +101,7 @@ proptest! {
         for key in &keys {
             writer.push(key);
         }
-        writer.seal(&VOLUME, AT.blkno, AT.run, AT.index);
+        writer.seal(&VOLUME, &AT);
         let index = Index::open(&block, &VOLUME, &AT).unwrap();
         let covering = keys.iter().rposition(|first| *first <= probe);
         prop_assert_eq!(index.child(&probe), covering);
@@ -145,7 +145,7 @@ fn another_block_of_a_run_is_not_taken_for_this_one() {
     let mut block = Block::ZERO;
     let mut writer = ItemsWriter::new(&mut block);
     writer.push(&KeyBytes::from(Key::inode(Ino(1))), &Value::Bytes(b"x"));
-    writer.seal(&VOLUME, AT.blkno, AT.run, AT.index);
+    writer.seal(&VOLUME, &AT);
     let open = |at: RunBlock| Items::open(&block, &VOLUME, &at).map(|_| ());
     assert_eq!(open(AT), Ok(()));
     assert_eq!(open(RunBlock { index: 4, ..AT }), Err(Corruption::Misdirected));
@@ -153,6 +153,6 @@ fn another_block_of_a_run_is_not_taken_for_this_one() {
     let index = Index::open(&block, &VOLUME, &AT).map(|_| ());
     assert_eq!(index, Err(Corruption::Kind));
     let mut filter = Block::ZERO;
-    FilterWriter::new(&mut filter).seal(&VOLUME, AT.blkno, AT.run, AT.index);
+    FilterWriter::new(&mut filter).seal(&VOLUME, &AT);
     assert!(!Filter::open(&filter, &VOLUME, &AT).unwrap().may_contain(77));
 }

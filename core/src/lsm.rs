@@ -1,0 +1,15 @@
+//! The log-structured tree: what the items of a volume are made of.
+//!
+//! Clients write sorted runs of items into level 0; merging moves them down through levels in which
+//! runs don't overlap, each level ten times as large as the one above. The manifest, a btree, says
+//! which runs there are.
+//!
+//! # Invariants
+//!
+//! * A run never changes. A lookup goes from newer runs to older ones and ends at the first that has
+//!   the key, be it with a value or with a tombstone.
+//! * Of two runs in level 0 the one with the greater order is newer; the server gives that number
+//!   when it records a run. Every level is newer than the next.
+//! * In every level but 0 runs are disjoint and their keys ascend.
+
+pub mod build;
