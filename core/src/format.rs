@@ -16,6 +16,7 @@
 //! What this module deliberately doesn't know: where a block comes from, and what changes it.
 
 pub mod block;
+pub mod btree;
 pub mod id;
 
 pub use id::{ClientId, CommitNo, Ino, RunId, Seq, Term};
