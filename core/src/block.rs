@@ -153,7 +153,7 @@ impl Chaos {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
-        (self.state >> 32) % u64::from(self.one_in) == 0
+        (self.state >> 32).is_multiple_of(u64::from(self.one_in))
     }
 }
 
@@ -236,15 +236,8 @@ impl<'m> Cache<'m> {
         magic: Magic,
         pins: &mut Pins<'_>,
     ) -> Result<FrameId, Stop> {
-        let got = self.obtain(at, magic, pins);
-        if got.is_err() {
-            pins.restart();
-        }
-        got
-    }
-
-    fn obtain(&mut self, at: BlockRef, magic: Magic, pins: &mut Pins<'_>) -> Result<FrameId, Stop> {
         if self.chaos.as_mut().is_some_and(Chaos::strikes) {
+            pins.restart();
             return Err(Wait::Again.into());
         }
         let blkno = at.blkno();
@@ -451,7 +444,8 @@ impl<'m> Cache<'m> {
     }
 
     /// The request waits for the transfer of this frame.
-    fn wait_for(&mut self, id: FrameId, pins: &Pins<'_>) -> Stop {
+    fn wait_for(&mut self, id: FrameId, pins: &mut Pins<'_>) -> Stop {
+        pins.restart();
         self.leave_wait(pins.request);
         let frame = &mut self.frames[id.0 as usize];
         let blkno = frame.at.blkno();
@@ -493,7 +487,8 @@ impl<'m> Cache<'m> {
         }
         if self.waiters.is_senior(request) {
             self.waiters.put(request, Place::Frames(count), None);
-            self.waiters.to_front(request.index);
+            self.waiters.promote(request.index);
+            pins.restart();
         } else {
             self.waiters.put(request, Place::Frames(count + held), None);
             self.drop_pins(pins);
@@ -604,3 +599,5 @@ fn check(frame: &Frame<'_>, at: BlockRef, magic: Magic) -> Option<Corruption> {
     }
 }
 
+#[cfg(test)]
+mod tests;

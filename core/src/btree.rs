@@ -122,3 +122,7 @@ impl Tree {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod rig;
+#[cfg(test)]
+mod tests;

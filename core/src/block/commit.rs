@@ -232,7 +232,6 @@ impl<'m> Cache<'m> {
         if self.commit.phase != Phase::Open || !first || !fits {
             if self.commit.phase == Phase::Open && first {
                 if self.is_unchanged() {
-                    pins.restart();
                     return Err(Error::NoSpace.into());
                 }
                 self.commit.refused = true;
@@ -251,17 +250,13 @@ impl<'m> Cache<'m> {
     ) -> Result<Reservation, Stop> {
         assert!(matches!(self.commit.phase, Phase::Open | Phase::Closing));
         if !self.fits(plan, Margin::default()) {
-            pins.restart();
             return Err(Error::NoSpace.into());
         }
         self.grant(plan, pins)
     }
 
     fn grant(&mut self, plan: &Plan, pins: &mut Pins<'_>) -> Result<Reservation, Stop> {
-        if let Err(stop) = self.make_room(plan.creates, pins) {
-            pins.restart();
-            return Err(stop);
-        }
+        self.make_room(plan.creates, pins)?;
         self.leave_commit(pins.request);
         Ok(Reservation { id: plan.id, creates: plan.creates })
     }

@@ -51,6 +51,13 @@ pub(super) struct Waiter {
     failure: Option<(BlockNo, Error)>,
 }
 
+#[cfg(test)]
+impl Waiter {
+    pub(super) fn is_called(&self) -> bool {
+        self.called
+    }
+}
+
 impl Linked for Waiter {
     fn links(&mut self) -> &mut Links {
         &mut self.links
@@ -169,7 +176,7 @@ impl<'m> Waiters<'m> {
     }
 
     /// Moves a request that waits for frames to the front.
-    pub(super) fn to_front(&mut self, index: u32) {
+    pub(super) fn promote(&mut self, index: u32) {
         self.frames.remove(self.table, index);
         self.frames.push_front(self.table, index);
     }
@@ -260,7 +267,7 @@ impl<'m> Waiters<'m> {
         if let Some(index) = self.senior
             && matches!(self.table[index as usize].place, Place::Frames(_))
         {
-            self.to_front(index);
+            self.promote(index);
         }
     }
 }

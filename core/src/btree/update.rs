@@ -36,7 +36,7 @@ impl Tree {
         pins: &mut Pins<'_>,
     ) -> Result<(), Stop> {
         match self.plan_update(key, value_bytes, plan, cache, pins)? {
-            Some(_) => Err(fail(Error::Exists, pins)),
+            Some(_) => Err(Error::Exists.into()),
             None => Ok(()),
         }
     }
@@ -52,7 +52,7 @@ impl Tree {
     ) -> Result<(), Stop> {
         match self.plan_update(key, value_bytes, plan, cache, pins)? {
             Some(_) => Ok(()),
-            None => Err(fail(Error::NotFound, pins)),
+            None => Err(Error::NotFound.into()),
         }
     }
 
@@ -83,11 +83,11 @@ impl Tree {
         if usize::from(self.height) == HEIGHT_MAX
             && node(cache, path[0].frame).count() + UPDATES_MAX as usize > INNER_ITEMS_MAX
         {
-            return Err(fail(Error::NoSpace, pins));
+            return Err(Error::NoSpace.into());
         }
         begin_update(plan, held);
         plan.add_creates(u32::from(self.height).max(1) + 1);
-        touch_path(&path, plan, cache).map_err(|error| fail(error, pins))?;
+        touch_path(&path, plan, cache)?;
         Ok(held)
     }
 
@@ -101,11 +101,11 @@ impl Tree {
     ) -> Result<(), Stop> {
         let path = self.walk(Probe::At(key), cache, pins)?;
         let Some(held) = found(&path, key, cache) else {
-            return Err(fail(Error::NotFound, pins));
+            return Err(Error::NotFound.into());
         };
         begin_update(plan, Some(held));
         plan.deletes += 1;
-        touch_path(&path, plan, cache).map_err(|error| fail(error, pins))?;
+        touch_path(&path, plan, cache)?;
         for pair in path.windows(2) {
             if may_underflow(&node(cache, pair[1].frame), plan) {
                 self.plan_siblings(&pair[0], plan, cache, pins)?;
@@ -129,7 +129,7 @@ impl Tree {
                 let (at, level) = (node.child(slot), node.level() - 1);
                 let frame = self.fetch(at, level, range, cache, pins)?;
                 let home = Some((parent.frame, slot));
-                cache.touch(frame, home, plan).map_err(|error| fail(error, pins))?;
+                cache.touch(frame, home, plan)?;
             }
         }
         Ok(())
@@ -323,11 +323,6 @@ impl Tree {
         NodeMut::new(cache.block_mut(frame)).init(self.kind.0, level);
         frame
     }
-}
-
-fn fail(error: Error, pins: &mut Pins<'_>) -> Stop {
-    pins.restart();
-    error.into()
 }
 
 /// What the key's item takes of the leaf at the path's end.
