@@ -14,6 +14,8 @@
 #![no_std]
 
 pub mod arena;
+pub mod block;
+pub mod btree;
 pub mod crc32c;
 pub mod error;
 pub mod format;

@@ -1,0 +1,224 @@
+//! Walking a tree: lookups, and steps of an iteration in both directions.
+
+use super::Tree;
+use crate::block::{Cache, FrameId, Pins};
+use crate::error::{Corruption, Error, Stop};
+use crate::format::block::Magic;
+use crate::format::btree::{BlockRef, HEIGHT_MAX, KEY_BYTES_MAX, Node};
+use heapless::Vec;
+
+/// An item of a tree. Valid until the cache is used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Item<'c> {
+    /// Its key.
+    pub key: &'c [u8],
+    /// Its value.
+    pub value: &'c [u8],
+}
+
+/// A key of its own, for when the one in a node can't be borrowed.
+pub(super) type Key = Vec<u8, KEY_BYTES_MAX>;
+
+/// A copy of a key that is no longer than keys may be.
+pub(super) fn owned(key: &[u8]) -> Key {
+    Key::from_slice(key).expect("keys in nodes are bounded")
+}
+
+/// Where a walk goes.
+#[derive(Clone, Copy)]
+pub(super) enum Probe<'k> {
+    /// To the leaf that covers the key.
+    At(&'k [u8]),
+    /// To the leaf that covers what is just below the key.
+    Below(&'k [u8]),
+}
+
+impl Probe<'_> {
+    /// The child of an inner node where it goes on.
+    pub(super) fn slot(self, node: &Node<'_>) -> usize {
+        match self {
+            Probe::At(key) => node.search(key).unwrap_or_else(|above| above.saturating_sub(1)),
+            Probe::Below(key) => node.search(key).unwrap_or_else(|above| above).saturating_sub(1),
+        }
+    }
+}
+
+/// The keys a node may hold: from the separator at `low`, if any, to below the one at `high`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Range {
+    low: Option<(FrameId, usize)>,
+    high: Option<(FrameId, usize)>,
+}
+
+impl Range {
+    /// The range of the child at `slot` of a node of this range.
+    pub(super) fn of_child(self, frame: FrameId, node: &Node<'_>, slot: usize) -> Range {
+        Range {
+            low: if slot > 0 { Some((frame, slot)) } else { self.low },
+            high: if slot + 1 < node.count() { Some((frame, slot + 1)) } else { self.high },
+        }
+    }
+}
+
+/// A node on a path.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    pub(super) frame: FrameId,
+    /// The child the path goes on with; 0 in a leaf.
+    pub(super) slot: usize,
+    pub(super) range: Range,
+}
+
+/// From the root to a leaf.
+pub(super) type Path = Vec<Step, HEIGHT_MAX>;
+
+/// The node in a frame.
+pub(super) fn node<'c>(cache: &'c Cache<'_>, frame: FrameId) -> Node<'c> {
+    Node::new(cache.block(frame))
+}
+
+impl Tree {
+    /// The value of the key, if the tree holds it.
+    pub fn lookup<'c>(
+        &self,
+        key: &[u8],
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<&'c [u8]>, Stop> {
+        let path = self.walk(Probe::At(key), cache, pins)?;
+        let Some(leaf) = path.last() else { return Ok(None) };
+        let node = node(cache, leaf.frame);
+        Ok(node.search(key).ok().map(|index| node.item(index).1))
+    }
+
+    /// The item with the lowest key that is not below this one. `&[]` finds the first item.
+    pub fn next<'c>(
+        &self,
+        key: &[u8],
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Item<'c>>, Stop> {
+        let mark = pins.mark();
+        let mut from = None;
+        let (frame, index) = loop {
+            let key = from.as_deref().unwrap_or(key);
+            let path = self.walk(Probe::At(key), cache, pins)?;
+            let Some(leaf) = path.last() else { return Ok(None) };
+            let leaf_node = node(cache, leaf.frame);
+            let index = leaf_node.search(key).unwrap_or_else(|above| above);
+            if index < leaf_node.count() {
+                break (leaf.frame, index);
+            }
+            let Some((parent, slot)) = leaf.range.high else { return Ok(None) };
+            from = Some(owned(node(cache, parent).key(slot)));
+            pins.drop_to(mark);
+        };
+        let (key, value) = node(cache, frame).item(index);
+        Ok(Some(Item { key, value }))
+    }
+
+    /// The item with the highest key that is not above this one. `&[0xff; KEY_BYTES_MAX]` finds the
+    /// last item.
+    pub fn prev<'c>(
+        &self,
+        key: &[u8],
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Item<'c>>, Stop> {
+        let mark = pins.mark();
+        let mut below: Option<Key> = None;
+        let (frame, index) = loop {
+            let probe = below.as_deref().map_or(Probe::At(key), Probe::Below);
+            let path = self.walk(probe, cache, pins)?;
+            let Some(leaf) = path.last() else { return Ok(None) };
+            let leaf_node = node(cache, leaf.frame);
+            let end = match probe {
+                Probe::At(key) => leaf_node.search(key).map_or_else(|above| above, |at| at + 1),
+                Probe::Below(key) => leaf_node.search(key).unwrap_or_else(|above| above),
+            };
+            if end > 0 {
+                break (leaf.frame, end - 1);
+            }
+            let Some((parent, slot)) = leaf.range.low else { return Ok(None) };
+            below = Some(owned(node(cache, parent).key(slot)));
+            pins.drop_to(mark);
+        };
+        let (key, value) = node(cache, frame).item(index);
+        Ok(Some(Item { key, value }))
+    }
+
+    /// The item with the lowest key.
+    pub fn first<'c>(
+        &self,
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Item<'c>>, Stop> {
+        self.next(&[], cache, pins)
+    }
+
+    /// The item with the highest key.
+    pub fn last<'c>(
+        &self,
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Item<'c>>, Stop> {
+        self.prev(&[0xff; KEY_BYTES_MAX], cache, pins)
+    }
+
+    /// Obtains the nodes from the root to the leaf. Empty if the tree is.
+    pub(super) fn walk(
+        &self,
+        probe: Probe<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Path, Stop> {
+        let mut path = Path::new();
+        let (mut at, mut range) = (self.node, Range::default());
+        for level in (0..self.height).rev() {
+            let frame = self.fetch(at, level, range, cache, pins)?;
+            let node = node(cache, frame);
+            let slot = if level > 0 { probe.slot(&node) } else { 0 };
+            path.push(Step { frame, slot, range }).map_err(drop).expect("the height is bounded");
+            if level > 0 {
+                (at, range) = (node.child(slot), range.of_child(frame, &node, slot));
+            }
+        }
+        Ok(path)
+    }
+
+    /// Obtains a node and checks it against what led to it.
+    pub(super) fn fetch(
+        &self,
+        at: BlockRef,
+        level: u8,
+        range: Range,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<FrameId, Stop> {
+        let frame = cache.get(at, Magic::Btree, pins)?;
+        let found = node(cache, frame);
+        let corrupt = |what| Err(Error::Corrupt { blkno: at.blkno(), what }.into());
+        if found.kind() != self.kind.0 {
+            return corrupt(Corruption::Kind);
+        }
+        if found.level() != level {
+            return corrupt(Corruption::Level);
+        }
+        // The first key of an inner node is empty: it stands for the low end of the range.
+        let first = usize::from(level > 0);
+        if first < found.count() {
+            let key = found.key(first);
+            let too_low = range.low.is_some_and(|(parent, slot)| {
+                let low = node(cache, parent).key(slot);
+                if level > 0 { key <= low } else { key < low }
+            });
+            let last = found.key(found.count() - 1);
+            let too_high =
+                range.high.is_some_and(|(parent, slot)| last >= node(cache, parent).key(slot));
+            if too_low || too_high {
+                return corrupt(Corruption::Order);
+            }
+        }
+        Ok(frame)
+    }
+}
