@@ -13,6 +13,7 @@
 //!   never asserted.
 #![no_std]
 
+pub mod alloc;
 pub mod arena;
 pub mod block;
 pub mod btree;
@@ -21,3 +22,4 @@ pub mod error;
 pub mod format;
 pub mod lsm;
 pub mod node;
+pub mod txn;

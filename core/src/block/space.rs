@@ -88,6 +88,12 @@ impl<'m> Space<'m> {
         self.fresh_blocks + self.returned_len as u64
     }
 
+    /// In how many pieces they are: how often [`pop_unused`](Self::pop_unused) would answer.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.fresh_end - self.fresh_at + self.returned_len
+    }
+
     /// Whether nothing was taken or freed since [`clear`](Self::clear).
     #[must_use]
     pub fn is_untouched(&self) -> bool {

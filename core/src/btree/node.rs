@@ -8,7 +8,7 @@
 //! What this module deliberately doesn't know: trees, references, commits.
 
 use crate::format::block::BlockHeader;
-use crate::format::btree::{ItemHeader, NODE_BYTES, Node, NodeHeader, SLOTS_AT, item_cost};
+use crate::format::btree::{NODE_BYTES, Node, NodeHeader, NodeItemHeader, SLOTS_AT, item_cost};
 use crate::format::{BLOCK_BYTES, Block};
 use core::ops::Range;
 use zerocopy::little_endian::U16;
@@ -55,7 +55,7 @@ impl<'b> NodeMut<'b> {
 
     /// Adds an item, which must fit, before the one at `index`.
     pub(super) fn insert(&mut self, index: usize, key: &[u8], value: &[u8]) {
-        let bytes = size_of::<ItemHeader>() + key.len() + value.len();
+        let bytes = size_of::<NodeItemHeader>() + key.len() + value.len();
         let (count, heap) = (self.node().count(), self.node().heap());
         let slots_end = SLOTS_AT + count * SLOT_BYTES;
         if heap - slots_end < bytes + SLOT_BYTES {
@@ -64,12 +64,12 @@ impl<'b> NodeMut<'b> {
         let offset = self.node().heap() - bytes;
         assert!(offset >= slots_end + SLOT_BYTES, "the caller checked that it fits");
         let item = &mut self.block.0[offset..][..bytes];
-        let header = ItemHeader {
+        let header = NodeItemHeader {
             key_bytes: key.len() as u8,
             reserved: 0,
             value_bytes: (value.len() as u16).into(),
         };
-        let (head, rest) = item.split_at_mut(size_of::<ItemHeader>());
+        let (head, rest) = item.split_at_mut(size_of::<NodeItemHeader>());
         head.copy_from_slice(header.as_bytes());
         rest[..key.len()].copy_from_slice(key);
         rest[key.len()..].copy_from_slice(value);
@@ -101,7 +101,7 @@ impl<'b> NodeMut<'b> {
     /// Replaces the value of an item by one of the same length.
     pub(super) fn overwrite(&mut self, index: usize, value: &[u8]) {
         let offset = self.node().offset(index);
-        let at = offset + size_of::<ItemHeader>() + self.node().key(index).len();
+        let at = offset + size_of::<NodeItemHeader>() + self.node().key(index).len();
         self.block.0[at..][..value.len()].copy_from_slice(value);
     }
 

@@ -6,7 +6,7 @@
 //! | the rest of    | slots: u16   |   unused               |  items, in any order, and the |
 //! | NodeHeader 16  | offset, in   |                        |  holes that removed ones left |
 //! |                | key order    |                        |                               |
-//! item: ItemHeader 4 | key | value
+//! item: NodeItemHeader 4 | key | value
 //! ```
 //!
 //! # Invariants
@@ -71,7 +71,7 @@ record! {
     }
 
     /// First bytes of an item, its key and value behind it.
-    pub struct ItemHeader [4] {
+    pub struct NodeItemHeader [4] {
         /// Length of the key.
         key_bytes: u8,
         /// Zero.
@@ -129,7 +129,7 @@ const _: () = assert!(KEY_BYTES_MAX <= u8::MAX as usize);
 /// Bytes of a node that an item takes, its slot counted.
 #[must_use]
 pub const fn item_cost(key_bytes: usize, value_bytes: usize) -> usize {
-    size_of::<U16>() + size_of::<ItemHeader>() + key_bytes + value_bytes
+    size_of::<U16>() + size_of::<NodeItemHeader>() + key_bytes + value_bytes
 }
 
 /// A node's bytes, checked by [`parse`] when they were read, or made by us.
@@ -198,8 +198,9 @@ impl<'b> Node<'b> {
         (key, &rest[..usize::from(header.value_bytes.get())])
     }
 
-    fn item_header(&self, index: usize) -> (&'b ItemHeader, &'b [u8]) {
-        ItemHeader::ref_from_prefix(&self.0.0[self.offset(index)..]).expect("an item was parsed")
+    fn item_header(&self, index: usize) -> (&'b NodeItemHeader, &'b [u8]) {
+        NodeItemHeader::ref_from_prefix(&self.0.0[self.offset(index)..])
+            .expect("an item was parsed")
     }
 
     /// Key of item `index`.
@@ -286,9 +287,9 @@ fn parse_item(
         return Err(Corruption::Bounds);
     }
     let bytes = block.0.get(offset..).ok_or(Corruption::Bounds)?;
-    let (header, _) = ItemHeader::ref_from_prefix(bytes).map_err(|_| Corruption::Bounds)?;
+    let (header, _) = NodeItemHeader::ref_from_prefix(bytes).map_err(|_| Corruption::Bounds)?;
     let (key, value) = (usize::from(header.key_bytes), usize::from(header.value_bytes.get()));
-    let end = offset + size_of::<ItemHeader>() + key + value;
+    let end = offset + size_of::<NodeItemHeader>() + key + value;
     if key > KEY_BYTES_MAX || value > VALUE_BYTES_MAX || (key == 0) != keyless {
         return Err(Corruption::Bounds);
     }

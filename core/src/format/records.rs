@@ -7,28 +7,33 @@
 //! | free by length | [`LengthKey`] | none | the same extent |
 //! | manifest | [`ManifestKey`] | [`ManifestEntry`] | a run |
 //! | clients | [`ClientKey`] | [`ClientRecord`], or an answer's payload | a client, or what it was last answered |
-//! | loans | [`LoanKey`] | [`Length`] | something lent to a client |
+//! | loans | [`LoanKey`] | a list | extents of one pool lent to a client |
 //! | open sequence numbers | [`OpenSeqKey`] | none | a client's open transaction |
-//! | freed | [`FreedKey`] | [`Length`] | an extent freed by a commit |
-//! | quarantine | [`QuarantineKey`] | [`Length`] | an extent somebody may still write |
+//! | freed | [`FreedKey`] | a list | extents freed by a commit |
+//! | quarantine | [`QuarantineKey`] | a list | extents somebody may still write |
 //!
 //! # Invariants
 //!
 //! * Keys are big-endian, so that comparing their bytes compares their fields in order.
-//! * Extents are keyed by their *last* block: a search from block b finds the extent that holds b, or
-//!   the next one.
+//! * Free extents are keyed by their *last* block: a search from block b finds the extent that holds
+//!   b, or the next one.
+//! * All other extents stand in lists: 1 to [`LIST_MAX`] extents, ascending and disjoint. What belongs
+//!   together then costs one entry for many extents, however scattered they are, so that recording
+//!   it is bounded by how much it is and not by where it lies.
 //! * Every block of the volume from block 256 on is in exactly one place: a free extent, a freed one,
 //!   a loan, a quarantined extent, a reserve of the root, a btree node, a run, or a file's extent.
 //!
 //! What this module deliberately doesn't know: how trees work.
 
+use super::btree::VALUE_BYTES_MAX;
 use super::key::KeyBytes;
 use super::root::Extent;
 use super::run::{INDEX_KEYS, SEGMENT_BLOCKS};
 use super::{BlockNo, ClientId, RunId};
 use crate::error::Corruption;
 use crate::record;
-use zerocopy::big_endian::U64 as BigU64;
+use zerocopy::FromBytes;
+use zerocopy::big_endian::{U16 as BigU16, U32 as BigU32, U64 as BigU64};
 use zerocopy::little_endian::{U16, U32, U64};
 
 record! {
@@ -46,9 +51,9 @@ record! {
         last: BigU64,
     }
 
-    /// How long an extent is whose last block (or number) stands in the key.
+    /// How long an extent is whose last block stands in the key.
     pub struct Length [8] {
-        /// Blocks, or numbers.
+        /// Blocks.
         count: U64,
     }
 
@@ -122,14 +127,14 @@ record! {
         reserved: [u8; 14],
     }
 
-    /// Key of something lent.
-    pub struct LoanKey [17] {
+    /// Key of a list of extents that are lent.
+    pub struct LoanKey [11] {
         /// To whom.
         client: BigU64,
-        /// What: a [`Pool`].
+        /// What they are extents of: a [`Pool`].
         pool: u8,
-        /// The last of it.
-        last: BigU64,
+        /// Counts the lists of this client and pool.
+        part: BigU16,
     }
 
     /// Key of an open transaction.
@@ -140,24 +145,27 @@ record! {
         client: BigU64,
     }
 
-    /// Key of an extent that was freed.
-    pub struct FreedKey [16] {
-        /// The commit that freed it: it may be used from the next one on.
+    /// Key of a list of extents that were freed.
+    pub struct FreedKey [12] {
+        /// The commit that freed them.
         commit: BigU64,
-        /// Its last block.
-        last: BigU64,
+        /// Counts the lists of this commit.
+        part: BigU32,
     }
 
-    /// Key of a quarantined extent.
-    pub struct QuarantineKey [17] {
+    /// Key of a list of quarantined extents.
+    pub struct QuarantineKey [11] {
         /// What kind of owner must be proven gone: an [`OwnerKind`].
         kind: u8,
         /// Which one: a round, or a client.
         owner: BigU64,
-        /// Its last block.
-        last: BigU64,
+        /// Counts the lists of this owner.
+        part: BigU16,
     }
 }
+
+/// Extents in a list at the most: as many as fit the value of a tree's item.
+pub const LIST_MAX: usize = VALUE_BYTES_MAX / size_of::<Extent>();
 
 /// Which record of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +240,21 @@ pub fn extent(last: BigU64, count: &Length, blocks: u64) -> Result<Extent, Corru
     let start = last.get().checked_sub(count.count.get()).and_then(|before| before.checked_add(1));
     let extent = Extent::new(BlockNo(start.ok_or(Corruption::Bounds)?), count.count.get());
     if extent.is_inside(blocks) { Ok(extent) } else { Err(Corruption::Bounds) }
+}
+
+/// The extents of a list, if the value of an item is one.
+pub fn list(value: &[u8]) -> Result<&[Extent], Corruption> {
+    let extents = <[Extent]>::ref_from_bytes(value).map_err(|_| Corruption::Bounds)?;
+    if extents.is_empty() || extents.len() > LIST_MAX {
+        return Err(Corruption::Bounds);
+    }
+    if extents.iter().any(|extent| extent.is_empty() || extent.checked_end().is_none()) {
+        return Err(Corruption::Value);
+    }
+    match extents.is_sorted_by(|a, b| a.end() <= b.start()) {
+        true => Ok(extents),
+        false => Err(Corruption::Order),
+    }
 }
 
 impl Length {
@@ -366,14 +389,28 @@ impl ZoneRange {
 
 #[cfg(test)]
 mod tests {
-    use super::{BlockKey, LengthKey, ManifestEntry, ZoneRange, extent};
+    use super::{BlockKey, LIST_MAX, LengthKey, ManifestEntry, ZoneRange, extent, list};
     use crate::error::Corruption;
     use crate::format::key::{Key, KeyBytes};
     use crate::format::root::Extent;
     use crate::format::{BlockNo, Ino};
-    use zerocopy::FromZeros;
+    use zerocopy::{FromZeros, IntoBytes};
 
     const BLOCKS: u64 = 1 << 16;
+
+    #[test]
+    fn a_list_is_ascending_and_disjoint() {
+        let extent = |start, blocks| Extent::new(BlockNo(start), blocks);
+        let check = |extents: &[Extent]| list(extents.as_bytes()).map(|_| ());
+        assert_eq!(check(&[extent(5, 2), extent(7, 1), extent(90, 100)]), Ok(()));
+        assert_eq!(check(&[extent(5, 2), extent(6, 1)]), Err(Corruption::Order));
+        assert_eq!(check(&[extent(9, 2), extent(6, 1)]), Err(Corruption::Order));
+        assert_eq!(check(&[extent(9, 0)]), Err(Corruption::Value));
+        assert_eq!(check(&[extent(u64::MAX, 2)]), Err(Corruption::Value));
+        assert_eq!(check(&[]), Err(Corruption::Bounds));
+        assert_eq!(check(&[extent(9, 1); LIST_MAX + 1]), Err(Corruption::Bounds));
+        assert_eq!(list(&[0; 17]).map(|_| ()), Err(Corruption::Bounds));
+    }
 
     #[test]
     fn an_extent_survives_its_keys() {

@@ -12,7 +12,7 @@
 //!   tree is.
 
 use super::block::{self, BlockHeader, Magic, Promise, Volume};
-use super::btree::TreeRoot;
+use super::btree::{HEIGHT_MAX, TreeRoot};
 use super::layout::{FIRST_BLKNO, root_blkno, spare_blkno};
 use super::{Block, BlockNo, ClientId, CommitNo, Term};
 use crate::error::Corruption;
@@ -23,14 +23,14 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 /// Rounds for which a root names a takeover reserve: all that fit the ring besides its own.
 pub const TAKEOVER_ROUNDS: usize = 31;
 /// Blocks of a takeover reserve. DESIGN.md adds up what a first commit writes.
-pub const TAKEOVER_BLOCKS: u64 = 16;
+pub const TAKEOVER_BLOCKS: u64 = 48;
 /// Extents in which the commit reserve can be.
 pub const RESERVE_EXTENTS: usize = 64;
 /// Levels of the log-structured tree: with a fanout of 10 the last holds 10^9 segments, a pebibyte.
 pub const LEVELS: usize = 10;
 
 record! {
-    /// Blocks that follow each other.
+    /// Blocks that follow each other; in loans also numbers.
     pub struct Extent [16] {
         /// The first.
         blkno: U64,
@@ -117,6 +117,12 @@ impl Extent {
     #[must_use]
     pub fn end(&self) -> BlockNo {
         self.start().plus(self.len())
+    }
+
+    /// The block after the last, if there can be one: not so in bytes that were never checked.
+    #[must_use]
+    pub fn checked_end(&self) -> Option<BlockNo> {
+        self.blkno.get().checked_add(self.len()).map(BlockNo)
     }
 
     /// Last block of an extent that isn't empty.
@@ -241,7 +247,7 @@ impl RootBlock {
             &self.freed,
             &self.quarantine,
         ];
-        trees.iter().try_for_each(|tree| tree.check(blocks))?;
+        trees.iter().try_for_each(|tree| check_tree(tree, blocks))?;
         let used = self.reserve.iter().take_while(|extent| !extent.is_empty()).count();
         let (used, unused) = self.reserve.split_at(used);
         if unused.iter().any(|extent| *extent != Extent::NONE) {
@@ -256,6 +262,20 @@ impl RootBlock {
             return Err(Corruption::Order);
         }
         Ok(())
+    }
+}
+
+fn check_tree(tree: &TreeRoot, blocks: u64) -> Result<(), Corruption> {
+    if tree.reserved != [0; 7] {
+        return Err(Corruption::Reserved);
+    }
+    let node = Extent::new(tree.node.blkno(), 1);
+    match usize::from(tree.height) {
+        0 if *tree == TreeRoot::EMPTY => Ok(()),
+        0 => Err(Corruption::Value),
+        1..=HEIGHT_MAX if node.is_inside(blocks) => Ok(()),
+        1..=HEIGHT_MAX => Err(Corruption::Bounds),
+        _ => Err(Corruption::Level),
     }
 }
 

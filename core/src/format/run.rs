@@ -49,7 +49,7 @@ record! {
     }
 
     /// What stands before the value of an item.
-    pub struct ItemHeader [29] {
+    pub struct RunItemHeader [29] {
         /// The item's key.
         key: KeyBytes,
         /// Bytes of the value that follows; [`TOMBSTONE`]: there is none, the item is deleted.
@@ -102,7 +102,7 @@ impl Value<'_> {
 /// Bytes an item takes of [`ITEMS_BYTES`], its offset included.
 #[must_use]
 pub fn item_bytes(value: &Value<'_>) -> usize {
-    size_of::<ItemHeader>() + value.bytes().len() + OFFSET_BYTES
+    size_of::<RunItemHeader>() + value.bytes().len() + OFFSET_BYTES
 }
 
 /// An item block being filled: items from the front, their offsets from the back.
@@ -131,8 +131,8 @@ impl<'b> ItemsWriter<'b> {
         assert!(self.fits(value) && value.bytes().len() <= VALUE_BYTES_MAX);
         let bytes_items = self.bytes_used - usize::from(self.count) * OFFSET_BYTES;
         let start = size_of::<RunHeader>() + bytes_items;
-        let header = ItemHeader { key: *key, value_bytes: value.length().into() };
-        let value_start = start + size_of::<ItemHeader>();
+        let header = RunItemHeader { key: *key, value_bytes: value.length().into() };
+        let value_start = start + size_of::<RunItemHeader>();
         self.block.0[start..value_start].copy_from_slice(header.as_bytes());
         self.block.0[value_start..][..value.bytes().len()].copy_from_slice(value.bytes());
         self.count += 1;
@@ -221,7 +221,7 @@ impl<'b> Items<'b> {
             let start = read_offset(block, index);
             let bytes = block.0.get(start..items_end).ok_or(Corruption::Bounds)?;
             let (header, rest) =
-                ItemHeader::ref_from_prefix(bytes).map_err(|_| Corruption::Bounds)?;
+                RunItemHeader::ref_from_prefix(bytes).map_err(|_| Corruption::Bounds)?;
             let value_bytes = match header.value_bytes.get() {
                 TOMBSTONE => 0,
                 bytes => usize::from(bytes),
@@ -233,7 +233,7 @@ impl<'b> Items<'b> {
                 return Err(Corruption::Order);
             }
             last = Some(&header.key);
-            expected = start + size_of::<ItemHeader>() + value_bytes;
+            expected = start + size_of::<RunItemHeader>() + value_bytes;
         }
         Ok(Items { block, count })
     }
@@ -257,7 +257,7 @@ impl<'b> Items<'b> {
     pub fn get(&self, index: u16) -> (&'b KeyBytes, Value<'b>) {
         assert!(index < self.count);
         let bytes = &self.block.0[read_offset(self.block, index)..];
-        let (header, rest) = ItemHeader::ref_from_prefix(bytes).expect("checked when opened");
+        let (header, rest) = RunItemHeader::ref_from_prefix(bytes).expect("checked when opened");
         let value = match header.value_bytes.get() {
             TOMBSTONE => Value::Tombstone,
             bytes => Value::Bytes(&rest[..usize::from(bytes)]),

@@ -1,0 +1,234 @@
+//! The end of a commit: where the blocks it freed go, and where the next commit's come from.
+//!
+//! # Invariants
+//!
+//! * The next reserve consists of blocks that nothing refers to once this commit is durable: what is
+//!   left of this one's reserve, what this commit has freed of its trees, and extents that this commit
+//!   takes out of the free tree. None of these last is written in this commit, because no durable
+//!   root names them yet.
+//! * It fits the root: at most [`RESERVE_EXTENTS`] pieces.
+//! * Settling ends. A tree's node is copied once in a commit, so each round of changes frees fewer
+//!   blocks than the one before, down to none; and each list that is put away takes more pieces
+//!   than putting it away makes.
+//! * What settling may need is kept back from requests by [`MARGIN`].
+//!
+//! What this module deliberately doesn't know: how a commit is written.
+
+use super::trees::Trees;
+use crate::block::{Cache, Extent as SpaceExtent, Margin, Pins};
+use crate::error::{Corruption, Error, Stop};
+use crate::format::records::{FreedKey, LIST_MAX, list};
+use crate::format::root::{Extent, RESERVE_EXTENTS};
+use crate::format::{BlockNo, CommitNo};
+use heapless::Vec;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// What requests leave for settling.
+///
+/// | for | blocks |
+/// |---|---|
+/// | taking an extent out of the free trees: a path and both siblings in one, two such paths in the other, and what may be split | 16 + 32 + 14 |
+/// | up to 12 lists put away at the right edge of the tree of freed extents: a path, and a leaf and its parents for every fourth | 6 + 12 |
+/// | | 80 |
+pub const MARGIN: Margin = Margin { dirty: 80, blocks: 80, freed: 80 };
+
+/// With fewer blocks than this the reserve is filled up: what the largest plan and settling may take.
+pub const RESERVE_MIN: u64 = 320;
+/// How large it is made then.
+pub const RESERVE_TARGET: u64 = 640;
+/// With more blocks than this some are put away.
+pub const RESERVE_MAX: u64 = 1024;
+
+/// Pieces the reserve may have before settling puts some away. The rest of the root's room is for the
+/// extents taken last, and for what that frees.
+const PIECES_MAX: usize = RESERVE_EXTENTS - 24;
+
+/// The extents of a reserve, as they are collected.
+pub type Reserve = Vec<Extent, RESERVE_EXTENTS>;
+
+/// What one commit's settling has done so far.
+#[derive(Debug, Default)]
+pub struct Settling {
+    /// Extents for the next commit that this one must not write.
+    pub(super) taken: Vec<Extent, 4>,
+    /// Nothing is left to be taken.
+    exhausted: bool,
+    /// Lists put away in this commit, by requests too.
+    lists: u32,
+}
+
+impl Settling {
+    /// Lists of extents freed by this commit so far: the number of the next one.
+    #[must_use]
+    pub fn lists(&self) -> u32 {
+        self.lists
+    }
+
+    /// The list of this number is being put away.
+    pub fn next_list(&mut self) -> u32 {
+        self.lists += 1;
+        self.lists - 1
+    }
+
+    /// Whether nothing more could be found for the next reserve.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// Does what is left to be done, and gives the next commit's reserve. Run again from the top when
+    /// it was stopped for a block.
+    pub fn run(
+        &mut self,
+        commit: CommitNo,
+        trees: &mut Trees,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Reserve, Stop> {
+        loop {
+            let blocks = self.blocks(cache);
+            let space = cache.space();
+            let pieces = space.pieces() + space.freed().len();
+            let freed = !space.freed().is_empty();
+            if freed && (pieces > PIECES_MAX || blocks > RESERVE_MAX) {
+                self.put_away(commit, trees, cache, pins)?;
+            } else if blocks < RESERVE_MIN && !self.exhausted && !self.taken.is_full() {
+                self.fill_up(RESERVE_TARGET, trees, cache, pins)?;
+            } else {
+                return self.collect(cache).ok_or(Error::NoSpace.into());
+            }
+            pins.restart();
+        }
+    }
+
+    /// Blocks the next reserve has so far.
+    fn blocks(&self, cache: &mut Cache<'_>) -> u64 {
+        let taken: u64 = self.taken.iter().map(Extent::len).sum();
+        let freed: u64 = cache.space().freed().iter().map(|extent| extent.blocks).sum();
+        cache.space().available() + freed + taken
+    }
+
+    /// Puts a list of freed extents into their tree.
+    fn put_away(
+        &mut self,
+        commit: CommitNo,
+        trees: &mut Trees,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<(), Stop> {
+        let key = FreedKey { commit: commit.0.into(), part: self.lists.into() };
+        let count = cache.space().freed().len().min(LIST_MAX);
+        let mut plan = cache.plan();
+        let bytes = count * size_of::<Extent>();
+        trees.freed.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
+        let mut update = cache.reserve_closing(&plan, pins)?;
+        let mut extents: Vec<Extent, LIST_MAX> = Vec::new();
+        while extents.len() < count {
+            let extent = cache.space().pop_freed().expect("counted");
+            extents.push(Extent::new(extent.blkno, extent.blocks)).expect("counted");
+        }
+        extents.reverse();
+        self.lists += 1;
+        trees.freed.put(key.as_bytes(), extents.as_bytes(), &mut update, cache);
+        Ok(())
+    }
+
+    /// Takes an extent of at most this many blocks for the next commit: a free one, or one that was
+    /// freed by an earlier commit.
+    pub fn fill_up(
+        &mut self,
+        blocks: u64,
+        trees: &mut Trees,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Extent>, Stop> {
+        let taken = match trees.free.find(blocks, cache, pins)? {
+            Some(whole) => {
+                let part = Extent::new(whole.start(), whole.len().min(blocks));
+                let mut plan = cache.plan();
+                let take = trees.free.plan_take(whole, part, &mut plan, cache, pins)?;
+                let mut update = cache.reserve_closing(&plan, pins)?;
+                Some(trees.free.take(take, &mut update, cache))
+            }
+            None => take_freed(trees, cache, pins)?,
+        };
+        match taken {
+            Some(extent) => self.taken.push(extent).expect("asked only while there is room"),
+            None => self.exhausted = true,
+        }
+        Ok(taken)
+    }
+
+    /// Empties the commit's space into the next reserve. None: there are more pieces than fit, which
+    /// takes a volume so full and so fragmented that none could be put away.
+    fn collect(&mut self, cache: &mut Cache<'_>) -> Option<Reserve> {
+        let mut reserve = Reserve::new();
+        let space = cache.space();
+        let here = |extent: SpaceExtent| Extent::new(extent.blkno, extent.blocks);
+        while let Some(extent) = space.pop_unused() {
+            reserve.push(here(extent)).ok()?;
+        }
+        while let Some(extent) = space.pop_freed() {
+            reserve.push(here(extent)).ok()?;
+        }
+        reserve.extend_from_slice(&self.taken).ok()?;
+        reserve.sort_unstable_by_key(|extent| extent.start());
+        join(&mut reserve);
+        Some(reserve)
+    }
+}
+
+/// Takes the last extent of the oldest list of freed extents. None: there are no lists.
+fn take_freed(
+    trees: &mut Trees,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Option<Extent>, Stop> {
+    let node = trees.freed.root().node.blkno();
+    let corrupt = |what| Error::Corrupt { blkno: node, what };
+    let Some(item) = trees.freed.first(cache, pins)? else { return Ok(None) };
+    let key = *FreedKey::ref_from_bytes(item.key).map_err(|_| corrupt(Corruption::Bounds))?;
+    let extents: Vec<Extent, LIST_MAX> =
+        Vec::from_slice(list(item.value).map_err(corrupt)?).expect("a list is bounded");
+    let (last, rest) = extents.split_last().expect("a list is not empty");
+    let mut plan = cache.plan();
+    if rest.is_empty() {
+        trees.freed.plan_delete(key.as_bytes(), &mut plan, cache, pins)?;
+    } else {
+        let bytes = size_of_val(rest);
+        trees.freed.plan_replace(key.as_bytes(), bytes, &mut plan, cache, pins)?;
+    }
+    let mut update = cache.reserve_closing(&plan, pins)?;
+    match rest.is_empty() {
+        true => trees.freed.delete(key.as_bytes(), &mut update, cache),
+        false => trees.freed.put(key.as_bytes(), rest.as_bytes(), &mut update, cache),
+    }
+    Ok(Some(*last))
+}
+
+/// Joins ascending extents that touch.
+fn join(extents: &mut Reserve) {
+    let mut kept = 0;
+    for index in 1..extents.len() {
+        let next = extents[index];
+        if extents[kept].end() == next.start() {
+            let len = extents[kept].len() + next.len();
+            extents[kept] = Extent::new(extents[kept].start(), len);
+        } else {
+            kept += 1;
+            extents[kept] = next;
+        }
+    }
+    extents.truncate(kept + 1);
+}
+
+/// The block numbers of a reserve that a commit is given to write to.
+pub fn give(reserve: &[Extent], cache: &mut Cache<'_>) -> Result<(), Error> {
+    cache.space().clear();
+    for extent in reserve {
+        let extent = SpaceExtent { blkno: BlockNo(extent.blkno.get()), blocks: extent.len() };
+        // The cache's limits have room for all of a root's extents.
+        cache.space().give(extent).map_err(|_| Error::NoSpace)?;
+    }
+    Ok(())
+}
