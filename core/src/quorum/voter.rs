@@ -498,7 +498,7 @@ impl<'m> Voter<'m> {
             Phase::Ended(_) | Phase::Stopping => {}
             Phase::Draining { refusal: Some(refusal), .. } => self.end(Some(refusal)),
             Phase::Watching { .. } => self.stopped(Ok(())),
-            Phase::Joining { .. } if self.shown.is_none() && self.is_not_writing() => {
+            Phase::Joining { .. } if self.writes_failed == 0 && self.is_not_writing() => {
                 self.stopped(Ok(()));
             }
             _ => {
@@ -838,6 +838,10 @@ impl Voter<'_> {
         others.filter_map(|slot| self.scan.sight(slot).ballot())
     }
 
+    fn wrote(&self, ballot: &Ballot) -> bool {
+        ballot.incarnation == self.identity.incarnation
+    }
+
     /// A configured voter's slot, the own one included, of which it is not known what it says.
     fn blind_spot(&self) -> Option<Slot> {
         let unknown = |slot: &Slot| {
@@ -901,11 +905,13 @@ impl Voter<'_> {
         match self.phase {
             Phase::Watching { since } => {
                 let changed = since? != self.scan.unchanged_since(self.config.slot)?;
-                changed.then_some(Refusal::SlotInUse)
+                // A first write that failed may have reached the disk all the same.
+                let ours = own.ballot().is_some_and(|ballot| self.wrote(ballot));
+                (changed && !ours).then_some(Refusal::SlotInUse)
             }
             Phase::Joining { .. } | Phase::Stopping | Phase::Ended(_) => None,
             _ => match own {
-                Sight::Valid(ballot) if ballot.incarnation == self.identity.incarnation => None,
+                Sight::Valid(ballot) if self.wrote(ballot) => None,
                 // The first write became durable while this scan was under way.
                 _ if self.scan.began() < self.joined_at => None,
                 Sight::Valid(_) | Sight::Blank => Some(Refusal::SlotInUse),
@@ -1140,6 +1146,6 @@ impl Voter<'_> {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^= z >> 31;
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos((u128::from(z) * u128::from(most) >> 64) as u64)
+        Duration::from_nanos(((u128::from(z) * u128::from(most)) >> 64) as u64)
     }
 }
