@@ -14,6 +14,8 @@ pub(super) enum Mutant {
     LeaseFromCompletion,
     /// Takes office without having looked for other claims after its own.
     ClaimWithoutLook,
+    /// Takes office on a claim that has stood for longer than a lease.
+    ClaimWithoutLease,
 }
 
 #[cfg(not(test))]
@@ -39,6 +41,10 @@ impl Mutant {
     pub(super) fn claims_without_look(self) -> bool {
         self == Mutant::ClaimWithoutLook
     }
+
+    pub(super) fn claims_without_lease(self) -> bool {
+        self == Mutant::ClaimWithoutLease
+    }
 }
 
 #[cfg(not(test))]
@@ -62,6 +68,12 @@ impl Mutant {
     }
 
     pub(super) const fn claims_without_look(self) -> bool {
+        match self {
+            Mutant::None => false,
+        }
+    }
+
+    pub(super) const fn claims_without_lease(self) -> bool {
         match self {
             Mutant::None => false,
         }

@@ -17,7 +17,7 @@ use super::super::*;
 use crate::arena::Arena;
 use crate::format::Term;
 use crate::format::block::Volume;
-use crate::format::quorum::{BootId, HostId, Incarnation, SLOTS, Slot, emit_blank};
+use crate::format::quorum::{Ballot, BootId, HostId, Incarnation, SLOTS, Slot, emit_blank, parse};
 use core::mem::MaybeUninit;
 use outrider_hal::{
     BLOCK_BYTES, Block, BlockNo, BlockOp, BlockRequest, Completion, Endpoint, Instant, IoError,
@@ -189,6 +189,14 @@ enum Step {
     Checking(CheckToken),
 }
 
+/// The write after which a node is to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prey {
+    Any,
+    Root,
+    Own,
+}
+
 struct Owner {
     term: Term,
     step: Step,
@@ -225,7 +233,9 @@ pub(super) struct Node<'m> {
     pub(super) mounts: u32,
     pub(super) host: u8,
     stopping: bool,
-    ambush: Option<(u64, bool, bool)>,
+    /// Requests its voter has submitted.
+    pub(super) requests: u64,
+    ambush: Option<(Prey, u64, bool, bool)>,
 }
 
 impl Node<'_> {
@@ -277,6 +287,8 @@ pub(super) struct Sim<'m> {
     /// Whether a node's clock shows all of its pauses: then leases exclude each other.
     pub(super) clocks_are_honest: bool,
     pub(super) commit_every_ms: u64,
+    /// Whether one request in 500 takes long for no reason.
+    pub(super) hiccups: bool,
     elected: BTreeMap<Term, (usize, u64)>,
     /// The roots leaders have started from.
     starts: Vec<(Term, usize)>,
@@ -313,6 +325,7 @@ impl<'m> Sim<'m> {
                 mounts: 1,
                 host: slot as u8,
                 stopping: false,
+                requests: 0,
                 ambush: None,
             })
             .collect();
@@ -338,6 +351,7 @@ impl<'m> Sim<'m> {
             counts: Counts::default(),
             clocks_are_honest: true,
             commit_every_ms: 100,
+            hiccups: false,
             elected: BTreeMap::new(),
             starts: Vec::new(),
             answered: Vec::new(),
@@ -395,10 +409,6 @@ impl<'m> Sim<'m> {
 
     pub(super) fn is_up(&self, node: usize) -> bool {
         self.nodes[node].voter.is_some()
-    }
-
-    pub(super) fn is_paused(&self, node: usize) -> bool {
-        self.nodes[node].paused_until > self.now
     }
 
     /// The node is gone at once. What it had not flushed is lost, or written, or torn.
@@ -460,9 +470,16 @@ impl<'m> Sim<'m> {
         }
     }
 
-    /// The node is stopped right after it submits its next write of a root or of its block.
-    pub(super) fn ambush(&mut self, node: usize, length: u64, blind: bool, stalls_io: bool) {
-        self.nodes[node].ambush = Some((length, blind, stalls_io));
+    /// The node is stopped right after it submits its next write of this kind.
+    pub(super) fn ambush(
+        &mut self,
+        node: usize,
+        prey: Prey,
+        length: u64,
+        blind: bool,
+        stalls_io: bool,
+    ) {
+        self.nodes[node].ambush = Some((prey, length, blind, stalls_io));
     }
 
     pub(super) fn slow(&mut self, node: usize, length: u64) {
@@ -494,13 +511,17 @@ impl<'m> Sim<'m> {
         }
     }
 
-    /// The node that may act now, by its own clock.
+    fn acts(&self, node: usize) -> bool {
+        self.nodes[node].paused_until <= self.now && self.may_act(node)
+    }
+
+    /// The node that runs and may act now, by its own clock.
     pub(super) fn leader(&self) -> Option<usize> {
-        (0..self.nodes.len()).find(|node| self.may_act(*node))
+        (0..self.nodes.len()).find(|node| self.acts(*node))
     }
 
     pub(super) fn listening(&self) -> Option<usize> {
-        let leads = |node: &usize| self.may_act(*node) && self.nodes[*node].listening.is_some();
+        let leads = |node: &usize| self.acts(*node) && self.nodes[*node].listening.is_some();
         (0..self.nodes.len()).find(leads)
     }
 
@@ -517,6 +538,22 @@ impl<'m> Sim<'m> {
 
     pub(super) fn answers_of(&self, term: Term) -> usize {
         self.answered.iter().filter(|(by, _)| *by == term).count()
+    }
+
+    /// What the slot's block says on the disk.
+    pub(super) fn ballot(&self, slot: usize) -> Option<Ballot> {
+        parse(&self.blocks[slot], &VOLUME, BASE, Slot::ALL[slot]).unwrap()
+    }
+
+    pub(super) fn has_noticed(&self, node: usize, notice: Notice) -> bool {
+        self.nodes[node].notices.iter().any(|(_, seen)| *seen == notice)
+    }
+
+    /// Runs until somebody listens.
+    pub(super) fn run_until_led(&mut self) -> usize {
+        let end = self.now + 10 * SECOND;
+        assert!(!self.run_while(end, |sim| sim.listening().is_none()), "nobody leads");
+        self.listening().unwrap()
     }
 
     fn may_act(&self, node: usize) -> bool {
@@ -578,10 +615,11 @@ impl<'m> Sim<'m> {
         self.seq += 1;
         let id = self.seq;
         let it = &mut self.nodes[node];
+        it.requests += u64::from(matches!(op, Op::Voter(_)));
         let fails = it.errors_until > self.now && self.rng.one_in(it.errors_one_in);
         let slow = it.slow_until > self.now;
         let mut delay = self.rng.between(MS / 5, 3 * MS);
-        if slow || self.rng.one_in(500) {
+        if slow || self.hiccups && self.rng.one_in(500) {
             delay += self.rng.below(1200 * MS);
         }
         let complete = self.now + delay;
@@ -598,7 +636,8 @@ impl<'m> Sim<'m> {
             }
             Op::Voter(BlockRequest { op: BlockOp::Read(..), .. }) | Op::ReadRoots(_) => None,
         };
-        let is_write = write.is_some();
+        let is_own = matches!(write, Some(Data::Claim(..)));
+        let is_root = matches!(write, Some(Data::Root(..)));
         if let Some(data) = write {
             let dropped = fails && self.rng.one_in(2);
             if !dropped {
@@ -618,7 +657,10 @@ impl<'m> Sim<'m> {
         self.nodes[node].ops.insert(id, flight);
         self.schedule(effect, Event::Effect(node, start, id));
         self.schedule(complete, Event::Complete(node, start, id));
-        if is_write && let Some((length, blind, stalls_io)) = self.nodes[node].ambush.take() {
+        if let Some((prey, length, blind, stalls_io)) = self.nodes[node].ambush
+            && (is_root && prey != Prey::Own || is_own && prey != Prey::Root)
+        {
+            self.nodes[node].ambush = None;
             self.pause(node, length, blind, stalls_io);
         }
     }
