@@ -105,7 +105,9 @@ pub enum Vouched {
     Nothing,
     /// This one is gone.
     Gone(Incarnation),
-    /// Whoever used the slot is gone, though its block can't say who it was.
+    /// Whoever used the slot is gone, though its block can't say who it was. Damage may also hide
+    /// that the slot was elected: the operator answers for it that no leader of an earlier term is
+    /// still stopped somewhere.
     Anyone,
 }
 
@@ -451,9 +453,9 @@ impl<'m> Voter<'m> {
         }
     }
 
-    /// The owner has ended its term, and nothing of it is in flight any more: no write, no answer.
-    /// Called in office it hands over at once, after [`Notice::Deposed`] it tells that all is over.
-    /// Else it does nothing.
+    /// The owner has ended its term, and nothing of it is in flight any more: every write has
+    /// completed and was followed by a flush, and no answer is under way. Called in office it hands
+    /// over at once, after [`Notice::Deposed`] it tells that all is over. Else it does nothing.
     pub fn resign(&mut self, now: Instant) {
         match self.phase {
             Phase::Leading(Office { term, .. }) | Phase::Draining { term, refusal: None } => {

@@ -242,12 +242,13 @@ impl Node<'_> {
     fn local(&self, t: u64) -> Instant {
         // A clock that does not show the pause stands still in it.
         let t = if self.blind { t.max(self.paused_until) } else { t } - self.lost;
-        Instant(self.offset + (t as i64 + (t as i128 * self.ppm as i128 / 1_000_000) as i64) as u64)
+        let drift = i128::from(t) * i128::from(self.ppm) / 1_000_000;
+        Instant(self.offset + (i128::from(t) + drift) as u64)
     }
 
     fn real(&self, at: Instant) -> u64 {
-        let local = at.0.saturating_sub(self.offset) as i128;
-        (local * 1_000_000 / (1_000_000 + self.ppm) as i128) as u64 + 2 + self.lost
+        let local = i128::from(at.0.saturating_sub(self.offset));
+        (local * 1_000_000 / i128::from(1_000_000 + self.ppm)) as u64 + 2 + self.lost
     }
 }
 
@@ -359,7 +360,7 @@ impl<'m> Sim<'m> {
         }
     }
 
-    fn violation(&mut self, what: String) {
+    fn violation(&mut self, what: &str) {
         self.violations.push(format!("at {} ms: {what}", self.now / MS));
     }
 
@@ -432,12 +433,12 @@ impl<'m> Sim<'m> {
             match self.rng.below(3) {
                 0 => self.counts.lost_writes += 1,
                 1 => self.apply(&cached),
-                _ => self.tear(cached),
+                _ => self.tear(&cached),
             }
         }
     }
 
-    fn tear(&mut self, cached: Cached) {
+    fn tear(&mut self, cached: &Cached) {
         self.counts.torn += 1;
         let torn = match &cached.data {
             Data::Root(at, _) => Data::Root(*at, None),
@@ -451,7 +452,7 @@ impl<'m> Sim<'m> {
                 Data::Claim(*at, block)
             }
         };
-        self.apply(&Cached { data: torn, ..cached });
+        self.apply(&Cached { data: torn, ..*cached });
     }
 
     /// The node stands still. Its requests in flight do too, if `stalls_io`.
@@ -864,13 +865,15 @@ impl<'m> Sim<'m> {
         self.counts.elections += 1;
         let start = self.nodes[node].start;
         if let Some(before) = self.elected.insert(term, (node, start)) {
-            self.violation(format!("term {term} of {node} was {before:?}'s"));
+            self.violation(&format!("term {term} of {node} was {before:?}'s"));
         }
         if self.clocks_are_honest {
             for other in 0..self.nodes.len() {
                 if other != node && self.may_act(other) {
                     let theirs = self.term(other);
-                    self.violation(format!("{node} elected in {term}, {other} acts in {theirs:?}"));
+                    self.violation(&format!(
+                        "{node} elected in {term}, {other} acts in {theirs:?}"
+                    ));
                 }
             }
         }
@@ -943,7 +946,7 @@ impl<'m> Sim<'m> {
         let history = self.history(best.id);
         let lost = |(by, id): &&(Term, usize)| *by < term && !history.contains(id);
         if let Some((by, id)) = self.answered.iter().find(lost).copied() {
-            self.violation(format!("{term} read roots without answered commit {id} of {by}"));
+            self.violation(&format!("{term} read roots without answered commit {id} of {by}"));
         }
         self.starts.push((term, best.id));
         let owner = self.nodes[node].owner.as_mut().unwrap();
@@ -974,11 +977,11 @@ impl<'m> Sim<'m> {
         if self.clocks_are_honest
             && let Some((later, _)) = self.answered.iter().find(|(by, _)| *by > term).copied()
         {
-            self.violation(format!("{term} answered after {later} had"));
+            self.violation(&format!("{term} answered after {later} had"));
         }
         for (later, start) in self.starts.clone() {
             if later > term && !self.history(start).contains(&id) {
-                self.violation(format!("{term} answered commit {id}, which {later} had not read"));
+                self.violation(&format!("{term} answered commit {id}, which {later} had not read"));
             }
         }
         self.answered.push((term, id));

@@ -239,7 +239,7 @@ impl<'m> Voter<'m> {
         self.trouble = Some(Trouble::OwnWrite(error));
         match &self.phase {
             Phase::Claiming { .. } | Phase::Looking { .. } | Phase::Taking { .. } => {
-                self.withdraw(now)
+                self.withdraw(now);
             }
             Phase::Stopping => self.stopped(Err(error)),
             Phase::Watching { .. }
