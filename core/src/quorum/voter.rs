@@ -35,6 +35,9 @@
 //! * In `Draining` nothing is written. `Resigned` is shown only after the owner has said that
 //!   nothing of the term is in flight, so whoever reads it has a proof of that.
 //! * Nothing is retried without a pause that grows.
+//!
+//! What this module deliberately doesn't know: what its owner does in office, and whether a root
+//! exists.
 
 mod judge;
 mod write;
@@ -526,7 +529,7 @@ impl<'m> Voter<'m> {
     }
 
     /// The next request to submit. A lease counts from here, so a request is to be submitted at
-    /// once, or counts as in flight. At most one write, one flush and [`SLOTS`] reads at a time.
+    /// once, or counts as in flight. At most one write or flush, and one read of each slot, at a time.
     pub fn poll_request(&mut self, now: Instant) -> Option<BlockRequest<'m>> {
         self.expire(now);
         if let Some(request) = self.poll_write(now) {

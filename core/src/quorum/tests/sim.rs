@@ -550,6 +550,13 @@ impl<'m> Sim<'m> {
         self.nodes[node].notices.iter().any(|(_, seen)| *seen == notice)
     }
 
+    /// Puts a root of this term on the disk, as if a leader had made it that nobody knows of.
+    pub(super) fn plant_root(&mut self, term: Term) {
+        let id = self.parents.len();
+        self.parents.push(0);
+        self.roots[2 * (term.round() % RING) as usize] = Some(Root { term, commit: 1, id });
+    }
+
     /// Runs until somebody listens.
     pub(super) fn run_until_led(&mut self) -> usize {
         let end = self.now + 10 * SECOND;

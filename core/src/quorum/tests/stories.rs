@@ -5,6 +5,7 @@ extern crate std;
 use super::super::mutant::Mutant;
 use super::super::*;
 use super::sim::{BASE, MS, Memory, Prey, SECOND, Sim, VOLUME};
+use crate::format::Term;
 use crate::format::quorum::{Ballot, Slot, State, parse};
 use outrider_hal::Block;
 
@@ -425,6 +426,80 @@ fn nobody_is_elected_while_a_configured_block_is_damaged_and_its_voter_heals_it(
     let now = sim.now + 5 * SECOND;
     sim.run_until(now);
     assert_eq!(sim.nodes[0].voter.as_ref().unwrap().trouble(), None);
+}
+
+#[test]
+fn a_leader_that_finds_a_later_root_stands_again_in_a_later_round() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 17);
+    // The quorum area was made anew, the ring of roots was not.
+    sim.plant_root(Term::new(50, 0));
+    sim.start(0);
+    sim.run_until_led();
+    assert_eq!(sim.term(0), Some(Term::new(51, 0)));
+    let first = Term::new(1, 0);
+    assert!(sim.has_noticed(0, Notice::Deposed(first, Loss::Outranked(Term::new(50, 0)))));
+}
+
+#[test]
+fn a_newer_configuration_ends_the_term_of_a_leader_that_goes_by_an_older_one() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 18);
+    sim.start(0);
+    sim.run_until_led();
+    let term = sim.term(0).unwrap();
+    let newer = Ballot {
+        slot: Slot::ALL[4],
+        state: State::Idle,
+        term: Term::NONE,
+        held: Term::NONE,
+        config_gen: 2,
+        endpoint: None,
+        ..sim.ballot(0).unwrap()
+    };
+    newer.emit(&mut sim.blocks[4], &VOLUME, BASE);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    let refusal = Refusal::OutdatedConfig(2);
+    assert!(sim.has_noticed(0, Notice::Deposed(term, Loss::Refused(refusal))));
+    assert_eq!(role(&sim, 0), Role::Refused(refusal));
+    let left = sim.ballot(0).unwrap();
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.ballot(0), Some(left), "it writes nothing more");
+}
+
+#[test]
+fn a_barrier_is_durable_before_its_owner_is_told_and_reaches_the_other_voters() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 19);
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    sim.nodes[0].voter.as_mut().unwrap().raise_barrier(1);
+    let durable = |sim: &Sim<'_>| sim.nodes[0].voter.as_ref().unwrap().durable_barrier();
+    let end = sim.now + LEASE;
+    assert!(!sim.run_while(end, |sim| durable(sim) < 1));
+    assert_eq!(sim.ballot(0).unwrap().unmount_barrier, 1);
+    let now = sim.now + 2 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.ballot(1).unwrap().unmount_barrier, 1);
+}
+
+#[test]
+fn a_voter_stopped_while_it_watches_has_written_nothing() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 20);
+    sim.start(0);
+    let now = sim.now + 500 * MS;
+    sim.run_until(now);
+    sim.stop(0);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert!(sim.has_noticed(0, Notice::Stopped(Ok(()))));
+    assert_eq!(sim.ballot(0), None);
 }
 
 #[test]
