@@ -237,7 +237,7 @@ pub struct VoterBlocks<'m> {
 }
 
 impl<'m> VoterBlocks<'m> {
-    /// Carves it.
+    /// Carves it. What a measuring arena gives is not enough to make a voter of.
     pub fn carve(arena: &mut Arena<'m>) -> Result<VoterBlocks<'m>, ArenaFull> {
         let scan = ScanBlocks::carve(arena)?;
         let own = arena.slice(1, |_| Block::ZERO)?.first_mut();
@@ -313,7 +313,9 @@ pub struct Voter<'m> {
     claim_from: Instant,
     /// No write before this.
     retry_at: Instant,
+    /// Number of the last write of the own block.
     seq: u64,
+    /// The last term this slot was elected in.
     held: Term,
     highest_round: u64,
     mounts: u32,
