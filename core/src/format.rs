@@ -21,6 +21,7 @@ pub mod id;
 pub mod item;
 pub mod key;
 pub mod layout;
+pub mod quorum;
 pub mod records;
 pub mod root;
 pub mod run;

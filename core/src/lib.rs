@@ -22,4 +22,5 @@ pub mod error;
 pub mod format;
 pub mod lsm;
 pub mod node;
+pub mod quorum;
 pub mod txn;

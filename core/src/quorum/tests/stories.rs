@@ -1,0 +1,525 @@
+//! Each test tells the story of one failure.
+
+extern crate std;
+
+use super::super::mutant::Mutant;
+use super::super::*;
+use super::sim::{BASE, MS, Memory, Prey, SECOND, Sim, VOLUME};
+use crate::format::Term;
+use crate::format::quorum::{Ballot, Slot, State, parse};
+use outrider_hal::Block;
+
+const LEASE: u64 = 1000 * MS;
+
+fn role(sim: &Sim<'_>, node: usize) -> Role {
+    sim.nodes[node].voter.as_ref().unwrap().role()
+}
+
+fn state(sim: &Sim<'_>, slot: usize) -> State {
+    sim.ballot(slot).unwrap().state
+}
+
+#[test]
+fn one_voter_alone_leads_and_says_so_in_order() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 1);
+    sim.start(0);
+    assert!(!sim.run_while(5 * SECOND, |sim| sim.term(0).is_none()));
+    // Elected is on the disk before the owner hears of it, and Listening only once it accepts.
+    let elected = sim.ballot(0).unwrap();
+    assert_eq!(elected.state, State::Elected);
+    assert_eq!(elected.endpoint, None);
+    assert_eq!(sim.run_until_led(), 0);
+    let listening = sim.ballot(0).unwrap();
+    assert_eq!((listening.state, listening.term), (State::Listening, elected.term));
+    assert_eq!(listening.seq, elected.seq + 1);
+    assert_eq!(listening.endpoint, Some(super::sim::endpoint(0)));
+}
+
+#[test]
+fn a_killed_leader_is_replaced_well_within_three_seconds() {
+    let mut slowest = 0;
+    for seed in 0..40 {
+        let mut memory = Memory::new(7);
+        let mut sim = Sim::new(&mut memory, 3, seed);
+        (0..3).for_each(|node| assert!(sim.start(node)));
+        let first = sim.run_until_led();
+        let term = sim.term(first).unwrap();
+        let after = sim.now + seed * 37 * MS;
+        sim.run_until(after);
+        sim.crash(first);
+        let killed = sim.now;
+        let second = sim.run_until_led();
+        assert!(sim.term(second).unwrap() > term);
+        slowest = slowest.max(sim.now - killed);
+    }
+    std::println!("slowest failover: {} ms", slowest / MS);
+    assert!(slowest < 2500 * MS);
+}
+
+#[test]
+fn a_clean_hand_over_does_not_wait_for_the_lease() {
+    let mut memory = Memory::new(3);
+    let mut sim = Sim::new(&mut memory, 3, 4);
+    (0..3).for_each(|node| assert!(sim.start(node)));
+    let first = sim.run_until_led();
+    let now = sim.now + 700 * MS;
+    sim.run_until(now);
+    sim.resign(first);
+    let resigned = sim.now;
+    let second = sim.run_until_led();
+    assert_ne!(first, second);
+    assert!(sim.now - resigned < LEASE, "{} ms", (sim.now - resigned) / MS);
+    assert_eq!(state(&sim, first), State::Resigned);
+}
+
+#[test]
+fn voters_stop_in_any_order_without_waiting_for_each_other() {
+    let mut memory = Memory::new(4);
+    let mut sim = Sim::new(&mut memory, 3, 5);
+    (0..3).for_each(|node| assert!(sim.start(node)));
+    let leader = sim.run_until_led();
+    let order = [(leader + 1) % 3, leader, (leader + 2) % 3];
+    for node in order {
+        sim.stop(node);
+        let deadline = sim.now + 500 * MS;
+        assert!(!sim.run_while(deadline, |sim| !sim.has_noticed(node, Notice::Stopped(Ok(())))));
+        assert_eq!(role(&sim, node), Role::Stopped);
+        assert_eq!(state(&sim, node), State::Stopped);
+    }
+    let requests = sim.nodes[leader].requests;
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.nodes[leader].requests, requests, "a stopped voter is silent");
+    // The next start finds nobody to wait for but its own watch.
+    sim.crash(leader);
+    sim.start(leader);
+    let started = sim.now;
+    sim.run_until_led();
+    assert!(sim.now - started < 2500 * MS);
+}
+
+#[test]
+fn the_same_slot_on_two_hosts_is_refused_and_nothing_is_written() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 6);
+    sim.start(0);
+    assert_eq!(sim.run_until_led(), 0);
+    sim.start_in(1, Slot::ALL[0], Vouched::Anyone);
+    let incarnation = sim.ballot(0).unwrap().incarnation;
+    let end = sim.now + 3 * SECOND;
+    while sim.now < end {
+        assert_eq!(sim.ballot(0).unwrap().incarnation, incarnation);
+        let next = sim.now + 20 * MS;
+        sim.run_until(next);
+    }
+    assert_eq!(role(&sim, 1), Role::Refused(Refusal::SlotInUse));
+    assert_eq!(sim.leader(), Some(0));
+}
+
+#[test]
+fn a_slot_moves_to_another_host_only_when_its_last_user_is_proven_gone() {
+    let mut memory = Memory::new(4);
+    let mut sim = Sim::new(&mut memory, 2, 7);
+    sim.start(0);
+    sim.run_until_led();
+    let last = sim.ballot(0).unwrap();
+    // Its host is stopped, with writes in flight that will reach the slot's block a minute later.
+    sim.pause(0, 60 * SECOND, false, true);
+    sim.start_in(1, Slot::ALL[0], Vouched::Nothing);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    let Ballot { incarnation, host, .. } = last;
+    assert_eq!(role(&sim, 1), Role::Refused(Refusal::Unproven { incarnation, host }));
+    assert_eq!(sim.ballot(0).unwrap().incarnation, incarnation, "nothing was written");
+    // The operator switches it off and says so.
+    sim.crash(0);
+    sim.crash(1);
+    sim.start_in(1, Slot::ALL[0], Vouched::Gone(incarnation));
+    assert_eq!(sim.run_until_led(), 1);
+    assert!(sim.term(1).unwrap() > last.term);
+}
+
+#[test]
+fn a_rebooted_host_takes_its_slot_back_by_itself() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 1, 8);
+    sim.start(0);
+    sim.run_until_led();
+    let term = sim.term(0).unwrap();
+    sim.crash(0);
+    sim.start(0);
+    assert_eq!(sim.run_until_led(), 0);
+    assert!(sim.term(0).unwrap() > term);
+}
+
+/// A leader is stopped for a minute just after it has submitted a root, and all it has in flight
+/// with it. Its successor commits. Then the leader wakes, and its writes land.
+fn minute_long_pause(blind: bool, mutant: Mutant) -> std::vec::Vec<std::string::String> {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 9);
+    sim.clocks_are_honest = !blind;
+    sim.mutant = mutant;
+    sim.commit_every_ms = 20;
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let joined = sim.now + 3 * SECOND;
+    sim.run_until(joined);
+    let old = sim.term(0).unwrap();
+    sim.ambush(0, Prey::Root, 60 * SECOND, blind, true);
+    let paused = sim.now + 200 * MS;
+    sim.run_until(paused);
+    let answered = sim.answers_of(old);
+    assert_eq!(sim.run_until_led(), 1);
+    let new = sim.term(1).unwrap();
+    let woken = sim.now + 63 * SECOND;
+    sim.run_until(woken);
+    assert!(sim.answers_of(new) > 10);
+    assert!(sim.counts.late_roots >= 1, "its root landed after the successor's commits");
+    assert_eq!(sim.leader(), Some(1));
+    if mutant == Mutant::None {
+        assert_eq!(sim.answers_of(old), answered, "the old leader answered nothing more");
+        assert_eq!(role(&sim, 0), Role::Following);
+        assert_eq!(sim.term(1), Some(new), "nor did it depose its successor");
+    }
+    sim.violations.clone()
+}
+
+/// Whether the renewal reached the disk, before the voter wrote its block again.
+fn renewal_a_minute_late(seed: u64) -> bool {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, seed);
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let joined = sim.now + 3 * SECOND;
+    sim.run_until(joined);
+    let old = sim.term(0).unwrap();
+    sim.ambush(0, Prey::Own, 60 * SECOND, false, true);
+    let now = sim.now + 10 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.leader(), Some(1));
+    let (new, before) = (sim.term(1), sim.ballot(0).unwrap());
+    let end = sim.now + 60 * SECOND;
+    let missing = sim.run_while(end, |sim| {
+        assert_ne!(sim.leader(), Some(0));
+        sim.ballot(0).unwrap().seq == before.seq
+    });
+    assert!(!missing);
+    let landed = sim.ballot(0).unwrap();
+    sim.run_until(end);
+    assert!(sim.has_noticed(0, Notice::Deposed(old, Loss::LeaseOver)));
+    assert_eq!((sim.leader(), sim.term(1)), (Some(1), new), "the successor was not disturbed");
+    assert_eq!(state(&sim, 0), State::Resigned);
+    (landed.term, landed.state) == (old, State::Listening)
+}
+
+#[test]
+fn a_renewal_that_lands_a_minute_late_renews_nothing() {
+    let landed = (0..10).filter(|seed| renewal_a_minute_late(*seed)).count();
+    assert!(landed > 0);
+}
+
+#[test]
+fn a_leader_paused_for_a_minute_wakes_and_harms_nothing() {
+    assert!(minute_long_pause(false, Mutant::None).is_empty());
+}
+
+#[test]
+fn a_leader_that_did_not_notice_its_pause_is_told_by_the_claims() {
+    assert!(minute_long_pause(true, Mutant::None).is_empty());
+}
+
+#[test]
+fn a_leader_that_answers_before_it_rereads_the_claims_loses_a_commit() {
+    let violations = minute_long_pause(true, Mutant::AnswerBeforeReread);
+    assert!(violations.iter().any(|what| what.contains("had not read")), "{violations:?}");
+}
+
+#[test]
+fn two_candidates_claim_at_once_and_one_leads() {
+    let mut met = 0;
+    for seed in 0..200 {
+        let mut memory = Memory::new(4);
+        let mut sim = Sim::new(&mut memory, 2, seed);
+        sim.start(0);
+        sim.start(1);
+        let standing = |sim: &Sim<'_>, node| matches!(role(sim, node), Role::Standing(_));
+        let end = sim.now + 4 * SECOND;
+        let go_on =
+            |sim: &Sim<'_>| sim.listening().is_none() && !(standing(sim, 0) && standing(sim, 1));
+        sim.run_while(end, go_on);
+        met += u64::from(sim.listening().is_none());
+        sim.run_until_led();
+        let now = sim.now + 5 * SECOND;
+        sim.run_until(now);
+        assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+        assert_eq!(sim.terms_elected(), 1, "who lost did not come back");
+    }
+    std::println!("met {met} times");
+    assert!(met > 0, "no two claims ever met");
+}
+
+/// A candidate is stopped at each millisecond of its claim for longer than others wait for a claim
+/// that comes to nothing, and then goes on with what it had read before.
+fn candidate_paused_in_its_claim(mutant: Mutant) -> usize {
+    let mut violations = 0;
+    for offset in 0..24 {
+        let mut memory = Memory::new(2);
+        let mut sim = Sim::new(&mut memory, 2, 3);
+        sim.mutant = mutant;
+        sim.start(0);
+        let claims = |sim: &Sim<'_>| sim.ballot(0).is_some_and(|b| b.state == State::Claiming);
+        assert!(
+            !sim.run_while(5 * SECOND, |sim| { !claims(sim) && sim.nodes[0].notices.is_empty() })
+        );
+        sim.start(1);
+        let now = sim.now + offset * MS / 2;
+        sim.run_until(now);
+        sim.pause(0, 5 * SECOND, false, true);
+        let now = sim.now + 15 * SECOND;
+        sim.run_until(now);
+        assert!(sim.listening().is_some());
+        violations += sim.violations.len();
+    }
+    violations
+}
+
+#[test]
+fn a_claim_is_a_lease_and_nothing_comes_of_it_after_its_end() {
+    assert_eq!(candidate_paused_in_its_claim(Mutant::None), 0);
+    assert!(candidate_paused_in_its_claim(Mutant::ClaimWithoutLease) > 0);
+}
+
+#[test]
+fn a_disk_error_on_a_renewal_is_survived_and_a_dead_disk_ends_the_term() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 11);
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    sim.commit_every_ms = 100_000;
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    let term = sim.term(0).unwrap();
+    // Everything fails for less than a lease: the next renewal succeeds in time.
+    sim.fail_io(0, 300 * MS, 1);
+    let now = sim.now + 200 * MS;
+    sim.run_until(now);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.term(0), Some(term));
+    // Everything fails for good.
+    sim.fail_io(0, 1000 * SECOND, 1);
+    let failed = sim.now;
+    let requests = sim.nodes[0].requests;
+    let end = sim.now + 2 * SECOND;
+    assert!(!sim.run_while(end, |sim| sim.leader().is_some()));
+    assert!(sim.now - failed <= LEASE * 11 / 10);
+    assert!(sim.has_noticed(0, Notice::Deposed(term, Loss::LeaseOver)));
+    assert_eq!(sim.run_until_led(), 1);
+    let now = sim.now + 20 * SECOND;
+    sim.run_until(now);
+    let spent = sim.nodes[0].requests - requests;
+    assert!(spent < 300, "{spent} requests to a dead disk");
+    let trouble = sim.nodes[0].voter.as_ref().unwrap().trouble();
+    assert!(trouble.is_some());
+}
+
+#[test]
+fn rejoining_never_deposes_a_leader_that_renews() {
+    let mut memory = Memory::new(50);
+    let mut sim = Sim::new(&mut memory, 3, 12);
+    sim.start(0);
+    assert_eq!(sim.run_until_led(), 0);
+    let term = sim.term(0).unwrap();
+    sim.start(1);
+    sim.start(2);
+    for round in 0..40 {
+        let node = 1 + round % 2;
+        let next = sim.now + (97 * round as u64 % 2900) * MS;
+        sim.run_until(next);
+        sim.crash(node);
+        sim.start(node);
+    }
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.term(0), Some(term));
+    assert_eq!(sim.terms_elected(), 1);
+    let highest = (0..3).map(|slot| sim.ballot(slot).unwrap().highest_round).max();
+    assert_eq!(highest, Some(term.round()));
+}
+
+#[test]
+fn two_voters_work_and_then_one_does() {
+    let mut memory = Memory::new(4);
+    let mut sim = Sim::new(&mut memory, 2, 13);
+    sim.start(0);
+    sim.start(1);
+    let first = sim.run_until_led();
+    sim.crash(first);
+    assert_eq!(sim.run_until_led(), 1 - first);
+    sim.crash(1 - first);
+    sim.start(first);
+    assert_eq!(sim.run_until_led(), first);
+}
+
+#[test]
+fn a_leader_that_hears_fewer_mounts_hands_over_and_a_tie_changes_nothing() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 14);
+    sim.reach(0, 2);
+    sim.reach(1, 2);
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let now = sim.now + 10 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.leader(), Some(0));
+    assert_eq!(sim.terms_elected(), 1);
+    // A mount that lost the leader knocks at the other voter, and soon is back.
+    sim.reach(1, 3);
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    sim.reach(1, 2);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.terms_elected(), 1);
+    // It stays.
+    sim.reach(1, 3);
+    let term = sim.term(0).unwrap();
+    let now = sim.now + 8 * SECOND;
+    sim.run_until(now);
+    assert!(sim.has_noticed(0, Notice::Deposed(term, Loss::Outnumbered(Slot::ALL[1]))));
+    assert_eq!(sim.leader(), Some(1));
+    let now = sim.now + 10 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.terms_elected(), 2, "and there it stays");
+}
+
+#[test]
+fn nobody_is_elected_while_a_configured_block_is_damaged_and_its_voter_heals_it() {
+    let mut memory = Memory::new(4);
+    let mut sim = Sim::new(&mut memory, 2, 15);
+    sim.blocks[1] = Block([0xa5; 4096]);
+    // Slots that are not configured may hold what they like.
+    sim.blocks[5] = Block([0xa5; 4096]);
+    sim.start(0);
+    let now = sim.now + 20 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.terms_elected(), 0);
+    let voter = sim.nodes[0].voter.as_ref().unwrap();
+    assert_eq!(voter.trouble(), Some(Trouble::Blind(Slot::ALL[1])));
+    // Its own voter can't tell who used it last, and asks for the operator's word.
+    sim.start(1);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 1), Role::Refused(Refusal::Damaged));
+    sim.crash(1);
+    sim.start_in(1, Slot::ALL[1], Vouched::Anyone);
+    sim.run_until_led();
+    assert!(parse(&sim.blocks[1], &VOLUME, BASE, Slot::ALL[1]).is_ok());
+    // Who has looked in vain for long looks less often.
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.nodes[0].voter.as_ref().unwrap().trouble(), None);
+}
+
+#[test]
+fn a_leader_that_finds_a_later_root_stands_again_in_a_later_round() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 17);
+    // The quorum area was made anew, the ring of roots was not.
+    sim.plant_root(Term::new(50, 0));
+    sim.start(0);
+    sim.run_until_led();
+    assert_eq!(sim.term(0), Some(Term::new(51, 0)));
+    let first = Term::new(1, 0);
+    assert!(sim.has_noticed(0, Notice::Deposed(first, Loss::Outranked(Term::new(50, 0)))));
+}
+
+#[test]
+fn a_newer_configuration_ends_the_term_of_a_leader_that_goes_by_an_older_one() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 18);
+    sim.start(0);
+    sim.run_until_led();
+    let term = sim.term(0).unwrap();
+    let newer = Ballot {
+        slot: Slot::ALL[4],
+        state: State::Idle,
+        term: Term::NONE,
+        held: Term::NONE,
+        config_gen: 2,
+        endpoint: None,
+        ..sim.ballot(0).unwrap()
+    };
+    newer.emit(&mut sim.blocks[4], &VOLUME, BASE);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    let refusal = Refusal::OutdatedConfig(2);
+    assert!(sim.has_noticed(0, Notice::Deposed(term, Loss::Refused(refusal))));
+    assert_eq!(role(&sim, 0), Role::Refused(refusal));
+    let left = sim.ballot(0).unwrap();
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.ballot(0), Some(left), "it writes nothing more");
+}
+
+#[test]
+fn a_barrier_is_durable_before_its_owner_is_told_and_reaches_the_other_voters() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 19);
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    sim.nodes[0].voter.as_mut().unwrap().raise_barrier(1);
+    let durable = |sim: &Sim<'_>| sim.nodes[0].voter.as_ref().unwrap().durable_barrier();
+    let end = sim.now + LEASE;
+    assert!(!sim.run_while(end, |sim| durable(sim) < 1));
+    assert_eq!(sim.ballot(0).unwrap().unmount_barrier, 1);
+    let now = sim.now + 2 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.ballot(1).unwrap().unmount_barrier, 1);
+}
+
+#[test]
+fn a_voter_stopped_while_it_watches_has_written_nothing() {
+    let mut memory = Memory::new(1);
+    let mut sim = Sim::new(&mut memory, 1, 20);
+    sim.start(0);
+    let now = sim.now + 500 * MS;
+    sim.run_until(now);
+    sim.stop(0);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert!(sim.has_noticed(0, Notice::Stopped(Ok(()))));
+    assert_eq!(sim.ballot(0), None);
+}
+
+#[test]
+fn an_idle_cluster_costs_what_it_says() {
+    let mut memory = Memory::new(3);
+    let mut sim = Sim::new(&mut memory, 3, 16);
+    sim.commit_every_ms = 1_000_000;
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    sim.start(2);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    let before: std::vec::Vec<u64> = sim.nodes.iter().map(|node| node.requests).collect();
+    let now = sim.now + 100 * SECOND;
+    sim.run_until(now);
+    for (node, before) in before.iter().enumerate() {
+        let spent = (sim.nodes[node].requests - before) as f64 / 100.0;
+        let most = sim.timing.idle_requests_per_second(node == 0);
+        std::println!("voter {node}: {spent} requests per second, at most {most}");
+        assert!(most < 20 && spent <= f64::from(most) * 1.06);
+    }
+}

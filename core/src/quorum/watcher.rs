@@ -1,0 +1,145 @@
+//! Looking for the leader without taking part: what mounts do, and nodes that are not voters.
+//!
+//! # Invariants
+//!
+//! * Only a leader that listens is ever reported, and none while a later term than its own has been
+//!   elected: a connection attempt to it would find nobody, or somebody deposed.
+//! * Blocks that are invalid or can't be read count as no leader. A watcher decides nothing, so it
+//!   need not be careful.
+//! * While it looks it reads the voters' blocks once per interval, however often it is asked, and
+//!   with growing intervals while the device fails. While it rests it reads nothing.
+//!
+//! What this module deliberately doesn't know: whether the leader it reports is alive. Its block
+//! stands as it wrote it last; connecting is the test, and [`Leader::seq`] tells whether it writes.
+
+use super::scan::{Scan, ScanBlocks, Sight};
+use super::timing::{Timing, TimingError, ms};
+use crate::arena::{Arena, ArenaFull};
+use crate::format::Term;
+use crate::format::block::Volume;
+use crate::format::quorum::{SLOTS, Slot, State};
+use outrider_hal::{BlockNo, BlockRequest, Completion, Endpoint, Instant};
+
+/// A leader that accepts connections, as its block says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    /// Its term.
+    pub term: Term,
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// Number of the write that said so. It grows while the leader lives.
+    pub seq: u64,
+}
+
+/// Looks for the leader.
+pub struct Watcher<'m> {
+    timing: Timing,
+    scan: Scan<'m>,
+    looking: bool,
+    failures: u32,
+    leader: Option<Leader>,
+}
+
+/// The memory of a [`Watcher`]: a block for each slot.
+pub struct WatcherBlocks<'m>(ScanBlocks<'m>);
+
+impl<'m> WatcherBlocks<'m> {
+    /// Carves it.
+    pub fn carve(arena: &mut Arena<'m>) -> Result<WatcherBlocks<'m>, ArenaFull> {
+        Ok(WatcherBlocks(ScanBlocks::carve(arena)?))
+    }
+}
+
+impl<'m> Watcher<'m> {
+    /// How many tags from the first one given are its own.
+    pub const TAGS: u64 = SLOTS as u64;
+
+    /// A watcher of the quorum area that starts at `base`, looking at once.
+    pub fn new(
+        volume: Volume,
+        base: BlockNo,
+        timing: Timing,
+        tag_base: u64,
+        blocks: WatcherBlocks<'m>,
+    ) -> Result<Watcher<'m>, TimingError> {
+        timing.validate()?;
+        let scan = Scan::new(volume, base, tag_base, blocks.0);
+        Ok(Watcher { timing, scan, looking: true, failures: 0, leader: None })
+    }
+
+    /// Looks for a leader from now on.
+    pub fn look(&mut self) {
+        self.looking = true;
+    }
+
+    /// Stops reading: a leader was found, and is enough until it is lost.
+    pub fn rest(&mut self) {
+        self.looking = false;
+    }
+
+    /// The newest leader that listens, as of the last time all blocks were read. May change with
+    /// each completion.
+    #[must_use]
+    pub fn leader(&self) -> Option<Leader> {
+        self.leader
+    }
+
+    /// The largest unmount barrier any voter's block shows.
+    #[must_use]
+    pub fn unmount_barrier(&self) -> u64 {
+        let ballots = Slot::ALL.iter().filter_map(|slot| self.scan.sight(*slot).ballot());
+        ballots.map(|ballot| ballot.unmount_barrier).max().unwrap_or(0)
+    }
+
+    /// What was last seen of a slot.
+    #[must_use]
+    pub fn sight(&self, slot: Slot) -> &Sight {
+        self.scan.sight(slot)
+    }
+
+    /// Takes the completion of one of its requests.
+    pub fn handle_completion(&mut self, now: Instant, done: Completion<'m>) {
+        if !self.scan.handle_completion(now, done) {
+            return;
+        }
+        let failed = |slot: &Slot| matches!(self.scan.sight(*slot), Sight::Unreadable(_));
+        let failing = Slot::ALL.iter().all(failed);
+        self.failures = if failing { self.failures.saturating_add(1) } else { 0 };
+        self.leader = self.newest();
+    }
+
+    /// The next request to submit: at most [`SLOTS`] reads each interval.
+    pub fn poll_request(&mut self, now: Instant) -> Option<BlockRequest<'m>> {
+        if self.scan.is_idle() && self.poll_timeout().is_some_and(|due| due <= now) {
+            self.scan.begin(now);
+        }
+        self.scan.poll_request()
+    }
+
+    /// When [`poll_request`](Self::poll_request) will have something again.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if !self.looking || !self.scan.is_idle() {
+            return None;
+        }
+        if self.scan.number() == 0 {
+            return Some(Instant::default());
+        }
+        let interval = ms(self.timing.scan_ms).max(self.timing.pause(self.failures));
+        Some(self.scan.began().plus(interval))
+    }
+
+    fn newest(&self) -> Option<Leader> {
+        let ballots = Slot::ALL.iter().filter_map(|slot| self.scan.sight(*slot).ballot());
+        let newest = ballots.max_by_key(|ballot| ballot.held)?;
+        match newest.state {
+            State::Listening => {
+                Some(Leader { term: newest.held, endpoint: newest.endpoint?, seq: newest.seq })
+            }
+            // A claim on top of an office ends the office.
+            State::Idle | State::Claiming | State::Elected | State::Resigned | State::Stopped => {
+                None
+            }
+        }
+    }
+}
