@@ -21,6 +21,7 @@ pub mod crc32c;
 pub mod error;
 pub mod format;
 pub mod lsm;
+pub mod mutant;
 pub mod node;
 pub mod quorum;
 pub mod txn;

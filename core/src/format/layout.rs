@@ -10,6 +10,7 @@
 //! ```
 
 use super::{BlockNo, CommitNo, Term};
+use crate::mutant::{Mutant, is_active};
 
 /// The super block.
 pub const SUPER_BLKNO: BlockNo = BlockNo(16);
@@ -38,7 +39,8 @@ pub fn quorum_blkno(slot: u8) -> BlockNo {
 /// Where the root of this commit stands: in the pair of the term's round, the two taken in turn.
 #[must_use]
 pub fn root_blkno(term: Term, commit: CommitNo) -> BlockNo {
-    ROOT_BLKNO.plus(2 * (term.round() % ROOT_PAIRS) + commit.0 % 2)
+    let pair = if is_active(Mutant::SharedRoots) { 0 } else { term.round() % ROOT_PAIRS };
+    ROOT_BLKNO.plus(2 * pair + commit.0 % 2)
 }
 
 /// The spare super block of a device of this many blocks.

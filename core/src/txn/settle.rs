@@ -39,6 +39,11 @@ pub const RESERVE_TARGET: u64 = 640;
 /// With more blocks than this some are put away.
 pub const RESERVE_MAX: u64 = 1024;
 
+/// Free blocks that nothing is lent from. They are for reserves: with them a full volume can be
+/// deleted from, and several leaders in a row can take over although none of those before them is
+/// proven gone.
+pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
+
 /// Pieces the reserve may have before settling puts some away. The rest of the root's room is for the
 /// extents taken last, and for what that frees.
 const PIECES_MAX: usize = RESERVE_EXTENTS - 24;

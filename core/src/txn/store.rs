@@ -39,6 +39,7 @@ use crate::format::layout::{FIRST_BLKNO, ROOT_BLKNO, ROOT_PAIRS, spare_blkno};
 use crate::format::root::{Extent, Root, RootBlock, TAKEOVER_BLOCKS, TAKEOVER_ROUNDS};
 use crate::format::super_block::Super;
 use crate::format::{Block, BlockNo, CommitNo, Term};
+use crate::mutant::{Mutant, is_active};
 use crate::node::More;
 use heapless::Vec;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Tag};
@@ -151,6 +152,19 @@ const TAGS: u64 = TAG_RING + ROOTS;
 /// Reads of the ring in flight.
 const RING_READS: u32 = 8;
 
+impl core::fmt::Debug for Store<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Store")
+            .field("term", &self.term)
+            .field("commit", &self.commit)
+            .field("front", &self.front)
+            .field("tail", &self.tail)
+            .field("free_blocks", &self.trees.free.free_blocks())
+            .field("settling", &self.settling)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<'m> Store<'m> {
     /// Tags of the store's requests are below this.
     pub const TAGS: u64 = TAGS;
@@ -232,7 +246,12 @@ impl<'m> Store<'m> {
         self.takeover = shifted(root, term);
         self.takeover_job = TakeoverJob::begin(term, gone);
         self.term = term;
-        self.begin_commit(&[own], Margin::default());
+        if is_active(Mutant::TakeoverOutsideReserve) && root.term() != Term::NONE {
+            let reserve = Reserve::from_slice(root.reserve()).expect("as many as in a root");
+            self.begin_commit(&reserve, Margin::default());
+        } else {
+            self.begin_commit(&[own], Margin::default());
+        }
         self.front = Front::TakingOver;
         Ok(())
     }
@@ -416,7 +435,9 @@ impl<'m> Store<'m> {
         self.trees.store(&mut fields);
         fields.term = self.term.into();
         fields.takeover = self.takeover.map(Into::into);
-        fields.reserve[..reserve.len()].copy_from_slice(&reserve);
+        if !is_active(Mutant::NoCommitReserve) {
+            fields.reserve[..reserve.len()].copy_from_slice(&reserve);
+        }
         let volume = self.volume.volume();
         let buffer = self.root_buffer.as_deref_mut().expect("no root is being written");
         self.root_blkno = Root::seal(&fields, &volume, self.commit, buffer);
@@ -436,8 +457,10 @@ impl<'m> Store<'m> {
                 More::No
             }
             Some(Ok(())) => {
-                self.tail = Tail::FlushingBlocks;
-                self.wanted = Some(Wanted::Flush);
+                (self.tail, self.wanted) = match is_active(Mutant::RootBeforeFlush) {
+                    false => (Tail::FlushingBlocks, Some(Wanted::Flush)),
+                    true => (Tail::WritingRoot, Some(Wanted::Root)),
+                };
                 self.commit = self.commit.next();
                 let reserve = core::mem::take(&mut self.reserve);
                 self.begin_commit(&reserve, MARGIN);

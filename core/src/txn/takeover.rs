@@ -28,6 +28,7 @@ use crate::format::layout::ROOT_PAIRS;
 use crate::format::records::{FreedKey, LIST_MAX, OwnerKind, QuarantineKey};
 use crate::format::root::{Extent, Root, TAKEOVER_BLOCKS};
 use crate::format::{CommitNo, Term};
+use crate::mutant::{Mutant, is_active};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// What a takeover has done so far.
@@ -94,7 +95,8 @@ impl TakeoverJob {
                     match lists.nth(usize::from(part)) {
                         None => Step::Round(root.term().round() + 1),
                         Some(list) => {
-                            if self.gone || root.term() == Term::NONE {
+                            let unowned = self.gone || root.term() == Term::NONE;
+                            if unowned || is_active(Mutant::ReserveNotQuarantined) {
                                 put_freed(commit, settling, list, trees, cache, pins)?;
                             } else {
                                 let round = root.term().round();

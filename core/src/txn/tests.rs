@@ -4,6 +4,7 @@
 
 extern crate std;
 
+use super::settle::FREE_MIN;
 use super::store::{Store, StoreEvent, TakeoverError};
 use super::trees::Trees;
 use crate::arena::Arena;
@@ -17,6 +18,7 @@ use crate::format::root::{Extent, Root, RootBlock};
 use crate::format::super_block::tests::identity;
 use crate::format::super_block::{Identity, Super};
 use crate::format::{Block, BlockNo, CommitNo, Term};
+use crate::mutant::{Mutant, activate};
 use crate::node::More;
 use outrider_hal::{BlockOp, BlockRequest, Completion};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +57,8 @@ struct Disk {
     blocks: BTreeMap<u64, Block>,
     /// What stood where something was written since the last flush, oldest first.
     unflushed: Vec<(u64, Option<Block>)>,
+    /// Blocks that a confirmed commit has lent: a client may have data there.
+    lent: BTreeSet<u64>,
 }
 
 impl Disk {
@@ -64,6 +68,7 @@ impl Disk {
                 block.0 = self.blocks.get(&blkno.0).map_or([0; 4096], |block| block.0);
             }
             BlockOp::Write(blkno, block) => {
+                assert!(!self.lent.contains(&blkno.0), "{blkno} is written though it is lent");
                 let old = self.blocks.insert(blkno.0, (**block).clone());
                 self.unflushed.push((blkno.0, old));
             }
@@ -192,6 +197,9 @@ impl Leader {
     /// Lends an extent: out of the free trees, into the tree of loans.
     fn lend(&mut self, number: u16, blocks: u64, disk: &mut Disk, rng: &mut Rng) {
         let lent = self.run(disk, rng, |trees, cache, pins| {
+            if trees.free.free_blocks() < blocks + FREE_MIN {
+                return Err(Error::NoSpace.into());
+            }
             let Some(whole) = trees.free.find(blocks, cache, pins)? else {
                 return Err(Error::NoSpace.into());
             };
@@ -423,6 +431,7 @@ struct World {
     states: BTreeMap<(Term, CommitNo), Model>,
     confirmed: (Term, CommitNo),
     counts: Counts,
+    mutant: Option<RigMutant>,
 }
 
 impl World {
@@ -437,6 +446,7 @@ impl World {
             states: BTreeMap::new(),
             confirmed: (Term::NONE, CommitNo(0)),
             counts: Counts::default(),
+            mutant: None,
         };
         let mut maker = Leader::new(Term::NONE, None);
         maker.store.format();
@@ -503,13 +513,18 @@ impl World {
             }
             Some(StoreEvent::Durable(commit)) => {
                 self.counts.commits += 1;
-                if self.claimed > leader.term.round() {
+                let looks = self.mutant != Some(RigMutant::AnswerBeforeLook);
+                if looks && self.claimed > leader.term.round() {
                     self.counts.deposed += 1;
                     return false;
                 }
                 self.counts.confirmed += 1;
-                self.confirmed = (leader.term, commit);
+                self.confirmed = self.confirmed.max((leader.term, commit));
                 leader.store.confirm(commit);
+                self.disk.lent.clear();
+                for extent in self.states[&(leader.term, commit)].values().flatten() {
+                    self.disk.lent.extend(extent.start().0..extent.end().0);
+                }
                 self.check();
             }
             Some(StoreEvent::Refused(_)) => {
@@ -518,7 +533,12 @@ impl World {
             }
             Some(StoreEvent::Failed(error)) => {
                 // Only under a successor may blocks change beneath a leader.
-                assert!(self.claimed > leader.term.round(), "{}: {error:?}", leader.term);
+                assert!(
+                    self.claimed > leader.term.round(),
+                    "{}: {error:?} {:?}",
+                    leader.term,
+                    leader.store,
+                );
                 self.counts.deposed += 1;
                 return false;
             }
@@ -538,11 +558,13 @@ impl World {
                 let blocks = 1 + rng.below(90);
                 leader.lend(number, blocks, disk, rng);
             }
-            3 => leader.enter_freed(disk, rng),
+            3 | 6 => leader.enter_freed(disk, rng),
             4 if self.claimed > 1 => {
                 let round = 1 + self.rng.below(self.claimed - 1);
                 let later = round > leader.term.round();
-                if !later && self.is_gone(round) && round != leader.term.round() {
+                let unproven = self.mutant == Some(RigMutant::QuarantineEndsUnproven);
+                let proven = unproven || self.is_gone(round);
+                if !later && proven && round != leader.term.round() {
                     leader.release_quarantine(round, &mut self.disk, &mut self.rng);
                 }
             }
@@ -568,7 +590,7 @@ impl World {
                 }
             }
         }
-        if !self.paused.is_empty() && self.rng.one_in(2) {
+        if !self.paused.is_empty() && self.rng.one_in(32) {
             let at = self.rng.below(self.paused.len() as u64) as usize;
             let mut leader = self.paused.swap_remove(at);
             if self.act(&mut leader) {
@@ -577,7 +599,7 @@ impl World {
                 self.crash(leader);
             }
         }
-        if !self.stray.is_empty() && self.rng.one_in(8) {
+        if !self.stray.is_empty() && self.rng.one_in(200) {
             let at = self.rng.below(self.stray.len() as u64) as usize;
             let (_, mut request) = self.stray.swap_remove(at);
             self.disk.transfer(&mut request.op);
@@ -619,26 +641,91 @@ impl World {
     }
 }
 
+/// Mistakes of whoever uses the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RigMutant {
+    /// Commits are confirmed without a look at the claims.
+    AnswerBeforeLook,
+    /// Quarantined space is used although its owner may still write.
+    QuarantineEndsUnproven,
+}
+
+fn run(seed: u64, steps: u32, mutant: Option<RigMutant>, total: &mut Counts) {
+    let mut world = World::new(seed);
+    world.mutant = mutant;
+    for _ in 0..steps {
+        world.step();
+    }
+    let counts = &world.counts;
+    total.commits += counts.commits;
+    total.confirmed += counts.confirmed;
+    total.deposed += counts.deposed;
+    total.crashes += counts.crashes;
+    total.pauses += counts.pauses;
+    total.power_failures += counts.power_failures;
+    total.late_writes += counts.late_writes;
+    total.takeovers += counts.takeovers;
+    total.refused += counts.refused;
+}
+
 #[test]
 fn no_confirmed_commit_is_lost_and_no_block_has_two_owners() {
     let mut total = Counts::default();
     for seed in 0..24 {
-        let mut world = World::new(seed);
-        for _ in 0..6000 {
-            world.step();
-        }
-        let counts = &world.counts;
-        total.commits += counts.commits;
-        total.confirmed += counts.confirmed;
-        total.deposed += counts.deposed;
-        total.crashes += counts.crashes;
-        total.pauses += counts.pauses;
-        total.power_failures += counts.power_failures;
-        total.late_writes += counts.late_writes;
-        total.takeovers += counts.takeovers;
-        total.refused += counts.refused;
+        run(seed, 6000, None, &mut total);
     }
     std::println!("{total:?}");
     assert!(total.confirmed > 1000 && total.deposed > 10 && total.power_failures > 10);
     assert!(total.late_writes > 10);
+}
+
+/// The seeds above would notice if the store, or who uses it, made one of these mistakes.
+fn caught(name: &str, core: Option<Mutant>, rig: Option<RigMutant>) {
+    for seed in 0..60 {
+        let outcome = std::panic::catch_unwind(|| {
+            activate(core);
+            run(seed, 6000, rig, &mut Counts::default());
+        });
+        activate(None);
+        if outcome.is_err() {
+            std::println!("{name}: caught by seed {seed}");
+            return;
+        }
+    }
+    panic!("{name} was not noticed");
+}
+
+#[test]
+fn shared_roots_are_noticed() {
+    caught("shared roots", Some(Mutant::SharedRoots), None);
+}
+
+#[test]
+fn a_root_before_its_blocks_is_noticed() {
+    caught("root before flush", Some(Mutant::RootBeforeFlush), None);
+}
+
+#[test]
+fn a_first_commit_outside_its_reserve_is_noticed() {
+    caught("takeover outside its reserve", Some(Mutant::TakeoverOutsideReserve), None);
+}
+
+#[test]
+fn a_reserve_used_without_proof_is_noticed() {
+    caught("reserve not quarantined", Some(Mutant::ReserveNotQuarantined), None);
+}
+
+#[test]
+fn a_commit_without_a_reserve_is_noticed() {
+    caught("no commit reserve", Some(Mutant::NoCommitReserve), None);
+}
+
+#[test]
+fn an_answer_before_the_look_is_noticed() {
+    caught("answer before the look", None, Some(RigMutant::AnswerBeforeLook));
+}
+
+#[test]
+fn a_quarantine_that_ends_unproven_is_noticed() {
+    caught("quarantine ends unproven", None, Some(RigMutant::QuarantineEndsUnproven));
 }
