@@ -5,23 +5,19 @@
 //! among too many. Revoking it goes through phases; what is in *italics* is the owner's part:
 //!
 //! ```text
-//!            acquire             Grant                          Revoke
-//!   (none) ----------> asked ------------> held, mode M -----------------------+
-//!     ^                  |                  ^   |                              v
-//!     |          Refuse  |   (retried,      |   | idle, too many            grace: as if held, while
-//!     |        <---------+    a few times)  |   |                              |    operations use it,
-//!     |                                     |   v                              v    for a bounded time
-//!     |                                     | draining <-----------------------+
-//!     |                                     |   |   ^   operations that `to` doesn't cover wait
-//!     |                                     |   |   |
-//!     |                 no users beyond     |   |   |
-//!     |                                     |   v   |
-//!     |                                     | committing   *what is dirty is made durable*
-//!     |                               `to`  |   |   |      (passed through when nothing is)
-//!     |                             is read |   v   | something was let in meanwhile: once more
-//!     |    `to` is null                     | dropping     *what was cached beyond `to` is dropped*
-//!     +------------------------------------ + --+
-//!          Release(kept = `to`)
+//!           acquire           Grant                      Revoke
+//!   (none) ---------> asked ----------> held, mode M -----------------> grace: as if held, while
+//!     ^               |   ^               ^   |                           |    operations use it,
+//!     |       Refuse  v   | retry         |   | idle, too many            |    for a bounded time
+//!     +<---------- refused                |   v                           |
+//!     |  too often                        | draining <--------------------+
+//!     |                                   |   |  ^    operations that `to` doesn't cover wait; those
+//!     |                                   |   |  |    inside leave; *what is dirty is made durable*
+//!     |                    `to` is read   |   v  |    something was let in meanwhile: once more
+//!     |                    +--------------+ dropping  *what is cached beyond `to` is dropped*
+//!     |     `to` is null   |                  |
+//!     +--------------------+------------------+
+//!           Release(kept = `to`)
 //! ```
 //!
 //! The mode changes at the very end: until then the mount *holds* the lock, reports it as held to a
@@ -30,8 +26,8 @@
 //!
 //! # Invariants
 //!
-//! * An operation is admitted only under a grant of the newest term that covers what it wants, and
-//!   not past the lease.
+//! * An operation is admitted only while a mode is held that covers what it wants, and not past the
+//!   lease. Only messages of the term greeted last change what is held.
 //! * A grant admits all operations that wait for it before a revoke that follows is looked at.
 //! * From the end of grace, which nothing extends, until the release, no operation is admitted that
 //!   `to` doesn't cover, but those the owner's own work waits for.
@@ -199,9 +195,11 @@ pub enum Violation {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// As if nothing had come, at most until then.
     Grace { until: Instant },
-    Draining,
-    Committing { told: bool },
+    /// Users leave, then what is dirty is committed: once they have left, the owner is told.
+    Draining { told: bool },
+    /// The owner drops what is cached.
     Dropping,
 }
 
@@ -266,7 +264,7 @@ impl Lock {
             (None, _) | (_, Class::Notified) => self.mode,
             (Some(Revoke { to, phase, .. }), Class::Ordinary) => match phase {
                 Phase::Grace { .. } => self.mode,
-                Phase::Draining | Phase::Committing { .. } | Phase::Dropping => to,
+                Phase::Draining { .. } | Phase::Dropping => to,
             },
         };
         drained.covers(wanted)
@@ -656,7 +654,7 @@ impl<'m> LockClient<'m> {
         while let Some(slot) = next {
             next = List::next(self.in_revoking, slot);
             // What is still dirty was dirtied after the commit began: another one is needed.
-            if let Some(Revoke { phase: Phase::Committing { told }, .. }) =
+            if let Some(Revoke { phase: Phase::Draining { told }, .. }) =
                 &mut self.locks[slot as usize].revoke
             {
                 *told = false;
@@ -680,7 +678,7 @@ impl<'m> LockClient<'m> {
         if revoke.disturbed || dirty {
             revoke.disturbed = false;
             revoke.pass += 1;
-            revoke.phase = Phase::Draining;
+            revoke.phase = Phase::Draining { told: false };
         } else {
             lock.mode = revoke.to;
             lock.revoke = None;
@@ -725,9 +723,9 @@ impl<'m> LockClient<'m> {
         let name = self.table.name(slot).expect("a lock that is being given back");
         let revoke = self.locks[slot as usize].revoke.expect("a lock that is being given back");
         match revoke.phase {
-            Phase::Committing { .. } => Some(Action::Commit { name }),
+            Phase::Draining { .. } => Some(Action::Commit { name }),
             Phase::Dropping => Some(Action::DropCaches { name, to: revoke.to, pass: revoke.pass }),
-            Phase::Grace { .. } | Phase::Draining => unreachable!("has no action"),
+            Phase::Grace { .. } => unreachable!("has no action"),
         }
     }
 
@@ -868,7 +866,9 @@ impl<'m> LockClient<'m> {
             }
         }
         self.settle(slot);
-        self.give_back_idle(now);
+        if refusal != Refusal::Recovering {
+            self.give_back_idle(now);
+        }
         Ok(())
     }
 
@@ -893,7 +893,7 @@ impl<'m> LockClient<'m> {
     /// Gives back the longest idle lock, if any is idle.
     fn give_back_idle(&mut self, now: Instant) {
         if let Some(slot) = self.idle.front() {
-            self.start_revoke(now, slot, Mode::Null, Phase::Draining);
+            self.start_revoke(now, slot, Mode::Null, Phase::Draining { told: false });
         }
     }
 
@@ -904,8 +904,8 @@ impl<'m> LockClient<'m> {
             let revoke = lock.revoke.as_mut().expect("it has a next phase");
             revoke.phase = phase;
             match phase {
-                Phase::Grace { .. } | Phase::Draining | Phase::Committing { told: false } => {}
-                Phase::Committing { told: true } => {
+                Phase::Grace { .. } | Phase::Draining { told: false } => {}
+                Phase::Draining { told: true } => {
                     self.actions.ensure(self.in_actions, slot);
                 }
                 Phase::Dropping => {
@@ -925,13 +925,12 @@ impl<'m> LockClient<'m> {
         match phase {
             Phase::Grace { until } => {
                 let over = now >= lock.grace_end(until, to, self.limits.linger);
-                over.then_some(Phase::Draining)
+                over.then_some(Phase::Draining { told: false })
             }
-            Phase::Draining => (!used).then_some(Phase::Committing { told: false }),
-            Phase::Committing { .. } if used => None,
-            Phase::Committing { .. } if !lock.is_dirty(self.committed) => Some(Phase::Dropping),
-            Phase::Committing { told: false } => Some(Phase::Committing { told: true }),
-            Phase::Committing { told: true } | Phase::Dropping => None,
+            Phase::Draining { .. } if used => None,
+            Phase::Draining { .. } if !lock.is_dirty(self.committed) => Some(Phase::Dropping),
+            Phase::Draining { told } => (!told).then_some(Phase::Draining { told: true }),
+            Phase::Dropping => None,
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
 pub(super) fn new_server(limits: &server::Limits) -> LockServer<'static> {
     limits.validate().unwrap();
     let mut measure = Arena::measuring();
-    drop(LockServer::carve(&mut measure, limits).unwrap());
+    let _ = LockServer::carve(&mut measure, limits).unwrap();
     let mut arena = Arena::new(region(measure.bytes_used())).unwrap();
     let server = LockServer::carve(&mut arena, limits).unwrap();
     assert_eq!(arena.bytes_used(), measure.bytes_used());
@@ -41,7 +41,7 @@ pub(super) fn new_server(limits: &server::Limits) -> LockServer<'static> {
 pub(super) fn new_client(limits: &client::Limits) -> LockClient<'static> {
     limits.validate().unwrap();
     let mut measure = Arena::measuring();
-    drop(LockClient::carve(&mut measure, limits).unwrap());
+    let _ = LockClient::carve(&mut measure, limits).unwrap();
     let mut arena = Arena::new(region(measure.bytes_used())).unwrap();
     let client = LockClient::carve(&mut arena, limits).unwrap();
     assert_eq!(arena.bytes_used(), measure.bytes_used());
