@@ -187,7 +187,8 @@ pub enum Violation {
     NotAsked,
     /// A grant that is not newer than the last, or the revoke of a grant that has not come.
     Generation,
-    /// A grant of a lock that is being given back.
+    /// A grant of a lock that is being given back, a grant that takes away what is held, or a
+    /// revoke that leaves more than was held.
     Revoking,
     /// The server says that this client has no locks to report, though it holds some.
     Forgotten,
@@ -788,7 +789,7 @@ impl<'m> LockClient<'m> {
         if generation <= lock.generation {
             return Err(Violation::Generation);
         }
-        if lock.revoke.is_some() {
+        if lock.revoke.is_some() || !mode.covers(lock.mode) {
             return Err(Violation::Revoking);
         }
         if !lock.mode.reads() {
@@ -823,6 +824,9 @@ impl<'m> LockClient<'m> {
         }
         if generation > lock.generation {
             return Err(Violation::Generation);
+        }
+        if !lock.told.covers(to) {
+            return Err(Violation::Revoking);
         }
         if !to.covers(lock.mode) {
             self.start_revoke(now, slot, to, Phase::Grace { until: now.plus(self.limits.grace) });

@@ -242,10 +242,13 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
     use crate::format::Ino;
     use proptest::prelude::*;
-    use zerocopy::FromBytes;
+    use std::string::String;
+    use zerocopy::{FromBytes, IntoBytes};
 
     proptest! {
         /// Whatever the bytes are: refused, or meant exactly as they stand.
@@ -269,6 +272,31 @@ mod tests {
                 prop_assert_eq!(parsed.emit(), held);
             }
         }
+    }
+
+    #[test]
+    fn golden() {
+        let name = LockName::inode(Ino(1024));
+        let from = Key { zone: 3, first: 1, kind: 1, second: 2, third: 3, fourth: 4 };
+        let refuse = ToClient::Refuse { name, mode: Mode::Read, refusal: Refusal::Recovering };
+        let messages = [
+            ("request", ToServer::Request { name, mode: Mode::WriteOnly }.emit()),
+            ("release", ToServer::Release { name, generation: 7, kept: Mode::Read }.emit()),
+            ("grant", ToClient::Grant { name, generation: 7, mode: Mode::Write }.emit()),
+            ("revoke", ToClient::Revoke { name, generation: 7, to: Mode::Null }.emit()),
+            ("refuse", refuse.emit()),
+            ("recover", ToClient::Recover { from }.emit()),
+        ];
+        let held = Held { name, mode: Mode::Write }.emit();
+        let hex = |bytes: &[u8]| -> String {
+            bytes.iter().map(|byte| std::format!("{byte:02x}")).collect()
+        };
+        let mut text = String::new();
+        for (name, record) in &messages {
+            text += &std::format!("{name} {}\n", hex(record.as_bytes()));
+        }
+        text += &std::format!("held {}\n", hex(held.as_bytes()));
+        assert_eq!(text, include_str!("message/golden.txt"));
     }
 
     #[test]

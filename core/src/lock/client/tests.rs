@@ -5,6 +5,7 @@ use crate::format::{ClientId, Ino};
 use crate::lock::model::{new_client, new_server};
 use crate::lock::server::{self, LockServer};
 use crate::node::More;
+use proptest::prelude::*;
 use std::vec::Vec;
 
 const LIMITS: Limits = Limits {
@@ -588,4 +589,67 @@ fn limits_must_go_together() {
     assert_eq!(Limits { locks: 15, ..LIMITS }.validate(), Err(LimitsError::Locks));
     let linger = Duration::from_secs(1);
     assert_eq!(Limits { linger, ..LIMITS }.validate(), Err(LimitsError::Linger));
+}
+
+fn any_mode() -> impl Strategy<Value = Mode> {
+    (0u8..4).prop_map(|number| Mode::parse(number).unwrap())
+}
+
+proptest! {
+    /// Whatever a server says, in whatever order: a violation or taken, and never the end of the
+    /// mount; nothing is used in a mode that isn't held.
+    #[test]
+    fn no_server_upsets_the_client(
+        events in proptest::collection::vec(
+            (0u8..16, 0u64..4, any_mode(), 0u64..6, 0u32..3), 0..200
+        ),
+    ) {
+        let mut client = mounted();
+        let mut now = START;
+        let mut round = 1;
+        for (kind, number, mode, generation, op) in events {
+            let name = group(number);
+            let to = if mode == Mode::Read { Mode::Read } else { Mode::Null };
+            let message = match kind {
+                0..3 => Some(ToClient::Grant { name, generation, mode }),
+                3 => Some(ToClient::Revoke { name, generation, to }),
+                4 => Some(ToClient::Refuse { name, mode, refusal: Refusal::Full }),
+                5 => Some(ToClient::Recover { from: name.start() }),
+                _ => None,
+            };
+            if let Some(message) = message {
+                let _ = client.handle_message(now, Term::new(round, 0), &message);
+            }
+            match kind {
+                6..9 if mode != Mode::Null => {
+                    let class = if op == 0 { Class::Notified } else { Class::Ordinary };
+                    let _ = client.acquire(now, OpId(op), name, mode, class);
+                }
+                9 => client.release_all(now, OpId(op)),
+                10 | 11 => {
+ let _ = client.poll_message(now); }
+                12 => {
+ let _ = client.poll_action(); }
+                13 => client.caches_dropped(now, &name),
+                14 => {
+                    now = now.plus(Duration::from_millis(generation * 3));
+                    client.handle_timeout(now);
+                }
+                15 if generation == 0 => {
+                    round += 1;
+                    let _ = client.handle_greeting(Term::new(round, 0), op > 0);
+                }
+                _ => {
+                    let mut batch = [Held { name: LockName::RENAME, mode: Mode::Null }; 2];
+                    client.recover(Key::MIN, &mut batch);
+                }
+            }
+            for view in client.views() {
+                for used in Mode::USED {
+                    prop_assert!(view.users[used.index()] == 0 || view.mode.covers(used));
+                }
+            }
+            prop_assert!(client.poll_timeout().is_none_or(|due| due > START));
+        }
+    }
 }

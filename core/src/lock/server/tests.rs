@@ -3,6 +3,7 @@ extern crate std;
 use super::*;
 use crate::format::Ino;
 use crate::lock::model::new_server;
+use proptest::prelude::*;
 use std::vec::Vec;
 
 const LIMITS: Limits =
@@ -449,4 +450,74 @@ fn limits_must_go_together() {
     assert_eq!(Limits { clients: 0, ..LIMITS }.validate(), Err(LimitsError::Range));
     assert_eq!(Limits { entries_high: 64, ..LIMITS }.validate(), Err(LimitsError::HighWater));
     assert_eq!(Limits { entries_per_client: 49, ..LIMITS }.validate(), Err(LimitsError::Share));
+}
+
+fn any_mode() -> impl Strategy<Value = Mode> {
+    (0u8..4).prop_map(|number| Mode::parse(number).unwrap())
+}
+
+proptest! {
+    /// Whatever clients say, in whatever order: refused or taken, and never the end of the server.
+    #[test]
+    fn no_client_upsets_the_server(
+        recorded in 0u64..3,
+        events in proptest::collection::vec(
+            (0u8..10, 0u64..4, 0u64..4, any_mode(), 0u64..6), 0..200
+        ),
+    ) {
+        let limits =
+            Limits { clients: 3, entries: 7, entries_per_client: 3, entries_high: 4, reclaims: 1 };
+        let mut server = new_server(&limits);
+        (0..recorded).for_each(|id| server.record(ClientId(id)).unwrap());
+        server.start();
+        for (kind, id, number, mode, generation) in events {
+            let (id, name) = (ClientId(id), group(number));
+            let kept = if mode == Mode::Read { Mode::Read } else { Mode::Null };
+            match kind {
+                0 => {
+ let _ = server.handle_greeting(id); }
+                1..4 => {
+                    let message = if mode == Mode::Null || kind == 1 {
+                        ToServer::Release { name, generation, kept }
+                    } else {
+                        ToServer::Request { name, mode }
+                    };
+                    let _ = server.handle_message(Instant(0), id, &message);
+                }
+                4 => {
+                    let batch = [Held { name, mode }, Held { name: group(9), mode }];
+                    let len = generation.min(2) as usize;
+                    let _ = server.handle_batch(Instant(0), id, &batch[..len]);
+                }
+                5 | 6 => {
+ let _ = server.poll_message(id); }
+                7 => {
+ let _ = server.step(Instant(0), number as u32); }
+                8 if generation == 0 => server.evict(id),
+                8 if generation == 1 => server.farewell(id),
+                _ => server.release_ghost(id),
+            }
+            prop_assert!(server.entries_used() <= limits.entries);
+            for waiting in server.waiting() {
+                prop_assert!(waiting.wanted != Mode::Null);
+            }
+            for (index, number) in (0..4).chain([9]).enumerate() {
+                let holders: Vec<_> = server.holders(&group(number)).collect();
+                for (at, holder) in holders.iter().enumerate() {
+                    for other in &holders[at + 1..] {
+                        prop_assert!(holder.mode.admits(other.mode, false), "{index} {holders:?}");
+                    }
+                }
+            }
+        }
+        // When all have gone, nothing is left.
+        for id in 0..4 {
+            server.evict(ClientId(id));
+            server.release_ghost(ClientId(id));
+        }
+        work(&mut server);
+        prop_assert_eq!(server.entries_used(), 0);
+        prop_assert_eq!(server.ghosts().count(), 0);
+        prop_assert!(!server.is_recovering());
+    }
 }
