@@ -25,9 +25,10 @@
 //!
 //! A session delivers these exactly once and in order, per client and term. The generation is drawn
 //! by the server for each grant, so what crosses on the way is told apart and never guessed: a
-//! Release that crosses the Revoke of the same grant is its answer; a Revoke of a grant that is gone
-//! is answered with nothing kept; a Release of a grant that has been replaced changes nothing. After
-//! a failover the new server asks each client what it holds; what it reports then has generation 0.
+//! Release that crosses the Revoke of the same grant is its answer; a Revoke of a grant that is
+//! gone is answered with nothing kept; a Release of a grant that has been replaced changes nothing.
+//! After a failover the new server asks each client what it holds; what it reports then has
+//! generation 0.
 //!
 //! # Invariants
 //!

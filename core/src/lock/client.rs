@@ -11,9 +11,9 @@
 //!     |       Refuse  v   | retry         |   | idle, too many            |    for a bounded time
 //!     +<---------- refused                |   v                           |
 //!     |  too often                        | draining <--------------------+
-//!     |                                   |   |  ^    operations that `to` doesn't cover wait; those
-//!     |                                   |   |  |    inside leave; *what is dirty is made durable*
-//!     |                    `to` is read   |   v  |    something was let in meanwhile: once more
+//!     |                                   |   |  ^   operations that `to` doesn't cover wait, those
+//!     |                                   |   |  |   inside leave; *what is dirty is made durable*
+//!     |                    `to` is read   |   v  |   something was let in meanwhile: once more
 //!     |                    +--------------+ dropping  *what is cached beyond `to` is dropped*
 //!     |     `to` is null   |                  |
 //!     +--------------------+------------------+

@@ -254,8 +254,8 @@ mod tests {
         /// Whatever the bytes are: refused, or meant exactly as they stand.
         #[test]
         fn nothing_is_accepted_that_would_not_be_sent(
-            kind in 0u8..8, mode in 0u8..5, zone in 0u8..5, number in 0u64..3, generation in 0u64..2,
-            refusal in 0u8..4, bytes: [u8; 38],
+            kind in 0u8..8, mode in 0u8..5, zone in 0u8..5, number in 0u64..3,
+            generation in 0u64..2, refusal in 0u8..4, bytes: [u8; 38],
         ) {
             let name = Key { zone, first: number << 10, ..Key::MIN }.into();
             let record = LockRecord { kind, mode, name, generation: generation.into(), refusal };

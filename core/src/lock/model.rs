@@ -1,8 +1,8 @@
 //! Mounts and servers in a model world, against a reference.
 //!
 //! Every mount runs operations that read and write values under locks; values live in a cache, in
-//! pages that are read without asking anyone, as a kernel's are, and on a disk that a commit writes.
-//! A global truth says what every reader must see. Messages take their time, mounts die, servers
+//! pages that are read without asking anyone, as a kernel's are, and on a disk that a commit
+//! writes. A global truth says what every reader must see. Messages take their time, mounts die, servers
 //! are succeeded by others, clocks go on; which of it happens next is drawn at random.
 
 extern crate std;
@@ -332,9 +332,10 @@ impl World {
             self.counts.duplicates += 1;
         }
         if let Some((at, message)) = self.last_release.take() {
-            let sent = !self.mounts[at].up.iter().any(
-                |up| matches!(up, Up::Message(message) if matches!(message, ToServer::Release { .. })),
-            );
+            let sent = !self.mounts[at]
+                .up
+                .iter()
+                .any(|up| matches!(up, Up::Message(ToServer::Release { .. })));
             if sent && self.mounts[at].term == self.term() && !self.mounts[at].dead {
                 let id = self.mounts[at].id;
                 self.server.handle_message(self.now, id, &message).ok();

@@ -3,28 +3,33 @@
 //! One grant-or-request, an *entry*, exists for each pair of client and lock:
 //!
 //! ```text
-//!            Request                    first in line, all others' grants admit it
-//!   (none) ----------> requested ------------------------------------------------> granted
-//!     ^                    ^                                                       |  ^  |
-//!     |                    |              Request for another mode                 |  |  |
-//!     |                    +-------------------------------------------------------+  |  |
-//!     |                                   (stays granted meanwhile)                   |  |
-//!     |  Release, nothing kept                            Release, read kept          |  | in the
-//!     +-------------------------- revoking -------------------------------------------+  | way of
-//!                                  ^                                                     | the first
-//!                                  +-----------------------------------------------------+ in line
+//!                          Request              first in line, and nothing in its way
+//!   (none) -------------------------> requested -------------------------------------+
+//!     ^                                   ^                                          |
+//!     |                                   | Request for another mode                 v
+//!     |                                   +---- (stays granted meanwhile) -------- granted
+//!     |                                                                            |    ^
+//!     |  Release, nothing kept                  in the way of the first in line,   |    |
+//!     +----------------------- revoking <------- or idle and room is needed -------+    |
+//!                                 |                                                     |
+//!                                 +------------- Release, read kept --------------------+
 //! ```
 //!
 //! A client goes through this:
 //!
 //! ```text
-//!   record()            greeting              empty batch             farewell()
-//!  ----------> recorded --------> recovering -------------> live ------------------> leaving -> gone
-//!                  |                   |        greeting     |  evict()                 |
-//!                  |                   |       (unrecorded)  +--------> leaving         |
-//!                  +-------------------+------- evict() -------------->    |            |
-//!                                                                          v            |
-//!                                                release_ghost()         ghost ---------+
+//!           record()            greeting               empty batch
+//!   nobody ---------> recorded ---------> recovering ---------------> live
+//!     ^  |               |                    |                         ^ |
+//!     |  |               |  evict(), farewell()                         | |
+//!     |  |               +--------------------+------------+------------|-+
+//!     |  |  greeting                                       v            |
+//!     |  +------------------------------------------------ | -----------+
+//!     |   all removed                                      v
+//!     +------------------------------------------------ leaving <---+
+//!                                                          |        | release_ghost()
+//!                          evicted, may still be writing   |        |
+//!                                                          +----> ghost
 //! ```
 //!
 //! # Invariants
@@ -37,8 +42,8 @@
 //!   before it had reported everything, that is every inode group, but for those on which another
 //!   client has reported a grant: what it held there can't have been write.
 //! * A request that finds no room is refused; until recovery is over, room is kept for all that may
-//!   still be reported, so what a client holds always fits. Above the high-water mark the least recently granted
-//!   locks are revoked, a few at a time, so that there is room again.
+//!   still be reported, so what a client holds always fits. Above the high-water mark the least
+//!   recently granted locks are revoked, a few at a time, so that there is room again.
 //! * Work is bounded: a message costs a walk over the clients of one lock; leaving, and what
 //!   recovery has held up, is done in [`LockServer::step`].
 //!
