@@ -11,7 +11,7 @@
 //!     |       Refuse  v   | retry         |   | idle, too many            |    for a bounded time
 //!     +<---------- refused                |   v                           |
 //!     |  too often                        | draining <--------------------+
-//!     |                                   |   |  ^   operations that `to` doesn't cover wait, those
+//!     |                                   |   |  ^   operations beyond `to` wait, those
 //!     |                                   |   |  |   inside leave; *what is dirty is made durable*
 //!     |                    `to` is read   |   v  |   something was let in meanwhile: once more
 //!     |                    +--------------+ dropping  *what is cached beyond `to` is dropped*

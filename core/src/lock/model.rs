@@ -2,8 +2,8 @@
 //!
 //! Every mount runs operations that read and write values under locks; values live in a cache, in
 //! pages that are read without asking anyone, as a kernel's are, and on a disk that a commit
-//! writes. A global truth says what every reader must see. Messages take their time, mounts die, servers
-//! are succeeded by others, clocks go on; which of it happens next is drawn at random.
+//! writes. A global truth says what every reader must see. Messages take their time, mounts die,
+//! servers are succeeded by others, clocks go on; which of it happens next is drawn at random.
 
 extern crate std;
 
