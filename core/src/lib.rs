@@ -20,6 +20,7 @@ pub mod btree;
 pub mod crc32c;
 pub mod error;
 pub mod format;
+pub mod lock;
 pub mod lsm;
 pub mod mutant;
 pub mod node;

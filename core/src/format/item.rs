@@ -3,7 +3,7 @@
 //! | item | value |
 //! |---|---|
 //! | inode | [`InodeRecord`] |
-//! | directory entry (by name, by position, link back: the same) | [`DirentRecord`], then the name |
+//! | directory entry (by name, position, link back: the same) | [`DirentRecord`], then the name |
 //! | xattr part 0 | [`XattrRecord`], then the name, then the start of the value |
 //! | xattr part 1.. | the value goes on |
 //! | symlink part | the target's bytes, without a terminating NUL |

@@ -496,8 +496,8 @@ pub enum ItemKey {
 }
 
 impl ItemKey {
-    /// What the key names. Fails with [`Corruption::Value`] when it is no item's: an unknown zone or
-    /// kind, inode 0, a position or part that can't be; and with [`Corruption::Reserved`] when a
+    /// What the key names. Fails with [`Corruption::Value`] when it is no item's: an unknown zone
+    /// or kind, inode 0, a position or part that can't be; and with [`Corruption::Reserved`] when a
     /// field that the kind doesn't use is not zero.
     pub fn parse(key: &Key) -> Result<ItemKey, Corruption> {
         let Key { zone, first, kind, second, third, fourth } = *key;
