@@ -10,9 +10,9 @@
 //! * A key inside a known range has an item exactly if the cache holds one that is not a tombstone.
 //!   An item outside every range (its range was forgotten) is as good as one inside.
 //! * What is cached wins over what is filled in, and so does what is known to be absent.
-//! * Knowledge that leaves the cache is never older than what a later fill brings back: a fill
-//!   whose root is older than a commit of its keys, or that was begun before its keys were
-//!   invalidated, ends as [`FillEnd::Stale`].
+//! * No fill brings back what the cache knew better before it forgot: one whose root is older than
+//!   a commit of its keys, or that was begun before its keys were invalidated, ends as
+//!   [`FillEnd::Stale`].
 //! * A *blind* item, changed under a lock that only lets write, lies outside every range, answers
 //!   no question, and leaves the cache when it is durable.
 //! * A changed item stays dirty until the commit that took it is durable, whatever happens to that
@@ -26,14 +26,15 @@
 //! # An item
 //!
 //! ```text
-//!             fill                            change
-//!   (none) ----------> clean, persistent ----------------> dirty <-----+
-//!     |                  ^   |  evicted, invalidated        |  |       | commit failed
-//!     |    create        |   +--> (none)            copied  |  |       |
-//!     +------------------|----------------------------------+  +--> in flight
-//!                        |            durable, not changed since        |
-//!                        +----------------------------------------------+--> (none)
-//!                                                          tombstones, blind items
+//!            create, blind change
+//!          +------------------------------------+        +---- commit failed ----+
+//!          |                                    v        v                       |
+//!   (none) --- fill ---> clean --- change ---> dirty --- copied by a commit ---> in flight
+//!      ^                 |   ^                  |                                |   |
+//!      +-- evicted, -----+   +---- durable, and not changed since the copy ------|---+
+//!      |   invalidated                          |                                |
+//!      +-- deleted before it was copied --------+                                |
+//!      +-- the same for tombstones and blind items ------------------------------+
 //! ```
 //!
 //! *Persistent* means that the item may exist in a run, so that its deletion leaves a tombstone; an
@@ -55,7 +56,7 @@ mod ranges;
 mod values;
 
 pub use change::{Edit, Plan, Stop, Wait};
-pub use commit::{Committed, Dirty, Gen, NotNow};
+pub use commit::{Committed, Dirty, Generation, NotNow};
 pub use fill::{FillEnd, FillId, FillRefused};
 pub use key::{KEY_BYTES, Key};
 pub use limits::{Limits, LimitsError, Needs};
@@ -197,7 +198,7 @@ pub struct ItemCache<'m> {
     dirty_items: u32,
     dirty_chunks: u32,
     /// The generation that changes belong to now.
-    open: Gen,
+    open: Generation,
     phase: Phase,
     /// Fills of an older root are refused.
     root_min: CommitNo,
@@ -230,7 +231,7 @@ impl<'m> ItemCache<'m> {
             protected: List::EMPTY,
             dirty_items: 0,
             dirty_chunks: 0,
-            open: Gen(1),
+            open: Generation(1),
             phase: Phase::Idle,
             root_min: CommitNo(0),
             counters: Counters::default(),

@@ -109,8 +109,8 @@ impl ItemCache<'_> {
     ///
     /// Clean items may be evicted for it. Which ones is a matter of use, so that those an operation
     /// has just looked at are the last; but what its edits need is checked afterwards, by
-    /// [`plan`](Self::plan). The work is one eviction for each item needed, and more where the items
-    /// evicted have shorter values: as many as have been filled in, over time.
+    /// [`plan`](Self::plan). The work is one eviction for each item needed, and more where the
+    /// items evicted have shorter values: as many as have been filled in, over time.
     ///
     /// [`Limits::change`]: super::Limits::change
     pub fn reserve(&mut self, needs: Needs) -> Result<(), Wait> {
@@ -239,12 +239,15 @@ impl ItemCache<'_> {
             }
         }
         let tombstone = if value.is_none() { TOMBSTONE } else { 0 };
+        let old_marks = marks(slot.flags);
         slot.flags = slot.flags & !(TOMBSTONE | PROTECTED) | tombstone | self.open.bit();
         let value = value.unwrap_or(&[]);
         self.values.forfeit(slot.head);
         slot.head = self.values.store(value);
         slot.len = value.len() as u16;
-        self.index.mark(&slot.key, marks(slot.flags));
+        if marks(slot.flags) != old_marks {
+            self.index.mark(&slot.key, marks(slot.flags));
+        }
         self.dirty_chunks += self.chunks(id);
     }
 }

@@ -45,9 +45,9 @@ use crate::format::CommitNo;
 
 /// A generation of changes: all those between two snapshots. Counts up by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Gen(pub u64);
+pub struct Generation(pub u64);
 
-impl Gen {
+impl Generation {
     /// The bit of items changed in this generation.
     pub(super) fn bit(self) -> u8 {
         if self.0.is_multiple_of(2) { DIRTY_EVEN } else { DIRTY_ODD }
@@ -94,15 +94,15 @@ pub struct Committed<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dirty {
     /// The open generation, if it has changed something there: the next commit is needed.
-    pub open: Option<Gen>,
+    pub open: Option<Generation>,
     /// The generation of the running commit, if it has something there: its end is needed.
-    pub in_flight: Option<Gen>,
+    pub in_flight: Option<Generation>,
 }
 
 impl ItemCache<'_> {
     /// Begins a commit of everything dirty. What is changed from now on belongs to the next
     /// generation, and waits until the items have been copied.
-    pub fn commit_begin(&mut self) -> Result<Gen, NotNow> {
+    pub fn commit_begin(&mut self) -> Result<Generation, NotNow> {
         match self.phase {
             Phase::Idle => {}
             Phase::Copying { .. } | Phase::InFlight | Phase::Ending { .. } => {
@@ -111,7 +111,7 @@ impl ItemCache<'_> {
         }
         let first = self.index.ceil(&FIRST, self.open.bit()).ok_or(NotNow::Clean)?;
         let snapshot = self.open;
-        self.open = Gen(snapshot.0 + 1);
+        self.open = Generation(snapshot.0 + 1);
         self.phase = Phase::Copying { next: first.key };
         Ok(snapshot)
     }
@@ -140,7 +140,7 @@ impl ItemCache<'_> {
 
     /// The server has answered: the commit of this generation is durable, and `root` is a root that
     /// has it. Returns whether that commit was in flight; if not, the answer is an old one.
-    pub fn commit_done(&mut self, snapshot: Gen, root: CommitNo) -> bool {
+    pub fn commit_done(&mut self, snapshot: Generation, root: CommitNo) -> bool {
         let in_flight = self.phase == Phase::InFlight && self.in_flight(snapshot);
         if in_flight {
             self.note_root(root);
@@ -152,7 +152,7 @@ impl ItemCache<'_> {
 
     /// The commit of this generation has failed and will not be tried again as it is. Its items are
     /// as dirty as before. Returns whether there was such a commit.
-    pub fn commit_failed(&mut self, snapshot: Gen) -> bool {
+    pub fn commit_failed(&mut self, snapshot: Generation) -> bool {
         let begun = match self.phase {
             Phase::Copying { .. } | Phase::InFlight => self.in_flight(snapshot),
             Phase::Idle | Phase::Ending { .. } => false,
@@ -190,7 +190,7 @@ impl ItemCache<'_> {
         let has = |bit: u8| self.first_in(range, bit).is_some();
         let open = has(self.open.bit());
         let before = has(self.open.bit_before());
-        let snapshot = Gen(self.open.0 - 1);
+        let snapshot = Generation(self.open.0 - 1);
         match self.phase {
             Phase::Idle | Phase::Ending { durable: Some(_), .. } => {
                 Dirty { open: open.then_some(self.open), in_flight: None }
@@ -236,7 +236,7 @@ impl ItemCache<'_> {
         }
     }
 
-    fn in_flight(&self, snapshot: Gen) -> bool {
+    fn in_flight(&self, snapshot: Generation) -> bool {
         snapshot.0 + 1 == self.open.0
     }
 

@@ -25,8 +25,8 @@ use super::{ANY, DIRTY, ItemCache, Key, More, PROTECTED};
 /// Neighbours taken on each side of a victim, at most.
 const WINDOW: u32 = 16;
 
-/// A window is at most this part of the clean items, so that a small cache doesn't lose at once what
-/// was just filled in.
+/// A window is at most this part of the clean items, so that a small cache doesn't lose at once
+/// what was just filled in.
 const WINDOW_PART: u32 = 64;
 
 impl ItemCache<'_> {

@@ -1,15 +1,17 @@
 //! An ordered index: a B+-tree in the arena that maps keys to slot numbers.
 //!
 //! Keys stand in the nodes themselves, 32 bytes an entry, so that a search touches a few contiguous
-//! lines in each of a few nodes instead of one line for each comparison, and neighbours in key order
-//! are neighbours in memory. Each entry carries *marks*, and each inner entry the union of the marks
-//! below it: the next entry with a given mark is found without looking at those in between.
+//! lines in each of a few nodes instead of one line for each comparison, and neighbours in key
+//! order are neighbours in memory. The price is up to 68 bytes an item, where a treap over slot
+//! numbers would take 12: a test measures both, and the standard library's map. Each entry carries
+//! *marks*, and each inner entry the union of the marks below it: the next entry with a given mark
+//! is found without looking at those in between.
 //!
 //! # Invariants
 //!
 //! * Every node but the root is at least half full, so that [`nodes_max`] nodes always suffice.
-//! * An inner entry's key is at most every key below it, and above every key of the entry before it.
-//!   The first entry's key of an inner node is not looked at.
+//! * An inner entry's key is at most every key below it, and above every key of the entry before
+//!   it. The first entry's key of an inner node is not looked at.
 //! * An inner entry's marks are exactly the union of the marks below it.
 //!
 //! What this module deliberately doesn't know: what a slot holds and what a mark means.
@@ -285,7 +287,7 @@ impl<'m> Index<'m> {
         Entry { key: right.entries[0].key, marks: right.marks(), id: right_id }
     }
 
-    /// Merges the child at `at`, which has too few entries, with a neighbour, or takes some from it.
+    /// Merges the child at `at`, which has too few entries, with a neighbour, or balances the two.
     fn rebalance(&mut self, parent_id: u32, at: usize, inner: bool) {
         let at = at.max(1);
         let parent = &self.nodes[parent_id as usize];

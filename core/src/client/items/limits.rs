@@ -32,7 +32,7 @@ impl Needs {
 
     /// Chunks that are enough however the bytes are divided among the items.
     pub(super) fn chunks(self) -> u32 {
-        self.items + self.value_bytes / CHUNK_BYTES as u32
+        self.items.saturating_add(self.value_bytes / CHUNK_BYTES as u32)
     }
 
     /// Whether this is at most as much as `other`, in both respects.
@@ -44,9 +44,8 @@ impl Needs {
 
 /// The size of an item cache.
 ///
-/// In bytes, as measured by carving: an item takes 44 for its slot and 32 for its place in the
-/// index, and up to twice those 32 as index nodes may be half empty; a chunk takes 68; a range 66,
-/// its places in an index of its own, and 12; a fill 100 or so.
+/// In bytes: an item takes 112 (44 for its slot, 68 for an entry of index nodes that may be half
+/// empty), a chunk 68, a range 134, a fill 104.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Items: the dirty ones, and those that are kept so that the device need not be read.
@@ -58,8 +57,8 @@ pub struct Limits {
     pub dirty_items: u32,
     /// Chunks in the values of those.
     pub dirty_chunks: u32,
-    /// Ranges of keys that are known, items or none. Each directory, inode or file that is worked on
-    /// has one or a few.
+    /// Ranges of keys that are known, items or none. Each directory, inode or file that is worked
+    /// on has one or a few.
     pub ranges: u32,
     /// Fills in progress.
     pub fills: u32,
@@ -101,20 +100,26 @@ impl fmt::Display for LimitsError {
 /// Clean items there is always room for, at least.
 const CLEAN_MIN: u32 = 32;
 
-/// How many times the keys it changes an operation may look at.
+/// An operation looks at no more than this many keys for each one that it may change. All of them
+/// must be known at once for it to go through, and are: that many protected items (three quarters
+/// of the clean ones), their values, and that many ranges, with one more for the fill and one for
+/// the half of a range that an eviction splits.
 const LOOKS: u32 = 3;
 
 impl Limits {
     /// The least that works for changes of this size.
     #[must_use]
     pub fn least(change: Needs) -> Limits {
-        let clean = CLEAN_MIN.max(2 * LOOKS * change.items);
+        let looks = change.items.saturating_mul(LOOKS);
+        let clean_items = looks.saturating_mul(2).max(CLEAN_MIN);
+        // A fill adds two neighbours of what it was for.
+        let clean_chunks = looks.saturating_add(2).saturating_mul(chunks_of(VALUE_BYTES_MAX));
         Limits {
-            items: change.items + clean,
-            chunks: change.chunks() + (LOOKS * change.items + 2) * chunks_of(VALUE_BYTES_MAX),
+            items: change.items.saturating_add(clean_items),
+            chunks: change.chunks().saturating_add(clean_chunks),
             dirty_items: change.items,
             dirty_chunks: change.chunks(),
-            ranges: LOOKS * change.items + 2,
+            ranges: looks.saturating_add(2),
             fills: 1,
             change,
         }

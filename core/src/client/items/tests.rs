@@ -6,9 +6,9 @@ use super::key::{FIRST, Key, LAST, predecessor, successor};
 use super::list::{List, NONE};
 use super::values::chunks_of;
 use super::{
-    ANY, BLIND, DIRTY, Dirty, Edit, FillEnd, FillRefused, Gen, ItemCache, Limits, LimitsError,
-    Miss, Needs, NotNow, PERSISTENT, PROTECTED, Range, Stop, TOMBSTONE, VALUE_BYTES_MAX, Wait,
-    marks,
+    ANY, BLIND, DIRTY, Dirty, Edit, FillEnd, FillRefused, Generation, ItemCache, Limits,
+    LimitsError, Miss, Needs, NotNow, PERSISTENT, PROTECTED, Range, Stop, TOMBSTONE,
+    VALUE_BYTES_MAX, Wait, marks,
 };
 use crate::arena::{Arena, ArenaFull, REGION_ALIGN};
 use crate::error::Error;
@@ -16,6 +16,7 @@ use crate::format::CommitNo;
 use crate::node::More;
 use core::mem::MaybeUninit;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 use std::vec::Vec;
 
 /// Memory for an arena, aligned as it wants.
@@ -169,7 +170,7 @@ fn fill(cache: &mut ItemCache<'_>, root: u64, items: &[(u16, &[u8])]) {
 }
 
 /// Begins a commit and copies all of it: the keys, and whether they are tombstones.
-fn copy(cache: &mut ItemCache<'_>) -> (Gen, Vec<(Key, bool)>) {
+fn copy(cache: &mut ItemCache<'_>) -> (Generation, Vec<(Key, bool)>) {
     let snapshot = cache.commit_begin().unwrap();
     let mut copied = Vec::new();
     while let Some(item) = cache.commit_peek() {
@@ -283,6 +284,23 @@ fn a_fill_begun_before_its_keys_were_invalidated_is_thrown_away() {
 }
 
 #[test]
+fn what_is_known_wins_over_what_is_filled_in() {
+    roomy(|cache| {
+        let alone = Range { first: key(7), last: key(8) };
+        let first = cache.fill_begin(&alone, &key(7), CommitNo(1)).unwrap();
+        let second = cache.fill_begin(&ALL, &key(5), CommitNo(1)).unwrap();
+        cache.fill_item(first, &key(8), b"known").unwrap();
+        cache.fill_end(first, &key(8)).unwrap();
+        cache.fill_item(second, &key(7), b"seven").unwrap();
+        cache.fill_item(second, &key(8), b"eight").unwrap();
+        cache.fill_end(second, &LAST).unwrap();
+        assert_eq!(read(cache, 7), Ok(None));
+        assert_eq!(read(cache, 8), Ok(Some(b"known".to_vec())));
+        assert_eq!(cache.counters().items_refused, 2);
+    });
+}
+
+#[test]
 fn a_corrupt_source_ends_a_fill() {
     roomy(|cache| {
         let range = Range { first: key(1), last: key(8) };
@@ -323,7 +341,7 @@ fn an_item_changed_while_its_commit_is_in_flight_stays_dirty() {
         change(cache, &[Edit::Replace { key: key(2), value: b"second" }]);
         delete(cache, 3);
         let two = Range { first: key(2), last: key(2) };
-        let both = Dirty { open: Some(Gen(2)), in_flight: Some(snapshot) };
+        let both = Dirty { open: Some(Generation(2)), in_flight: Some(snapshot) };
         assert_eq!(cache.dirty_in(&two), both);
         assert!(cache.commit_done(snapshot, CommitNo(2)));
         assert_eq!(cache.commit_begin(), Err(NotNow::Busy));
@@ -331,7 +349,7 @@ fn an_item_changed_while_its_commit_is_in_flight_stays_dirty() {
         assert!(!cache.commit_done(snapshot, CommitNo(3)));
         let one = Range { first: key(1), last: key(1) };
         assert_eq!(cache.dirty_in(&one), Dirty { open: None, in_flight: None });
-        assert_eq!(cache.dirty_in(&two), Dirty { open: Some(Gen(2)), in_flight: None });
+        assert_eq!(cache.dirty_in(&two), Dirty { open: Some(Generation(2)), in_flight: None });
         settle(cache);
         assert_eq!(cache.usage().dirty_items, 2);
         let (_, copied) = copy(cache);
@@ -370,10 +388,10 @@ fn a_failed_commit_loses_nothing() {
         delete(cache, 5);
         assert!(cache.commit_failed(snapshot));
         let failed = cache.dirty_in(&Range { first: key(6), last: key(6) });
-        assert_eq!(failed, Dirty { open: Some(Gen(2)), in_flight: None });
+        assert_eq!(failed, Dirty { open: Some(Generation(2)), in_flight: None });
         settle(cache);
         let (again, copied) = copy(cache);
-        assert_eq!(again, Gen(2));
+        assert_eq!(again, Generation(2));
         let expected = [(key(1), true), (key(5), true), (key(6), false), (key(7), false)];
         assert_eq!(copied, expected);
         assert!(!cache.commit_done(snapshot, CommitNo(9)));
@@ -416,6 +434,17 @@ fn blind_items_answer_nothing_and_leave_at_commit() {
         settle(cache);
         assert_eq!((cache.usage().items, cache.usage().chunks), (0, 0));
         assert!(read(cache, 1).is_err());
+    });
+}
+
+/// A fill that nobody stopped when its lock was given up, and the keys became another lock's.
+#[test]
+fn a_blind_change_makes_fills_of_its_key_stale() {
+    roomy(|cache| {
+        let id = cache.fill_begin(&ALL, &key(1), CommitNo(1)).unwrap();
+        change(cache, &[Edit::CreateBlind { key: key(2), value: b"two" }]);
+        assert_eq!(cache.fill_end(id, &LAST), Err(FillEnd::Stale));
+        assert_eq!(cache.usage().ranges, 0);
     });
 }
 
@@ -556,6 +585,7 @@ fn limits_that_could_not_work_are_refused() {
     assert_eq!(altered(|l| l.fills = 0), Err(LimitsError::Fills));
     assert_eq!(altered(|l| l.items = u32::MAX), Err(LimitsError::TooMany));
     assert_eq!(altered(|l| l.change.items = 0), Err(LimitsError::Change));
+    assert_eq!(altered(|l| l.change.items = u32::MAX), Err(LimitsError::Change));
 }
 
 /// What the documents of the limits say about bytes.
@@ -569,11 +599,63 @@ fn an_item_takes_the_bytes_stated() {
         arena.bytes_used() as u64
     };
     let base = measured(|_| ());
-    let each = |bytes: u64| (bytes - base) / 100_000;
-    std::println!("an item {}", each(measured(|limits| limits.items += 100_000)));
-    std::println!("a chunk {}", each(measured(|limits| limits.chunks += 100_000)));
-    std::println!("a range {}", each(measured(|limits| limits.ranges += 100_000)));
-    std::println!("a fill {}", each(measured(|limits| limits.fills += 100_000)));
+    let each = |alter| (measured(alter) - base) / 100_000;
+    assert_eq!(each(|limits| limits.items += 100_000), 112);
+    assert_eq!(each(|limits| limits.chunks += 100_000), 68);
+    assert_eq!(each(|limits| limits.ranges += 100_000), 134);
+    assert_eq!(each(|limits| limits.fills += 100_000), 104);
+}
+
+/// Prints what the operations take; asserts only that they were done.
+#[test]
+fn measured() {
+    const COUNT: u16 = 20_000;
+    let mut limits = Limits::least(CHANGE);
+    limits.items += u32::from(COUNT);
+    limits.chunks += u32::from(COUNT) * 2;
+    limits.dirty_items += 1000;
+    limits.dirty_chunks += 3000;
+    limits.ranges += 1000;
+    with_cache(&limits, |cache| {
+        let time = |what: &str, count: u16, run: &mut dyn FnMut()| {
+            let start = Instant::now();
+            run();
+            std::println!("{what:<24} {:>5} ns", start.elapsed().as_nanos() / u128::from(count));
+        };
+        let mut random = SplitMix(1);
+        let half = COUNT / 2;
+        let value = [3; 100];
+        time("fill", half, &mut || {
+            let id = cache.fill_begin(&ALL, &key(0), CommitNo(1)).unwrap();
+            (0..half).for_each(|number| cache.fill_item(id, &key(2 * number), &value).unwrap());
+            cache.fill_end(id, &key(COUNT)).unwrap();
+        });
+        let ask: Vec<u16> = (0..half).map(|_| 2 * random.below(half.into()) as u16).collect();
+        time("lookup", half, &mut || {
+            assert!(ask.iter().all(|number| cache.lookup(&key(*number)).unwrap().is_some()));
+        });
+        time("lookup, absent", half, &mut || {
+            assert!(ask.iter().all(|number| cache.lookup(&key(number + 1)).unwrap().is_none()));
+        });
+        time("next", half, &mut || {
+            assert!(ask.iter().all(|number| cache.next(&key(number + 1), &LAST).is_ok()));
+        });
+        time("create", 1000, &mut || {
+            (0..1000).for_each(|number| create(cache, 2 * number + 1, &value));
+        });
+        let mut snapshot = None;
+        time("copy for a commit", 1000, &mut || snapshot = Some(copy(cache).0));
+        assert!(cache.commit_done(snapshot.unwrap(), CommitNo(2)));
+        time("settle", 1000, &mut || settle(cache));
+        let range = Range { first: key(COUNT), last: LAST };
+        time("fill that evicts", COUNT, &mut || {
+            let id = cache.fill_begin(&range, &LAST, CommitNo(2)).unwrap();
+            (1..COUNT).for_each(|n| cache.fill_item(id, &key(COUNT + n), &value).unwrap());
+            cache.fill_abort(id);
+        });
+        assert!(cache.counters().items_evicted > u64::from(half));
+        audit(cache);
+    });
 }
 
 #[test]

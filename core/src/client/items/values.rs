@@ -1,9 +1,9 @@
 //! Values in chains of 64-byte chunks.
 //!
-//! A value of n bytes takes n / 64 chunks, rounded up, and nothing else: the waste is below 64 bytes
-//! a value and 4 bytes of link a chunk, whatever the mix of sizes, and any free chunk serves any
-//! value. (Size classes would give slices in one piece, and run out of one class while others are
-//! idle.) Readers copy a value out, or go through its pieces.
+//! A value of n bytes takes n / 64 chunks, rounded up, and nothing else: the waste is below 64
+//! bytes a value and 4 bytes of link a chunk, whatever the mix of sizes, and any free chunk serves
+//! any value. (Size classes would give slices in one piece, and run out of one class while others
+//! are idle.) Readers copy a value out, or go through its pieces.
 //!
 //! What this module deliberately doesn't know: whose value it is.
 
