@@ -11,7 +11,8 @@
 //!
 //! * Every node but the root is at least half full, so that [`nodes_max`] nodes always suffice.
 //! * An inner entry's key is at most every key below it, and above every key of the entry before
-//!   it. The first entry's key of an inner node is not looked at.
+//!   it. The first entry of an inner node has the key of the node's entry in its parent, so that
+//!   entries can move between siblings as they are.
 //! * An inner entry's marks are exactly the union of the marks below it.
 //!
 //! What this module deliberately doesn't know: what a slot holds and what a mark means.
@@ -226,8 +227,7 @@ impl<'m> Index<'m> {
         let mut child = leaf;
         while let Some((parent, at)) = path.pop() {
             if (self.nodes[child as usize].len as usize) < HALF {
-                let inner = path.len() + 1 < self.height;
-                self.rebalance(parent, at, inner);
+                self.rebalance(parent, at);
             } else {
                 self.nodes[parent as usize].entries[at].marks = self.nodes[child as usize].marks();
             }
@@ -288,15 +288,11 @@ impl<'m> Index<'m> {
     }
 
     /// Merges the child at `at`, which has too few entries, with a neighbour, or balances the two.
-    fn rebalance(&mut self, parent_id: u32, at: usize, inner: bool) {
+    fn rebalance(&mut self, parent_id: u32, at: usize) {
         let at = at.max(1);
         let parent = &self.nodes[parent_id as usize];
         let (left_id, right_id) = (parent.entries[at - 1].id, parent.entries[at].id);
-        let bound = parent.entries[at].key;
         let [left, right] = self.pair(left_id, right_id);
-        if inner {
-            right.entries[0].key = bound;
-        }
         let (left_len, right_len) = (left.len as usize, right.len as usize);
         let merge = left_len + right_len <= FANOUT;
         let left_want = if merge { left_len + right_len } else { (left_len + right_len) / 2 };

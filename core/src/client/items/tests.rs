@@ -550,6 +550,25 @@ fn the_least_cache_makes_progress() {
     });
 }
 
+/// A key that is asked for again and again stays known to be absent, whatever comes and goes.
+#[test]
+fn absence_that_is_used_stays_known() {
+    with_cache(&Limits::least(CHANGE), |cache| {
+        let fill = |cache: &mut ItemCache<'_>, range: Range, items: &[u16]| {
+            let id = cache.fill_begin(&range, &range.first, CommitNo(1)).unwrap();
+            items.iter().for_each(|number| cache.fill_item(id, &key(*number), b"").unwrap());
+            cache.fill_end(id, &range.last).unwrap();
+        };
+        fill(cache, Range { first: key(0), last: key(10) }, &[2, 4]);
+        for round in 1000..1400 {
+            fill(cache, Range { first: key(2 * round), last: key(2 * round) }, &[2 * round]);
+            assert_eq!(read(cache, 2 * round), Ok(Some(Vec::new())));
+            assert_eq!(read(cache, 3), Ok(None));
+        }
+        assert!(read(cache, 2000).is_err());
+    });
+}
+
 /// Room made ahead of need: afterwards the largest change evicts nothing.
 #[test]
 fn shrink_makes_room_for_a_change() {

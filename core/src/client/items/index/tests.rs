@@ -25,17 +25,16 @@ fn audit(index: &Index<'_>, id: u32, level: usize, bounds: (&Key, &Key)) -> (u32
     assert!(id == index.root || used.len() >= HALF);
     assert!(level == 0 || used.len() >= 2);
     assert!(used.len() <= FANOUT);
-    let inner_keys = if level == 0 { used } else { &used[1..] };
-    assert!(inner_keys.is_sorted_by(|a, b| a.key < b.key));
-    assert!(inner_keys.iter().all(|entry| *bounds.0 <= entry.key && entry.key <= *bounds.1));
+    assert!(used.is_sorted_by(|a, b| a.key < b.key));
+    assert!(used.iter().all(|entry| *bounds.0 <= entry.key && entry.key <= *bounds.1));
+    assert!(level == 0 || used[0].key == *bounds.0);
     if level == 0 {
         return (1, used.len() as u32, node.marks());
     }
     let mut sum = (1, 0, 0);
     for (at, entry) in used.iter().enumerate() {
-        let first = if at == 0 { bounds.0 } else { &entry.key };
         let last = used.get(at + 1).map_or(bounds.1, |next| &next.key);
-        let (nodes, entries, marks) = audit(index, entry.id, level - 1, (first, last));
+        let (nodes, entries, marks) = audit(index, entry.id, level - 1, (&entry.key, last));
         assert_eq!(entry.marks, marks);
         sum = (sum.0 + nodes, sum.1 + entries, sum.2 | marks);
     }
