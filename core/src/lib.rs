@@ -14,6 +14,7 @@
 #![no_std]
 
 pub mod arena;
+pub mod client;
 pub mod crc32c;
 pub mod error;
 pub mod format;

@@ -1,0 +1,6 @@
+//! The mount: everything a client keeps and decides on its own.
+//!
+//! What this module deliberately doesn't know: the server. The two meet in messages and on the
+//! device, never in code.
+
+pub mod op;
