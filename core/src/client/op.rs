@@ -221,6 +221,7 @@ pub struct Request<B> {
 
 /// What the core says about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap, and transfers are the usual case")]
 pub enum Answer<B> {
     /// It is finished.
     Done {
@@ -313,6 +314,7 @@ impl Extent {
 /// any); and of those that name an entry in a directory, [`NotDirectory`](OpError::NotDirectory) and
 /// [`AccessDenied`](OpError::AccessDenied).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap, and a slot must hold the largest")]
 pub enum Op {
     /// Finds an entry. Search. [`Reply::Entry`], which counts as one lookup of the inode, so that it
     /// stays usable by number until forgotten, also when its last name goes.
