@@ -46,9 +46,10 @@
 //!
 //! # Set-user-ID and set-group-ID
 //!
-//! *Strips* below means: set-user-ID is cleared, and set-group-ID if the group may execute. A write, a
-//! truncation and an allocation strip when the request says so (`strip`): the kernel knows whether its
-//! caller is exempt. A change of owner or group of anything but a directory always strips.
+//! *Strips* below means: set-user-ID is cleared, and set-group-ID if the group may execute or the caller
+//! isn't in it. A write and a truncation strip when the request says so (`strip`): the kernel knows
+//! whether its caller is exempt. An allocation strips for all but user 0; a change of owner or group
+//! of anything but a directory always, where user 0 counts as a member of every group.
 //!
 //! What this module deliberately doesn't know: who asks, through which library, and what an errno is.
 
@@ -393,9 +394,7 @@ pub enum Op {
         mode: NewMode,
     },
     /// Makes a regular file and opens it, whatever its permissions; opens what exists instead, as
-    /// [`Op::Open`], unless `exclusive` ([`Exists`](OpError::Exists)). In a sticky directory that
-    /// others may write, what exists and belongs neither to the caller nor to the directory's owner
-    /// is not opened for writing by this ([`AccessDenied`](OpError::AccessDenied)).
+    /// [`Op::Open`], unless `exclusive` ([`Exists`](OpError::Exists)).
     /// [`Reply::Created`].
     Create {
         /// The directory.
@@ -538,8 +537,7 @@ pub enum Op {
         /// Times may be left out.
         data_only: bool,
     },
-    /// Reserves or gives back space. ctime, and mtime unless nothing that can be read changes. Strips.
-    /// [`NotSupported`](OpError::NotSupported), [`FileTooBig`](OpError::FileTooBig). [`Reply::Empty`].
+    /// Reserves or gives back space. mtime, ctime. Strips. [`NotSupported`](OpError::NotSupported), [`FileTooBig`](OpError::FileTooBig). [`Reply::Empty`].
     Fallocate {
         /// The file.
         ino: Ino,

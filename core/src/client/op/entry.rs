@@ -38,7 +38,7 @@ pub struct ListEntry<'a> {
     pub next: u64,
     /// The name; "." and ".." are among them.
     pub name: &'a [u8],
-    /// The inode's attributes, in lists that have them.
+    /// The inode's attributes; in a list all entries have them or none.
     pub attr: Option<Attr>,
 }
 
