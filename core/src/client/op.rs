@@ -839,7 +839,7 @@ pub struct Statfs {
 }
 
 /// How an operation failed: one for each outcome that POSIX tells apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OpError {
     /// Only the owner, or user 0, may do that. EPERM
     NotPermitted,
