@@ -4,3 +4,4 @@
 //! device, never in code.
 
 pub mod items;
+pub mod op;

@@ -8,5 +8,6 @@
 
 pub mod clock;
 pub mod disk;
+pub mod fuse;
 pub mod net;
 pub mod wait;
