@@ -3,9 +3,9 @@
 //! # Invariants
 //!
 //! * A checker sees everything and changes nothing.
-//! * A checker is asked after every step of a node, whenever faults have stopped and all is settled,
-//!   and whether its part of the cluster is settled. That question is how hangs are found: a cluster
-//!   must settle within a bound once faults have stopped.
+//! * A checker is asked after every step of a node, whenever faults have stopped and all is
+//!   settled, and whether its part of the cluster is settled. That question is how hangs are found:
+//!   a cluster must settle within a bound once faults have stopped.
 
 pub mod counter;
 pub mod scrub;

@@ -1,11 +1,12 @@
 //! Exhaustive crash tests: every state a power cut could have left behind, one recovery for each.
 //!
-//! A [`Recording`] lists the writes and flushes of a workload in order, and the points from which on
-//! it relied on something being durable. [`explore`] cuts the power after each step and visits the
-//! disks that may be found then:
+//! A [`Recording`] lists the writes and flushes of a workload in order, and the points from which
+//! on it relied on something being durable. [`explore`] cuts the power after each step and visits
+//! the disks that may be found then:
 //!
 //! * every write that a successful flush covers is there;
-//! * of the others, the *open* ones, any subset is there, or has reached the disk up to some sector.
+//! * of the others, the *open* ones, any subset is there, or has reached the disk up to some
+//!   sector.
 //!
 //! # Invariants
 //!
@@ -162,7 +163,8 @@ impl fmt::Display for Counts {
     }
 }
 
-/// A power cut after which recovery failed: the earliest, with the fewest writes lost.
+/// A power cut after which recovery failed: the earliest; of these one without a torn write, if
+/// there is one, with the fewest writes lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The cut.
@@ -191,7 +193,7 @@ pub fn explore(
     recording: &Recording,
     bounds: &Bounds,
     mut check: impl FnMut(&Cut, Image) -> Result<(), String>,
-) -> Result<Counts, Failure> {
+) -> Result<Counts, Box<Failure>> {
     let mut explorer = Explorer {
         recording,
         bounds,
@@ -267,7 +269,7 @@ impl Explorer<'_> {
         steps: usize,
         newest: Option<usize>,
         check: &mut impl FnMut(&Cut, Image) -> Result<(), String>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Box<Failure>> {
         self.counts.cuts += 1;
         let open = self.open.len() as u32;
         self.counts.cuts_sampled += u64::from(open > self.bounds.whole_max);
@@ -297,8 +299,8 @@ impl Explorer<'_> {
                 }
             }
         }
-        let size = |failure: &Failure| (failure.cut.lost.len(), failure.cut.torn.is_some());
-        failures.into_iter().min_by_key(size).map_or(Ok(()), Err)
+        let size = |failure: &Failure| (failure.cut.torn.is_some(), failure.cut.lost.len());
+        failures.into_iter().min_by_key(size).map_or(Ok(()), |smallest| Err(Box::new(smallest)))
     }
 
     fn image(&self, cut: &Cut) -> Image {

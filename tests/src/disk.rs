@@ -143,7 +143,8 @@ pub struct Disk {
     flying: BTreeMap<RequestId, Flying>,
     agenda: Agenda<Due>,
     lives: BTreeMap<HostId, u32>,
-    last_land: BTreeMap<HostId, Time>,
+    /// When the last request of each host lands and finishes, for runs without reordering.
+    last: BTreeMap<HostId, (Time, Time)>,
     bad: BTreeSet<u64>,
     dead_paths: BTreeSet<HostId>,
     full_until: Time,
@@ -167,7 +168,7 @@ impl Disk {
             flying: BTreeMap::new(),
             agenda: Agenda::new(),
             lives: BTreeMap::new(),
-            last_land: BTreeMap::new(),
+            last: BTreeMap::new(),
             bad: BTreeSet::new(),
             dead_paths: BTreeSet::new(),
             full_until: Time(0),
@@ -414,11 +415,13 @@ impl Disk {
     /// Faults have stopped: there is room again, and what living hosts wait for lands soon. Late
     /// writes of former lives stay late, and what was damaged stays so until it is rewritten.
     pub fn calm(&mut self, now: Time) {
+        self.last.clear();
         self.full_until = Time(0);
+        let mut at = now;
         for (id, flying) in &mut self.flying {
             if !flying.orphan && !flying.landed {
                 flying.turn += 1;
-                let at = now.plus(self.rng.span(MICRO, MILLI));
+                at = at.plus(self.rng.span(MICRO, MILLI));
                 self.agenda.push(at, Due::Land { id: *id, turn: flying.turn });
             }
         }
@@ -487,11 +490,11 @@ impl Disk {
             latency += self.rng.span(100 * MILLI, 30 * SECOND);
         }
         let mut land = now.plus(latency);
-        let last = self.last_land.entry(host).or_default();
+        let (last_land, _) = self.last.entry(host).or_default();
         if !atlas.is_on(Fault::DiskReorder) {
-            land = land.max(*last);
+            land = land.max(*last_land);
         }
-        *last = land.max(*last);
+        *last_land = land.max(*last_land);
         land
     }
 
@@ -516,7 +519,12 @@ impl Disk {
             self.flying.remove(&id);
             return;
         }
-        let finish = now.plus(self.rng.span(MICRO, 200 * MICRO));
+        let mut finish = now.plus(self.rng.span(MICRO, 200 * MICRO));
+        let (_, last_finish) = self.last.entry(host).or_default();
+        if !atlas.is_on(Fault::DiskReorder) {
+            finish = finish.max(*last_finish);
+        }
+        *last_finish = finish.max(*last_finish);
         self.agenda.push(finish, Due::Finish { id });
         if let Some(flying) = self.flying.get_mut(&id) {
             flying.landed = true;

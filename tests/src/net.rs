@@ -17,8 +17,8 @@
 //!   inside a stream. (A garbled bit, where the promise has it, is the one exception.)
 //! * An end hears at most once that its stream is closed, and nothing after that. An end whose node
 //!   closed it hears nothing.
-//! * Unread bytes and bytes under way are bounded by the window, so a reader that doesn't read stops
-//!   its writer.
+//! * Unread bytes and bytes under way are bounded by the window, so a reader that doesn't read
+//!   stops its writer.
 //! * Stream ids are never used twice, by any host.
 //! * A host that can't be reached is silent: attempts time out, bytes wait, resets are lost.
 //!

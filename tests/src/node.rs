@@ -10,8 +10,8 @@
 //!
 //! # Invariants
 //!
-//! * Each boot starts a node from nothing but the program, a fresh region, fresh entropy and a clock
-//!   that begins anywhere. Whatever survives is on the disk.
+//! * Each boot starts a node from nothing but the program, a fresh region, fresh entropy and a
+//!   clock that begins anywhere. Whatever survives is on the disk.
 //! * Everything of a life that may point into its region is in its [`Life`], counted by the lease,
 //!   and gone before the next boot.
 //! * The clock a node sees never goes backwards within a life.

@@ -1,9 +1,9 @@
 //! The memory of a simulated node: lent to one life of it, reclaimed when nothing of that life is
 //! left.
 //!
-//! A node is a `Node<'static>`, because requests with its buffers travel through queues that outlive
-//! any borrow. Real hosts leak one region and run until they die; a simulated host restarts a hundred
-//! thousand times, and each life carves the same memory again.
+//! A node is a `Node<'static>`, because requests with its buffers travel through queues that
+//! outlive any borrow. Real hosts leak one region and run until they die; a simulated host restarts
+//! a hundred thousand times, and each life carves the same memory again.
 //!
 //! # Invariants
 //!

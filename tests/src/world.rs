@@ -10,8 +10,9 @@
 //! * A run is a function of its seed, its programs and its promise. Its [trace](World::trace) hash
 //!   says whether two runs were the same.
 //! * Time never stands still for ever: each step of a node costs some.
-//! * A paused machine does nothing and is told nothing; what the disk and the network do for it goes
-//!   on. An action it had decided on before the pause is carried out after it, unseen by the node.
+//! * A paused machine does nothing and is told nothing; what the disk and the network do for it
+//!   goes on. An action it had decided on before the pause is carried out after it, unseen by the
+//!   node.
 //! * After [`settle`](World::settle) began, nothing goes wrong any more, and every machine runs.
 //!
 //! What this module deliberately doesn't know: what the nodes are for.
@@ -42,7 +43,7 @@ pub trait Workload {
     fn tick(&mut self, world: &mut World) -> Option<Duration>;
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Happening {
     Boot { host: HostId, boots: u32 },
     Wake { host: HostId, plan: u64 },
@@ -97,6 +98,7 @@ pub struct World {
     checkers: Vec<Box<dyn Checker>>,
     workload: Option<Box<dyn Workload>>,
     violation: Option<Violation>,
+    settle_turns_max: u64,
     work: WorldWork,
 }
 
@@ -132,6 +134,7 @@ impl World {
             checkers: Vec::new(),
             workload: None,
             violation: None,
+            settle_turns_max: SETTLE_TURNS_MAX,
             work: WorldWork::default(),
         }
     }
@@ -155,6 +158,11 @@ impl World {
     pub fn set_workload(&mut self, workload: impl Workload + 'static) {
         self.workload = Some(Box::new(workload));
         self.agenda.push(self.now, Happening::Workload);
+    }
+
+    /// Sets how many turns the world may take to settle.
+    pub fn limit_turns(&mut self, turns_max: u64) {
+        self.settle_turns_max = turns_max;
     }
 
     /// The present.
@@ -315,7 +323,7 @@ impl World {
     /// What a checker found, or what is left to be done after `bound`: then something hangs.
     pub fn settle(&mut self, bound: Duration) -> Result<(), Violation> {
         self.stop_faults();
-        let turns_end = self.work.turns + SETTLE_TURNS_MAX;
+        let turns_end = self.work.turns + self.settle_turns_max;
         let settled = self.run_until(bound, |world| {
             world.unsettled().is_none() || world.work.turns > turns_end
         })?;
@@ -426,7 +434,7 @@ impl World {
         if self.disk.poll_timeout().is_some_and(|at| at <= self.now) {
             let done = self.disk.step(self.now, &mut self.atlas, &mut self.trace);
             if let Some(done) = done {
-                self.on_done(done);
+                self.on_done(&done);
             }
         } else if self.net.poll_timeout().is_some_and(|at| at <= self.now) {
             self.net.step(self.now, &mut self.atlas);
@@ -473,7 +481,7 @@ impl World {
     }
 
     /// A request finished: its buffer goes back to the node.
-    fn on_done(&mut self, done: Done) {
+    fn on_done(&mut self, done: &Done) {
         let Some(life) = &mut self.machines[usize::from(done.host.0)].life else { return };
         let Some(request) = life.flying.remove(&done.id) else { return };
         let event = request.hand_over(|BlockRequest { tag, mut op }, lease| {
@@ -719,9 +727,10 @@ impl World {
     }
 
     fn unsettled(&self) -> Option<(&'static str, String)> {
-        let find =
-            |checker: &Box<dyn Checker>| checker.unsettled(self).map(|what| (checker.name(), what));
-        self.checkers.iter().find_map(find)
+        self.checkers.iter().find_map(|checker| {
+            let what = checker.unsettled(self)?;
+            Some((checker.name(), what))
+        })
     }
 
     fn stop_faults(&mut self) {

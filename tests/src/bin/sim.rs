@@ -6,8 +6,8 @@
 //!
 //! # Invariants
 //!
-//! * The exit status is 0 only if every run was clean and, with `--demand`, every fault its scenario
-//!   demands has happened.
+//! * The exit status is 0 only if every run was clean and, with `--demand`, every fault its
+//!   scenario demands has happened.
 //! * Whatever goes wrong, a panic of a node included, the command that replays it is printed.
 
 use clap::Parser;

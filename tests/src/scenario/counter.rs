@@ -1,4 +1,5 @@
-//! A replicated counter: each machine counts to a goal, durably, and tells all others how far it is.
+//! A replicated counter: each machine counts to a goal, durably, and tells all others how far it
+//! is.
 //!
 //! It exists to prove the simulator, so it uses everything a node has: in-place writes that a
 //! zombie must not undo, flushes before anything is announced, streams that are dialled again,
@@ -8,8 +9,8 @@
 //!
 //! * A count is announced when it is durable. A new life makes durable what it has found before it
 //!   announces it: its former life may not have come to the flush.
-//! * Each life writes two pairs of blocks of its own in turn, so a late write of a former life can only hit
-//!   blocks that nobody relies on.
+//! * Each life writes two pairs of blocks of its own in turn, so a late write of a former life can
+//!   only hit blocks that nobody relies on.
 //! * Frames of one stream are numbered. A gap is a broken promise of the network.
 //!
 //! ```text

@@ -96,7 +96,8 @@ impl Program for Scrubbing {
             written: BTreeMap::new(),
             busy: BTreeMap::new(),
             version: 0,
-            next_at: boot.now,
+            flush_at: boot.now,
+            flush_due: false,
             reads: 0,
             detected: 0,
             errors: 0,
@@ -115,7 +116,8 @@ pub struct Scrubber {
     /// What is at the disk, by address: the version written, or none for a read.
     busy: BTreeMap<u64, Option<u64>>,
     version: u64,
-    next_at: Instant,
+    flush_at: Instant,
+    flush_due: bool,
     reads: u64,
     detected: u64,
     errors: u64,
@@ -136,11 +138,11 @@ impl Scrubber {
     }
 
     fn on_completed(&mut self, done: Completion<'static>) {
-        self.done += 1;
         let (blkno, block) = match done.op {
             BlockOp::Read(blkno, block) | BlockOp::Write(blkno, block) => (blkno.0, block),
             BlockOp::Flush => return,
         };
+        self.done += 1;
         match (self.busy.remove(&blkno).flatten(), done.result) {
             (_, Err(_)) => self.errors += 1,
             (Some(version), Ok(())) => {
@@ -174,13 +176,19 @@ impl Node<'static> for Scrubber {
     }
 
     fn step(&mut self, now: Instant) -> More {
-        if self.next_at <= now {
-            self.next_at = now.plus(2 * MILLI);
+        if self.flush_at <= now {
+            self.flush_at = now.plus(20 * MILLI);
+            self.flush_due = true;
         }
         More::No
     }
 
     fn poll_action(&mut self) -> Option<Action<'static>> {
+        // What is cached can't rot.
+        if std::mem::take(&mut self.flush_due) {
+            let op = BlockOp::Flush;
+            return Some(Action::Block(BlockRequest { tag: Tag(u64::MAX), op }));
+        }
         // Once per busy block at most, so a read is never raced by the machine's own write.
         let write = self.rng.chance(Chance::EVEN);
         let own = self.me * AREA_BLOCKS + self.rng.below(AREA_BLOCKS);
@@ -202,7 +210,7 @@ impl Node<'static> for Scrubber {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        Some(self.next_at)
+        Some(self.flush_at)
     }
 
     fn recv_space(&mut self, _stream: StreamId) -> &mut [u8] {
