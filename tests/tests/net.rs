@@ -88,6 +88,24 @@ fn the_last_words_before_a_close_arrive() {
 }
 
 #[test]
+fn a_close_may_cut_the_last_words_at_any_byte() {
+    let mut lens = std::collections::BTreeSet::new();
+    for seed in 0..60 {
+        // The bytes travel in one piece: they fit the smallest window.
+        let mut world = puppets(seed, 2, &[Fault::NetReset], 1000);
+        let (here, there) = connect(&mut world, 0, 1);
+        let out = noise(seed, 60);
+        pull(&mut world, 0, |puppet| puppet.say(here, &out));
+        wait(&mut world, |world| puppet(world, 0).unsent(here) == 0);
+        pull(&mut world, 0, |puppet| puppet.act(Action::Close(here)));
+        wait(&mut world, |world| closed(world, 1, there));
+        assert!(out.starts_with(puppet(&world, 1).heard(there)));
+        lens.insert(puppet(&world, 1).heard(there).len());
+    }
+    assert!(lens.len() > 10, "only these lengths: {lens:?}");
+}
+
+#[test]
 fn a_reader_that_does_not_read_stops_its_writer() {
     for seed in 0..10 {
         let mut world = puppets(seed, 2, &[], 1);
