@@ -1,8 +1,8 @@
 //! The one region of memory a node lives in, carved once at start into typed pools.
 //!
-//! Every component has a `carve` function that takes its pools from an [`Arena`]. The same functions
-//! run over a *measuring* arena answer how many bytes that takes, so the formula that is printed and
-//! the memory that is used are the same code.
+//! Every component has a `carve` function that takes its pools from an [`Arena`]. The same
+//! functions run over a *measuring* arena answer how many bytes that takes, so the formula that is
+//! printed and the memory that is used are the same code.
 //!
 //! # Invariants
 //!
@@ -80,8 +80,8 @@ impl<'m> Arena<'m> {
         let items = head[pad..].as_mut_ptr().cast::<MaybeUninit<T>>();
         for index in 0..len {
             // SAFETY: the region starts aligned to REGION_ALIGN and `bytes_used` counts from its
-            // start, so `items` is aligned for T; it has room for `len` values inside `head[pad..]`,
-            // which is borrowed exclusively for 'm and reachable from nowhere else.
+            // start, so `items` is aligned for T; it has room for `len` values inside
+            // `head[pad..]`, which is borrowed exclusively for 'm and reachable from nowhere else.
             unsafe { (*items.add(index as usize)).write(init(index)) };
         }
         // SAFETY: as above, and all `len` values have been initialised.

@@ -8,8 +8,8 @@
 //!
 //! * Every byte of a structure has a name. Bytes named `reserved` are written zero, and are checked
 //!   to be zero when read.
-//! * A block is opened by one gate ([`block::open`]) and sealed by its mirror ([`block::seal`]). What
-//!   they can't check (counts, order, ranges) is checked by the structure's own `parse`.
+//! * A block is opened by one gate ([`block::open`]) and sealed by its mirror ([`block::seal`]).
+//!   What they can't check (counts, order, ranges) is checked by the structure's own `parse`.
 //! * A field whose every value has a meaning is read as it is; any other is parsed into a type that
 //!   can't hold a meaningless one.
 //!

@@ -1,0 +1,64 @@
+//! Scenarios: what runs on the machines, what goes wrong, and who looks.
+//!
+//! # Invariants
+//!
+//! * A scenario adds nothing to a run that isn't a function of the seed.
+//! * Its promise is what its nodes are built to survive, and every fault of it is demanded: over
+//!   enough seeds each must have happened.
+
+pub mod counter;
+pub mod scrub;
+
+use crate::check::Violation;
+use crate::faults::{Coverage, FaultSet};
+use crate::world::World;
+use std::time::Duration;
+
+/// What is simulated.
+pub struct Scenario {
+    /// What it is called.
+    pub name: &'static str,
+    /// The faults each of which must have happened over enough seeds.
+    pub demands: fn() -> FaultSet,
+    /// Makes the world of a seed.
+    pub world: fn(u64) -> World,
+    /// How long faults go on.
+    pub faulty: Duration,
+    /// How long after that everything must have settled.
+    pub settles_within: Duration,
+}
+
+/// Every scenario.
+pub const ALL: &[Scenario] = &[counter::SCENARIO, scrub::SCENARIO];
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The hash of everything observable.
+    pub hash: u64,
+    /// What was violated, if anything.
+    pub violation: Option<Violation>,
+    /// What went wrong how often.
+    pub coverage: Coverage,
+    /// What was done.
+    pub work: Vec<(&'static str, u64)>,
+}
+
+impl Scenario {
+    /// The scenario of this name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static Scenario> {
+        ALL.iter().find(|scenario| scenario.name == name)
+    }
+
+    /// Runs a world of this scenario: faults first, then none until it has settled.
+    pub fn run(&self, world: &mut World) -> Report {
+        let result = world.run(self.faulty).and_then(|()| world.settle(self.settles_within));
+        Report {
+            hash: world.trace().hash(),
+            violation: result.err(),
+            coverage: world.coverage().clone(),
+            work: world.work_report(),
+        }
+    }
+}
