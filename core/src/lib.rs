@@ -18,3 +18,4 @@ pub mod crc32c;
 pub mod error;
 pub mod format;
 pub mod node;
+pub mod pump;

@@ -10,4 +10,5 @@
 pub mod net;
 pub mod options;
 pub mod pvh;
+pub mod selftest;
 pub mod time;

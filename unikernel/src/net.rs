@@ -34,9 +34,7 @@ use smoltcp::iface::{
     Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet, SocketStorage,
 };
 use smoltcp::phy::Device;
-use smoltcp::socket::tcp::{
-    CongestionControl, ConnectError, Socket, SocketBuffer, State,
-};
+use smoltcp::socket::tcp::{CongestionControl, ConnectError, Socket, SocketBuffer, State};
 use smoltcp::wire::{
     EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint,
 };
@@ -233,7 +231,8 @@ impl<'m, D: Device> Stack<'m, D> {
         self.interface.poll_maintenance(stamp);
         let mut frames = 0;
         while frames < self.limits.frames_per_poll {
-            let got = self.interface.poll_ingress_single(stamp, &mut self.device, &mut self.sockets);
+            let got =
+                self.interface.poll_ingress_single(stamp, &mut self.device, &mut self.sockets);
             match got {
                 PollIngressSingleResult::None => break,
                 PollIngressSingleResult::PacketProcessed
@@ -327,7 +326,11 @@ impl<'m, D: Device> Stack<'m, D> {
                 }
             },
             Slot::Waiting { .. } => {
-                if state == State::Closed { Slot::Free } else { slot }
+                if state == State::Closed {
+                    Slot::Free
+                } else {
+                    slot
+                }
             }
             Slot::Open { .. } => slot,
             Slot::Lingering { since } => {

@@ -56,8 +56,6 @@ pub enum Fault {
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Be a node.
-    Serve,
     /// Run the acceptance test.
     SelfTest,
     /// Cause this fault.
@@ -94,6 +92,8 @@ pub enum OptionsError<'a> {
     Doubled(&'a str),
     /// The option has no use in this mode.
     OnlyForSelfTest(&'static str),
+    /// Nothing says what to do.
+    NoMode,
     /// A gateway of a family without an address.
     GatewayWithoutAddress(IpAddr),
 }
@@ -105,8 +105,9 @@ impl fmt::Display for OptionsError<'_> {
             OptionsError::Malformed(word) => write!(f, "malformed option '{word}'"),
             OptionsError::Doubled(word) => write!(f, "option given too often: '{word}'"),
             OptionsError::OnlyForSelfTest(name) => {
-                write!(f, "option '{name}' only makes sense with 'selftest'")
+                write!(f, "option '{name}' only makes sense with plain 'selftest'")
             }
+            OptionsError::NoMode => write!(f, "nothing to do: give 'selftest'"),
             OptionsError::GatewayWithoutAddress(addr) => {
                 write!(f, "gateway {addr} without an ip= of its family")
             }
@@ -118,7 +119,7 @@ impl Options {
     /// Parses a command line: words separated by blanks.
     pub fn parse(line: &str) -> Result<Options, OptionsError<'_>> {
         let mut options = Options {
-            mode: Mode::Serve,
+            mode: Mode::SelfTest,
             addresses: Vec::new(),
             gateways: Vec::new(),
             write_through: false,
@@ -127,6 +128,7 @@ impl Options {
             linger_s: None,
         };
         let mut durability_given = false;
+        let mut mode = None;
         for word in line.split_ascii_whitespace() {
             let (name, value) = match word.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -157,10 +159,7 @@ impl Options {
                     };
                 }
                 ("selftest", value) => {
-                    let mode = parse_self_test(value).ok_or(malformed)?;
-                    if core::mem::replace(&mut options.mode, mode) != Mode::Serve {
-                        return Err(doubled);
-                    }
+                    once(&mut mode, parse_self_test(value).ok_or(malformed)?, doubled)?;
                 }
                 ("echo", Some(value)) => {
                     let port = value.parse().ok().filter(|&port: &u16| port != 0);
@@ -178,6 +177,7 @@ impl Options {
                 _ => return Err(OptionsError::Unknown(word)),
             }
         }
+        options.mode = mode.ok_or(OptionsError::NoMode)?;
         options.check()
     }
 
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(options.mode, Mode::SelfTest);
         assert_eq!((options.echo, options.linger_s), (Some(7), Some(3)));
         assert_eq!(options.connect, Some("[fec0::2]:99".parse().unwrap()));
-        assert_eq!(Options::parse("").unwrap().mode, Mode::Serve);
+        assert_eq!(Options::parse("disk=flush"), Err(OptionsError::NoMode));
         assert_eq!(Options::parse("selftest=wx").unwrap().mode, Mode::Fault(Fault::WriteText));
     }
 
@@ -265,9 +265,22 @@ mod tests {
             assert_eq!(Options::parse(word), Err(OptionsError::Unknown(word)));
         }
         for word in [
-            "ip=1.2.3.4", "ip=1.2.3/8", "ip=1.2.3.4/33", "ip=0.0.0.0/8", "ip=::1/64", "ip=/", "gw=",
-            "gw=1.2.3.4/8", "disk=", "disk=maybe", "selftest=", "selftest=off", "echo=0",
-            "echo=70000", "connect=1.2.3.4", "linger=-1",
+            "ip=1.2.3.4",
+            "ip=1.2.3/8",
+            "ip=1.2.3.4/33",
+            "ip=0.0.0.0/8",
+            "ip=::1/64",
+            "ip=/",
+            "gw=",
+            "gw=1.2.3.4/8",
+            "disk=",
+            "disk=maybe",
+            "selftest=",
+            "selftest=off",
+            "echo=0",
+            "echo=70000",
+            "connect=1.2.3.4",
+            "linger=-1",
         ] {
             assert_eq!(Options::parse(word), Err(OptionsError::Malformed(word)), "{word}");
         }
@@ -281,10 +294,13 @@ mod tests {
             let last = line.split(' ').next_back().unwrap();
             assert_eq!(Options::parse(line), Err(OptionsError::Doubled(last)));
         }
-        assert_eq!(Options::parse("echo=7"), Err(OptionsError::OnlyForSelfTest("echo")));
+        assert_eq!(
+            Options::parse("selftest=wx echo=7"),
+            Err(OptionsError::OnlyForSelfTest("echo"))
+        );
         let gateway = "fe80::1".parse().unwrap();
         assert_eq!(
-            Options::parse("ip=10.0.0.1/8 gw=fe80::1"),
+            Options::parse("selftest ip=10.0.0.1/8 gw=fe80::1"),
             Err(OptionsError::GatewayWithoutAddress(gateway))
         );
     }

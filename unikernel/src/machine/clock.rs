@@ -83,7 +83,11 @@ impl MachineClock {
         self.missed += behind;
         if behind >= PAUSE_WORTH_TELLING {
             let (missed, total) = (behind.as_millis() as u64, self.missed.as_millis() as u64);
-            defmt::warn!("clock: the machine stood still for {=u64} ms, {=u64} in all", missed, total);
+            defmt::warn!(
+                "clock: the machine stood still for {=u64} ms, {=u64} in all",
+                missed,
+                total
+            );
         }
         let now = now.saturating_add(behind.as_nanos() as u64);
         self.rtc_read_nanos = now;

@@ -91,13 +91,17 @@ fn fill_words(bytes: &mut [u8], word: fn() -> Option<u64>) -> Option<()> {
 fn rdseed() -> Option<u64> {
     let (word, ok): (u64, u8);
     // SAFETY: used only when CPUID says that the instruction exists.
-    unsafe { asm!("rdseed {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack)) };
+    unsafe {
+        asm!("rdseed {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack))
+    };
     (ok != 0).then_some(word)
 }
 
 fn rdrand() -> Option<u64> {
     let (word, ok): (u64, u8);
     // SAFETY: as for `rdseed`.
-    unsafe { asm!("rdrand {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack)) };
+    unsafe {
+        asm!("rdrand {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack))
+    };
     (ok != 0).then_some(word)
 }

@@ -138,8 +138,7 @@ pub(crate) fn image() -> Image {
         static data_start: u8;
         static data_end: u8;
     }
-    let area =
-        |start: *const u8, end: *const u8| Area { start: start as u64, end: end as u64 };
+    let area = |start: *const u8, end: *const u8| Area { start: start as u64, end: end as u64 };
     Image {
         whole: area(&raw const image_start, &raw const image_end),
         text: area(&raw const text_start, &raw const text_end),

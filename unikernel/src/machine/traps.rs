@@ -181,14 +181,10 @@ pub(crate) fn init() {
         Gate::new(interrupt_entry as *const () as u64, STACK_INTERRUPT);
     tables.gates[usize::from(SPURIOUS_VECTOR)] =
         Gate::new(spurious_entry as *const () as u64, STACK_INTERRUPT);
-    let segments = Pointer {
-        limit: size_of::<[u64; 5]>() as u16 - 1,
-        base: tables.segments.as_ptr() as u64,
-    };
-    let gates = Pointer {
-        limit: size_of::<[Gate; 256]>() as u16 - 1,
-        base: tables.gates.as_ptr() as u64,
-    };
+    let segments =
+        Pointer { limit: size_of::<[u64; 5]>() as u16 - 1, base: tables.segments.as_ptr() as u64 };
+    let gates =
+        Pointer { limit: size_of::<[Gate; 256]>() as u16 - 1, base: tables.gates.as_ptr() as u64 };
     // SAFETY: the tables are static, and say the same as the boot code's about the segments in use.
     unsafe {
         asm!(
@@ -299,4 +295,3 @@ extern "sysv64" fn report(frame: &Frame) -> ! {
     say!("  r12 {:#018x} r13 {:#018x} r14 {:#018x} r15 {:#018x}", f.r12, f.r13, f.r14, f.r15);
     exit::failure()
 }
-

@@ -127,8 +127,8 @@ impl Disk {
             .read_consistent(|| transport.read_config_space::<[u32; 2]>(0))
             .map_err(|_| BlockError::Config)?;
         let sectors = u64::from(sectors[1]) << 32 | u64::from(sectors[0]);
-        let queue = VirtQueue::new(&mut transport, QUEUE, false, false)
-            .map_err(|_| BlockError::Ring)?;
+        let queue =
+            VirtQueue::new(&mut transport, QUEUE, false, false).map_err(|_| BlockError::Ring)?;
         let wires = carve_wires(arena).map_err(|_| BlockError::Memory)?;
         transport.finish_init();
         Ok(Disk {
@@ -220,12 +220,17 @@ impl Disk {
         &mut self,
         flight: u8,
         kind: Kind,
-        use_them: impl FnOnce(&mut VirtQueue<Dma, RING>, &[&[u8]], &mut [&mut [u8]]) -> R,
+        use_them: impl for<'a> FnOnce(
+            &mut VirtQueue<Dma, RING>,
+            &'a [&'a [u8]],
+            &'a mut [&'a mut [u8]],
+        ) -> R,
     ) -> R {
         let wire = self.wire(flight);
         // SAFETY: wire and block are valid memory of ours. The queue takes no more than their
         // addresses and lengths from the slices.
-        let (header, status) = unsafe { (&(*wire).header, core::slice::from_mut(&mut (*wire).status)) };
+        let (header, status) =
+            unsafe { (&(*wire).header, core::slice::from_mut(&mut (*wire).status)) };
         match kind {
             Kind::Read(_, block) => {
                 // SAFETY: as above.

@@ -14,9 +14,7 @@ use crate::machine::cpu::{inl, outl};
 use crate::machine::paging::{map_device, ring_pages};
 use core::ptr::NonNull;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
-use virtio_drivers::transport::pci::bus::{
-    Command, ConfigurationAccess, DeviceFunction, PciRoot,
-};
+use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, SomeTransport, Transport as _};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
