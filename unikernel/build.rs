@@ -24,4 +24,6 @@ fn main() {
         println!("cargo:rustc-link-arg-bins={arg}");
     }
     println!("cargo:rustc-link-arg-bins=-Wl,-T{script}");
+    // Statements below this level are not compiled in.
+    println!("cargo:rustc-env=DEFMT_LOG=info");
 }
