@@ -112,10 +112,7 @@ pub(crate) fn commit(fault: Fault) -> ! {
                 asm!("xor edx, edx", "div {0:e}", in(reg) 0u32, out("eax") _, out("edx") _);
             }
         }
-        Fault::DoubleFault => {
-            // SAFETY: none; neither stack pointer nor vectors are usable any more.
-            unsafe { asm!("mov rsp, 8", "push rax", "ud2") };
-        }
+        Fault::DoubleFault => crate::machine::traps::commit_double_fault(),
     }
     refuse!("selftest failed: nothing stopped {fault:?}")
 }

@@ -27,28 +27,29 @@ fn acknowledge<N: Node<'static>>(pump: &mut MachinePump<N>) {
     while pump.device_mut().acknowledge() | pump.network_mut().device_mut().acknowledge() {}
 }
 
-/// One round of the loop: everything moves once, or the processor halts until something can.
-fn round<N: Node<'static>>(pump: &mut MachinePump<N>) {
+/// Moves everything once; answers what to wait for, which is [`Wake::Now`] when something has still
+/// to be moved.
+fn advance<N: Node<'static>>(pump: &mut MachinePump<N>) -> Wake {
     acknowledge(pump);
     let now = pump.clock_mut().now();
-    let mut busy = pump.network_mut().poll(now);
+    let received = pump.network_mut().poll(now);
     let wake = pump.turn();
     let now = pump.clock_mut().now();
-    busy |= pump.network_mut().poll(now);
+    let sent = pump.network_mut().poll(now);
     pump.device_mut().kick();
     pump.network_mut().device_mut().kick();
+    if received || sent || pump.device_mut().ready() { Wake::Now } else { wake }
+}
+
+/// Halts until an interrupt, the time to wake at, or the network's next deadline.
+fn sleep<N: Node<'static>>(pump: &mut MachinePump<N>, wake: Wake) {
     let node = match wake {
         Wake::Now => return,
         Wake::At(at) => Some(at),
         Wake::Event => None,
     };
-    if !busy {
-        sleep(pump, now, node);
-    }
-}
-
-fn sleep<N: Node<'static>>(pump: &mut MachinePump<N>, now: Instant, node: Option<Instant>) {
     let network = pump.network_mut().poll_timeout();
+    let now = pump.clock_mut().now();
     let longest = now.plus(pump.clock_mut().longest_sleep());
     let until = node.into_iter().chain(network).fold(longest, Instant::min);
     let sleep = until.since(now);
@@ -151,19 +152,17 @@ pub(crate) fn run(mut platform: Platform) -> ! {
 
 fn self_test(mut pump: MachinePump<SelfTest<'static>>) -> ! {
     let verdict = loop {
-        round(&mut pump);
+        let wake = advance(&mut pump);
         while let Some(note) = pump.node_mut().poll_note() {
             log(note);
         }
         match pump.node().verdict() {
-            Verdict::Running => {}
+            Verdict::Running => sleep(&mut pump, wake),
             verdict @ (Verdict::Passed | Verdict::Failed(_)) => break verdict,
         }
     };
     // What the last turn wrote still has to leave.
-    for _ in 0..3 {
-        round(&mut pump);
-    }
+    while advance(&mut pump) == Wake::Now {}
     let (now, missed) = (pump.clock_mut().now(), pump.clock_mut().missed());
     let census = pump.network_mut().census();
     defmt::info!(

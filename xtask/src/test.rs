@@ -195,7 +195,7 @@ fn disk(bench: &Bench<'_>) -> Result<(), String> {
     let parts = [
         "selftest: memory functions, clock and entropy are fine",
         "INFO disk: write: 2048 requests",
-        "INFO disk: up to 128 requests at a time",
+        "INFO disk: up to 86 requests at a time",
         "(src/run.rs:",
         "selftest: passed",
     ];
@@ -284,7 +284,7 @@ fn options(bench: &Bench<'_>) -> Result<(), String> {
 /// A disk without FLUSH is used only when it is declared to write through.
 fn durability(bench: &Bench<'_>) -> Result<(), String> {
     let mut setup = bench.setup("selftest");
-    setup.disk = ",write-cache=off";
+    setup.disk = ",write-cache=off,config-wce=off";
     bench.fails(&setup, &["outrider: the disk has no FLUSH"])?;
     setup.append.push_str(" disk=writethrough");
     bench.passes(&setup, &["write-through", "selftest: passed"])
@@ -293,11 +293,12 @@ fn durability(bench: &Bench<'_>) -> Result<(), String> {
 /// What the device can't do arrives as an error.
 fn disk_errors(bench: &Bench<'_>) -> Result<(), String> {
     let mut setup = bench.setup("selftest");
-    setup.blockdev = "driver=blkdebug,node-name=d0,image.driver=raw,image.file.driver=file,\
-                      image.file.filename={},inject-error.0.event=flush_to_disk,\
-                      inject-error.0.errno=5";
+    setup.blockdev = "driver=raw,node-name=d0,file.driver=blkdebug,file.image.driver=file,\
+                      file.image.filename={},file.inject-error.0.event=flush_to_disk,\
+                      file.inject-error.0.errno=5";
     bench.fails(&setup, &["selftest failed: Flush(Device)"])?;
-    setup.blockdev = "driver=raw,read-only=on,node-name=d0,file.driver=file,file.filename={}";
+    setup.blockdev = "driver=raw,read-only=on,node-name=d0,file.driver=file,\
+                      file.filename={}";
     bench.fails(&setup, &["Unsupported)"])
 }
 

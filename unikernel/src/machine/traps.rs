@@ -209,6 +209,15 @@ pub(crate) fn init() {
     }
 }
 
+/// Cuts the vectors off behind the double fault's and faults: neither the page fault nor the
+/// protection fault that follows can be delivered.
+pub(crate) fn commit_double_fault() {
+    let base = TABLES.0.get() as u64 + offset_of!(Tables, gates) as u64;
+    let gates = Pointer { limit: size_of::<[Gate; 9]>() as u16 - 1, base };
+    // SAFETY: none; the processor must stop it.
+    unsafe { asm!("lidt [{}]", "mov al, [8]", in(reg) &raw const gates, out("al") _) };
+}
+
 /// What the entry points leave on the stack.
 #[repr(C)]
 struct Frame {

@@ -164,6 +164,12 @@ impl Disk {
         }
     }
 
+    /// Whether [`poll`](BlockDevice::poll) has something to give, which no interrupt may announce.
+    pub(crate) fn ready(&self) -> bool {
+        let failed = self.broken && self.flights.iter().any(Option::is_some);
+        !self.done.is_empty() || failed || !self.broken && self.queue.can_pop()
+    }
+
     /// Takes note of the device's interrupt; `true` when there was one.
     pub(crate) fn acknowledge(&mut self) -> bool {
         self.transport.ack_interrupt() != InterruptStatus::empty()
