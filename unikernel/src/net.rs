@@ -621,3 +621,6 @@ fn stamp(now: Instant) -> smoltcp::time::Instant {
 fn span(duration: Duration) -> smoltcp::time::Duration {
     smoltcp::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;
