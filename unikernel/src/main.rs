@@ -95,31 +95,12 @@ fn read_start_info(
     start_info: u64,
     image: Area,
 ) -> (&'static str, heapless::Vec<Area, { pvh::AREAS_MAX }>) {
-    static COMMAND_LINE: Hardware<[u8; COMMAND_LINE_MAX]> =
-        Hardware(UnsafeCell::new([0; COMMAND_LINE_MAX]));
     // SAFETY: the boot protocol says where the structure is, and the first page tables map it.
     let info = unsafe { (start_info as *const StartInfo).read_unaligned() };
     if info.magic != pvh::MAGIC || info.version == 0 {
         refuse!("not started through PVH with a memory map");
     }
-    // SAFETY: called once, so nobody else has the buffer.
-    let line = unsafe { &mut *COMMAND_LINE.0.get() };
-    let mut len = 0;
-    while info.command_line != 0 {
-        // SAFETY: the command line ends with a 0, and is mapped like the structure.
-        let byte = unsafe { ((info.command_line + len as u64) as *const u8).read() };
-        if byte == 0 {
-            break;
-        }
-        if len == COMMAND_LINE_MAX {
-            refuse!("the command line is longer than {COMMAND_LINE_MAX} bytes");
-        }
-        line[len] = byte;
-        len += 1;
-    }
-    let Ok(line) = core::str::from_utf8(&line[..len]) else {
-        refuse!("the command line is not UTF-8");
-    };
+    let line = read_command_line(info.command_line);
     let count = (info.memory_map_entries as usize).min(pvh::AREAS_MAX);
     let mut map = heapless::Vec::<MapEntry, { pvh::AREAS_MAX }>::new();
     for index in 0..count {
@@ -130,6 +111,31 @@ fn read_start_info(
     match pvh::usable(&map, image) {
         Some(areas) => (line, areas),
         None => refuse!("the memory map makes no sense"),
+    }
+}
+
+/// Copies the text at `addr`, which ends with a 0.
+fn read_command_line(addr: u64) -> &'static str {
+    static COMMAND_LINE: Hardware<[u8; COMMAND_LINE_MAX]> =
+        Hardware(UnsafeCell::new([0; COMMAND_LINE_MAX]));
+    if addr == 0 {
+        return "";
+    }
+    // SAFETY: called once, so nobody else has the buffer.
+    let line = unsafe { &mut *COMMAND_LINE.0.get() };
+    // SAFETY: the text is mapped like the structure that names it, and ends with a 0.
+    let text = (0..).map(|index| unsafe { (addr as *const u8).add(index).read() });
+    let mut len = 0;
+    for byte in text.take_while(|&byte| byte != 0) {
+        let Some(place) = line.get_mut(len) else {
+            refuse!("the command line is longer than {COMMAND_LINE_MAX} bytes");
+        };
+        *place = byte;
+        len += 1;
+    }
+    match core::str::from_utf8(&line[..len]) {
+        Ok(line) => line,
+        Err(_) => refuse!("the command line is not UTF-8"),
     }
 }
 

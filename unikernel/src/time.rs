@@ -38,7 +38,7 @@ impl Scale {
     /// Nanoseconds that this many ticks take.
     #[must_use]
     pub fn nanos(&self, ticks: u64) -> u64 {
-        let nanos = u128::from(ticks) * u128::from(self.nanos_per_tick_q32) >> 32;
+        let nanos = (u128::from(ticks) * u128::from(self.nanos_per_tick_q32)) >> 32;
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 }

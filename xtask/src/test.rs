@@ -222,7 +222,7 @@ fn echo(bench: &Bench<'_>) -> Result<(), String> {
         }
         thread::sleep(PACE);
     }
-    let sent: Vec<u8> = (0..200_000u32).map(|index| (index * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..200_000u32).map(|index| ((index * 31) >> 3) as u8).collect();
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(fail)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
     let mut writer = stream.try_clone().map_err(fail)?;

@@ -160,7 +160,7 @@ fn measure_rates() -> Option<Rates> {
     let mut tries = 0;
     let last = loop {
         let sample = sample()?;
-        if first.pit.wrapping_sub(sample.pit) as u64 >= WINDOW {
+        if u64::from(first.pit.wrapping_sub(sample.pit)) >= WINDOW {
             break sample;
         }
         tries += 1;

@@ -10,6 +10,7 @@ use outrider_hal::Entropy;
 use virtio_drivers::device::rng::VirtIORng;
 
 /// A source of entropy.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, and no heap")]
 pub(crate) enum Source {
     /// The processor's RDSEED.
     Seed,
@@ -92,7 +93,7 @@ fn rdseed() -> Option<u64> {
     let (word, ok): (u64, u8);
     // SAFETY: used only when CPUID says that the instruction exists.
     unsafe {
-        asm!("rdseed {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack))
+        asm!("rdseed {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack));
     };
     (ok != 0).then_some(word)
 }
@@ -101,7 +102,7 @@ fn rdrand() -> Option<u64> {
     let (word, ok): (u64, u8);
     // SAFETY: as for `rdseed`.
     unsafe {
-        asm!("rdrand {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack))
+        asm!("rdrand {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nomem, nostack));
     };
     (ok != 0).then_some(word)
 }
