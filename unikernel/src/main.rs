@@ -75,7 +75,10 @@ extern "sysv64" fn boot(start_info: u64) -> ! {
     };
     let (kilohertz, timer) = (rates.counter_hertz / 1000, rates.timer_hertz / 1000);
     defmt::info!("clock: {=u64} kHz ({=str}), timer {=u64} kHz", kilohertz, rates.source, timer);
-    if !clock.has_rtc() {
+    if clock.has_rtc() {
+        let micros = clock.rtc_cost().as_micros() as u64;
+        defmt::info!("clock: a look at the real-time clock takes {=u64} us", micros);
+    } else {
         defmt::warn!("clock: no real-time clock; time that the machine stands still is not seen");
     }
     let mut devices = Devices::find();

@@ -22,7 +22,8 @@ use outrider_unikernel::selftest::{Note, Plan, SelfTest, Verdict};
 /// A node on this machine.
 type MachinePump<N> = Pump<'static, N, Disk, Stack<'static, NetworkCard>, MachineClock>;
 
-/// Acknowledges the devices' interrupts until none is left.
+/// Acknowledges the devices' interrupts until none is left. This ends: a device that nobody serves
+/// soon has nothing to interrupt for.
 fn acknowledge<N: Node<'static>>(pump: &mut MachinePump<N>) {
     while pump.device_mut().acknowledge() | pump.network_mut().device_mut().acknowledge() {}
 }
@@ -164,6 +165,7 @@ fn self_test(mut pump: MachinePump<SelfTest<'static>>) -> ! {
     // What the last turn wrote still has to leave.
     while advance(&mut pump) == Wake::Now {}
     let (now, missed) = (pump.clock_mut().now(), pump.clock_mut().missed());
+    let agrees = pump.clock_mut().agrees_with_rtc();
     let census = pump.network_mut().census();
     defmt::info!(
         "net: {=u32} listening, {=u32} half open, {=u32} accepted, {=u32} lingering",
@@ -179,6 +181,9 @@ fn self_test(mut pump: MachinePump<SelfTest<'static>>) -> ! {
     );
     match verdict {
         Verdict::Failed(failure) => refuse!("selftest failed: {failure:?}"),
+        Verdict::Running | Verdict::Passed if !agrees => {
+            refuse!("selftest failed: the clock and the real-time clock disagree")
+        }
         Verdict::Running | Verdict::Passed => {
             say!("selftest: passed");
             exit::success()

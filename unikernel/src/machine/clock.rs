@@ -26,7 +26,8 @@ pub(crate) struct MachineClock {
     start_ticks: u64,
     missed: Duration,
     pauses: Pauses,
-    has_rtc: bool,
+    /// Seconds that the real-time clock showed at the start; `None` without one.
+    rtc_start: Option<u64>,
     rtc_read_nanos: u64,
     timer_hertz: u64,
 }
@@ -46,13 +47,13 @@ impl MachineClock {
     /// how fast its counter runs.
     pub(crate) fn new() -> Option<(MachineClock, Rates)> {
         let rates = measure_rates()?;
-        let has_rtc = read_rtc().is_some() || read_rtc().is_some();
+        let rtc_start = read_rtc_patiently();
         let clock = MachineClock {
             scale: Scale::new(rates.counter_hertz)?,
             start_ticks: tsc(),
             missed: Duration::ZERO,
             pauses: Pauses::default(),
-            has_rtc,
+            rtc_start,
             rtc_read_nanos: 0,
             timer_hertz: rates.timer_hertz,
         };
@@ -61,7 +62,28 @@ impl MachineClock {
 
     /// Whether pauses can be noticed at all.
     pub(crate) fn has_rtc(&self) -> bool {
-        self.has_rtc
+        self.rtc_start.is_some()
+    }
+
+    /// Whether as much time has passed here as on the real-time clock, as far as that can tell.
+    pub(crate) fn agrees_with_rtc(&mut self) -> bool {
+        /// The real-time clock's step, and some time to come here.
+        const SLACK: Duration = Duration::from_millis(1200);
+        let Some(start) = self.rtc_start else {
+            return true;
+        };
+        let now = Duration::from_nanos(self.now().0);
+        read_rtc_patiently().is_some_and(|seconds| {
+            now.abs_diff(Duration::from_secs(seconds.saturating_sub(start))) <= SLACK
+        })
+    }
+
+    /// How long it takes to read the real-time clock.
+    pub(crate) fn rtc_cost(&self) -> Duration {
+        let ticks = tsc();
+        // Only the time it takes is of interest.
+        let _ = read_rtc();
+        Duration::from_nanos(self.scale.nanos(tsc() - ticks))
     }
 
     /// All the time that the counter has missed.
@@ -96,7 +118,7 @@ impl MachineClock {
 
     /// How long the machine may sleep at most, by the clock's needs.
     pub(crate) fn longest_sleep(&self) -> Duration {
-        let learning = self.has_rtc
+        let learning = self.has_rtc()
             && self.pauses.uncertainty() > PHASE_KNOWN
             && self.nanos() < PHASE_EFFORT.as_nanos() as u64;
         if learning { RTC_INTERVAL } else { Duration::from_secs(1) }
@@ -112,7 +134,8 @@ impl MachineClock {
 impl Clock for MachineClock {
     fn now(&mut self) -> Instant {
         let mut now = self.nanos();
-        if self.has_rtc && now.saturating_sub(self.rtc_read_nanos) >= RTC_INTERVAL.as_nanos() as u64
+        if self.has_rtc()
+            && now.saturating_sub(self.rtc_read_nanos) >= RTC_INTERVAL.as_nanos() as u64
         {
             now = self.look_at_rtc(now);
         }
@@ -209,6 +232,12 @@ fn sample() -> Option<Sample> {
         }
     }
     best.map(|(_, sample)| sample)
+}
+
+/// Reads the real-time clock as soon as it shows something; `None` when there is none.
+fn read_rtc_patiently() -> Option<u64> {
+    // An update takes two milliseconds at most; a look takes a microsecond at least.
+    (0..10_000).find_map(|_| read_rtc())
 }
 
 /// Reads the real-time clock; `None` while it changes, or when there is none.

@@ -12,7 +12,7 @@
 //! What this module deliberately doesn't know: interrupts. The loop polls, and sees to it that it
 //! wakes.
 
-use super::{Dma, Transport, negotiate};
+use super::{Dma, Transport, negotiate, wants_notice};
 use core::ptr::{NonNull, read_volatile, write_volatile};
 use heapless::{Deque, Vec};
 use outrider_core::arena::{Arena, ArenaFull};
@@ -159,7 +159,7 @@ impl Disk {
 
     /// Tells the device about what was submitted since the last call.
     pub(crate) fn kick(&mut self) {
-        if core::mem::take(&mut self.notify) && self.queue.should_notify() {
+        if core::mem::take(&mut self.notify) && wants_notice(&self.queue) {
             self.transport.notify(QUEUE);
         }
     }

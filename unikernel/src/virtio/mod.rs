@@ -13,6 +13,8 @@ pub(crate) use net::{NetworkCard, RECEIVE_FRAMES, SEND_FRAMES};
 use crate::machine::cpu::{inl, outl};
 use crate::machine::paging::{map_device, ring_pages};
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
+use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
@@ -95,10 +97,15 @@ impl Devices {
             return devices;
         }
         for (function, info) in root.enumerate_bus(0) {
-            if virtio_device_type(&info).is_none() {
+            let Some(kind) = virtio_device_type(&info) else {
                 continue;
+            };
+            let mut command = Command::MEMORY_SPACE | Command::BUS_MASTER;
+            if !matches!(kind, DeviceType::Block | DeviceType::Network) {
+                // Nobody acknowledges its interrupts: it would hold a shared pin for ever.
+                command |= Command::INTERRUPT_DISABLE;
             }
-            root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
+            root.set_command(function, command);
             if let Ok(transport) = PciTransport::new::<Dma, _>(&mut root, function) {
                 devices.add(transport.into());
             }
@@ -168,4 +175,12 @@ fn negotiate(transport: &mut Transport, wanted: u64) -> Option<u64> {
     }
     transport.set_guest_page_size(outrider_unikernel::pvh::PAGE_BYTES as u32);
     Some(features)
+}
+
+/// Whether the device must be told of what was just added to the queue.
+fn wants_notice<const SIZE: usize>(queue: &VirtQueue<Dma, SIZE>) -> bool {
+    // The device first says that it wants to be told, then looks for more. We do it the other way
+    // round; without a full barrier both could miss the other's half.
+    fence(Ordering::SeqCst);
+    queue.should_notify()
 }

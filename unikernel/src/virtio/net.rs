@@ -7,7 +7,7 @@
 //!   an answer could not be sent; the device then holds frames back, and at last the sender does.
 //! * A device that breaks the protocol is used no more.
 
-use super::{Dma, Transport, VERSION_1, negotiate};
+use super::{Dma, Transport, VERSION_1, negotiate, wants_notice};
 use core::ptr::NonNull;
 use heapless::Vec;
 use outrider_core::arena::{Arena, ArenaFull};
@@ -225,10 +225,10 @@ impl NetworkCard {
 
     /// Tells the device about frames to send and to fill since the last call.
     pub(crate) fn kick(&mut self) {
-        if core::mem::take(&mut self.receiver.notify) && self.receiver.queue.should_notify() {
+        if core::mem::take(&mut self.receiver.notify) && wants_notice(&self.receiver.queue) {
             self.transport.notify(QUEUE_RECEIVE);
         }
-        if core::mem::take(&mut self.sender.notify) && self.sender.queue.should_notify() {
+        if core::mem::take(&mut self.sender.notify) && wants_notice(&self.sender.queue) {
             self.transport.notify(QUEUE_SEND);
         }
     }
