@@ -11,7 +11,7 @@ fn main() {
         "-nostartfiles",
         "-nostdlib",
         "-static",
-        // Loaded where it is linked. The position-independent code of the prebuilt `core` allows it.
+        // Loaded where it is linked; the prebuilt `core` doesn't care where that is.
         "-no-pie",
         "-Wl,--build-id=none",
         "-Wl,-z,noexecstack",

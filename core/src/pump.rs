@@ -1,7 +1,7 @@
 //! Drives a node on a platform: moves what has happened in, and what is wanted out.
 //!
-//! This is the one file of the core that is generic over the platform; the simulator has a driver of
-//! its own.
+//! This is the one file of the core that is generic over the platform. The simulator has a driver
+//! of its own.
 //!
 //! # One turn
 //!

@@ -82,6 +82,9 @@ extern "sysv64" fn boot(start_info: u64) -> ! {
         defmt::warn!("clock: no real-time clock; time that the machine stands still is not seen");
     }
     let mut devices = Devices::find();
+    if devices.unused > 0 {
+        defmt::warn!("{=u32} virtio devices that nothing here uses", devices.unused);
+    }
     let Some(entropy) = Source::find(devices.entropy.take()) else {
         refuse!(
             "no entropy: the processor has no RDSEED or RDRAND that works, nor is there a \

@@ -170,8 +170,8 @@ impl From<ArenaFull> for StackError {
 const PORT_FIRST: u16 = 49152;
 
 impl<'m, D: Device> Stack<'m, D> {
-    /// Builds a stack with these addresses. `seed` must be unpredictable: sequence numbers and ports
-    /// come from it.
+    /// Builds a stack with these addresses. `seed` must be unpredictable: sequence numbers and
+    /// ports come from it.
     pub fn new(
         limits: NetLimits,
         options: &Options,
@@ -246,7 +246,8 @@ impl<'m, D: Device> Stack<'m, D> {
         frames == self.limits.frames_per_poll || sent
     }
 
-    /// Sends what is ready, in rounds of one segment for each socket. `true` when there may be more.
+    /// Sends what is ready, in rounds of one segment for each socket. `true` when there may be
+    /// more.
     fn send(&mut self) -> bool {
         const ROUNDS: u32 = 16;
         for _ in 0..ROUNDS {

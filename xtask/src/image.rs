@@ -70,13 +70,13 @@ impl std::fmt::Display for Report {
 fn audit(bytes: &[u8]) -> Result<Report, String> {
     let elf = ElfFile64::<Endianness>::parse(bytes).map_err(|error| error.to_string())?;
     let symbols: Vec<&str> = elf.symbols().filter_map(|symbol| symbol.name().ok()).collect();
-    if !symbols.contains(&"memcpy") {
-        return Err("it has no symbols to audit".into());
-    }
-    for symbol in symbols {
+    for symbol in &symbols {
         if let Some(part) = ALLOCATOR_SYMBOLS.iter().find(|part| symbol.contains(*part)) {
             return Err(format!("it holds an allocator ({part}): {symbol}"));
         }
+    }
+    if !symbols.contains(&"memcpy") {
+        return Err("it has no symbols to audit".into());
     }
     audit_segments(&elf)
 }
@@ -108,4 +108,17 @@ fn audit_segments(elf: &ElfFile64<'_, Endianness>) -> Result<Report, String> {
         return Err(format!("it loads {} bytes, more than {BYTES_MAX}", report.file));
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::audit;
+    use std::fs;
+
+    #[test]
+    fn a_program_with_an_allocator_does_not_pass() {
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let error = audit(&own).err().unwrap();
+        assert!(error.contains("allocator"), "{error}");
+    }
 }

@@ -217,7 +217,7 @@ fn read_pit() -> u16 {
     u16::from(inb(0x40)) << 8 | u16::from(low)
 }
 
-/// Reads the timers until a reading was not interrupted by the host, and keeps the quickest of some.
+/// Reads the timers a few times, and keeps the reading that the host disturbed least.
 fn sample() -> Option<Sample> {
     const READINGS: u32 = 5;
     let mut best: Option<(u64, Sample)> = None;
