@@ -1,6 +1,6 @@
 //! Every byte that crosses a boundary: the disk, and the wire.
 //!
-//! Structures are declared with [`record!`], which makes them padding-free, little-endian and of
+//! Structures are declared with `record!`, which makes them padding-free, little-endian and of
 //! alignment 1, asserts their size at compile time, and lists their fields, so that a test can hold
 //! `FORMAT.md` against them.
 //!

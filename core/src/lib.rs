@@ -25,5 +25,6 @@ pub mod lock;
 pub mod lsm;
 pub mod mutant;
 pub mod node;
+pub mod pump;
 pub mod quorum;
 pub mod txn;

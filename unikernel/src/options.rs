@@ -1,0 +1,307 @@
+//! What the operator asks for: the kernel command line (`-append`), parsed strictly.
+//!
+//! ```text
+//! ip=ADDR/PREFIX      an address of this node; up to three
+//! gw=ADDR             the default gateway of its family; one of each
+//! disk=flush|writethrough
+//!                     what makes a write durable: the disk's FLUSH (default), or the write itself,
+//!                     on a disk without a volatile cache
+//! selftest[=NAME]     run the acceptance test, or one planted fault: panic, wx, nx, null, stack,
+//!                     divide, double
+//! echo=PORT           selftest: serve one TCP echo connection at this port
+//! connect=ADDR:PORT   selftest: connect there, send, expect an echo
+//! linger=SECONDS      selftest: idle this long before the end
+//! ```
+//!
+//! * A word that is unknown, malformed, doubled or useless is an error: a typo must not start a
+//!   server with defaults.
+//! * `virtio_mmio.device=...` is appended by QEMU's microvm, and ignored: devices are found by
+//!   looking.
+
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+use heapless::Vec;
+
+/// Most addresses a node can have.
+pub const ADDRESSES_MAX: usize = 3;
+
+/// An address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefixed {
+    /// The address.
+    pub addr: IpAddr,
+    /// Bits of the network part.
+    pub prefix: u8,
+}
+
+/// A fault that the self-test causes on request. The image must die of it, loudly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A panic.
+    Panic,
+    /// Write to code.
+    WriteText,
+    /// Execute data.
+    ExecuteData,
+    /// Read address 0.
+    Null,
+    /// Recurse until the stack ends.
+    Stack,
+    /// Divide by zero.
+    Divide,
+    /// Fault with the stack pointer nowhere.
+    DoubleFault,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Run the acceptance test.
+    SelfTest,
+    /// Cause this fault.
+    Fault(Fault),
+}
+
+/// The parsed command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// What to do.
+    pub mode: Mode,
+    /// Own addresses.
+    pub addresses: Vec<Prefixed, ADDRESSES_MAX>,
+    /// Default gateway of each family.
+    pub gateways: Vec<IpAddr, 2>,
+    /// The disk needs no flush.
+    pub write_through: bool,
+    /// Port of the self-test's echo.
+    pub echo: Option<u16>,
+    /// Peer of the self-test's client.
+    pub connect: Option<SocketAddr>,
+    /// Seconds the self-test idles.
+    pub linger_s: Option<u16>,
+}
+
+/// Why a command line is refused; holds the word at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionsError<'a> {
+    /// No such option.
+    Unknown(&'a str),
+    /// The value is not what the option takes.
+    Malformed(&'a str),
+    /// The option was given before, or as often as it may be.
+    Doubled(&'a str),
+    /// The option has no use in this mode.
+    OnlyForSelfTest(&'static str),
+    /// Nothing says what to do.
+    NoMode,
+    /// A gateway of a family without an address.
+    GatewayWithoutAddress(IpAddr),
+}
+
+impl fmt::Display for OptionsError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OptionsError::Unknown(word) => write!(f, "unknown option '{word}'"),
+            OptionsError::Malformed(word) => write!(f, "malformed option '{word}'"),
+            OptionsError::Doubled(word) => write!(f, "option given too often: '{word}'"),
+            OptionsError::OnlyForSelfTest(name) => {
+                write!(f, "option '{name}' only makes sense with plain 'selftest'")
+            }
+            OptionsError::NoMode => write!(f, "nothing to do: give 'selftest'"),
+            OptionsError::GatewayWithoutAddress(addr) => {
+                write!(f, "gateway {addr} without an ip= of its family")
+            }
+        }
+    }
+}
+
+impl Options {
+    /// Parses a command line: words separated by blanks.
+    pub fn parse(line: &str) -> Result<Options, OptionsError<'_>> {
+        let mut options = Options {
+            mode: Mode::SelfTest,
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            write_through: false,
+            echo: None,
+            connect: None,
+            linger_s: None,
+        };
+        let mut durability_given = false;
+        let mut mode = None;
+        for word in line.split_ascii_whitespace() {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word, None),
+            };
+            let malformed = OptionsError::Malformed(word);
+            let doubled = OptionsError::Doubled(word);
+            match (name, value) {
+                ("ip", Some(value)) => {
+                    let addr = parse_prefixed(value).ok_or(malformed)?;
+                    options.addresses.push(addr).map_err(|_| doubled)?;
+                }
+                ("gw", Some(value)) => {
+                    let addr: IpAddr = value.parse().map_err(|_| malformed)?;
+                    if options.gateways.iter().any(|other| other.is_ipv4() == addr.is_ipv4()) {
+                        return Err(doubled);
+                    }
+                    options.gateways.push(addr).map_err(|_| doubled)?;
+                }
+                ("disk", Some(value)) => {
+                    if core::mem::replace(&mut durability_given, true) {
+                        return Err(doubled);
+                    }
+                    options.write_through = match value {
+                        "flush" => false,
+                        "writethrough" => true,
+                        _ => return Err(malformed),
+                    };
+                }
+                ("selftest", value) => {
+                    once(&mut mode, parse_self_test(value).ok_or(malformed)?, doubled)?;
+                }
+                ("echo", Some(value)) => {
+                    let port = value.parse().ok().filter(|&port: &u16| port != 0);
+                    once(&mut options.echo, port.ok_or(malformed)?, doubled)?;
+                }
+                ("connect", Some(value)) => {
+                    let peer = value.parse().map_err(|_| malformed)?;
+                    once(&mut options.connect, peer, doubled)?;
+                }
+                ("linger", Some(value)) => {
+                    let seconds = value.parse().map_err(|_| malformed)?;
+                    once(&mut options.linger_s, seconds, doubled)?;
+                }
+                ("virtio_mmio.device", Some(_)) => {}
+                _ => return Err(OptionsError::Unknown(word)),
+            }
+        }
+        options.mode = mode.ok_or(OptionsError::NoMode)?;
+        options.check()
+    }
+
+    fn check(self) -> Result<Options, OptionsError<'static>> {
+        let only_self_test = [
+            ("echo", self.echo.is_some()),
+            ("connect", self.connect.is_some()),
+            ("linger", self.linger_s.is_some()),
+        ];
+        if self.mode != Mode::SelfTest
+            && let Some((name, _)) = only_self_test.iter().find(|(_, given)| *given)
+        {
+            return Err(OptionsError::OnlyForSelfTest(name));
+        }
+        for gateway in &self.gateways {
+            if !self.addresses.iter().any(|own| own.addr.is_ipv4() == gateway.is_ipv4()) {
+                return Err(OptionsError::GatewayWithoutAddress(*gateway));
+            }
+        }
+        Ok(self)
+    }
+}
+
+fn once<'a, T>(
+    place: &mut Option<T>,
+    value: T,
+    doubled: OptionsError<'a>,
+) -> Result<(), OptionsError<'a>> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(doubled),
+    }
+}
+
+fn parse_prefixed(value: &str) -> Option<Prefixed> {
+    let (addr, prefix) = value.split_once('/')?;
+    let addr: IpAddr = addr.parse().ok()?;
+    let prefix = prefix.parse().ok()?;
+    let most = if addr.is_ipv4() { 32 } else { 128 };
+    let usable = !addr.is_unspecified() && !addr.is_multicast() && !addr.is_loopback();
+    (usable && (1..=most).contains(&prefix)).then_some(Prefixed { addr, prefix })
+}
+
+fn parse_self_test(value: Option<&str>) -> Option<Mode> {
+    Some(match value {
+        None => Mode::SelfTest,
+        Some("panic") => Mode::Fault(Fault::Panic),
+        Some("wx") => Mode::Fault(Fault::WriteText),
+        Some("nx") => Mode::Fault(Fault::ExecuteData),
+        Some("null") => Mode::Fault(Fault::Null),
+        Some("stack") => Mode::Fault(Fault::Stack),
+        Some("divide") => Mode::Fault(Fault::Divide),
+        Some("double") => Mode::Fault(Fault::DoubleFault),
+        Some(_) => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fault, Mode, Options, OptionsError, Prefixed};
+    use core::net::IpAddr;
+
+    #[test]
+    fn a_whole_line_is_understood() {
+        let options = Options::parse(
+            " ip=10.0.2.15/24 gw=10.0.2.2 ip=fec0::15/64 disk=writethrough selftest echo=7 \
+             connect=[fec0::2]:99 linger=3 virtio_mmio.device=512@0xfeb00e00:12",
+        )
+        .unwrap();
+        let addr: IpAddr = "10.0.2.15".parse().unwrap();
+        assert_eq!(options.addresses[0], Prefixed { addr, prefix: 24 });
+        assert_eq!(options.addresses.len(), 2);
+        assert_eq!(options.gateways.len(), 1);
+        assert!(options.write_through);
+        assert_eq!(options.mode, Mode::SelfTest);
+        assert_eq!((options.echo, options.linger_s), (Some(7), Some(3)));
+        assert_eq!(options.connect, Some("[fec0::2]:99".parse().unwrap()));
+        assert_eq!(Options::parse("disk=flush"), Err(OptionsError::NoMode));
+        assert_eq!(Options::parse("selftest=wx").unwrap().mode, Mode::Fault(Fault::WriteText));
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        for word in ["ipp=1.2.3.4/8", "debug", "echo", "slot=x=y"] {
+            assert_eq!(Options::parse(word), Err(OptionsError::Unknown(word)));
+        }
+        for word in [
+            "ip=1.2.3.4",
+            "ip=1.2.3/8",
+            "ip=1.2.3.4/33",
+            "ip=0.0.0.0/8",
+            "ip=::1/64",
+            "ip=/",
+            "gw=",
+            "gw=1.2.3.4/8",
+            "disk=",
+            "disk=maybe",
+            "selftest=",
+            "selftest=off",
+            "echo=0",
+            "echo=70000",
+            "connect=1.2.3.4",
+            "linger=-1",
+        ] {
+            assert_eq!(Options::parse(word), Err(OptionsError::Malformed(word)), "{word}");
+        }
+        for line in [
+            "gw=1.2.3.4 gw=5.6.7.8",
+            "disk=flush disk=flush",
+            "selftest selftest",
+            "selftest echo=1 echo=2",
+            "ip=1.0.0.1/8 ip=2.0.0.1/8 ip=3.0.0.1/8 ip=4.0.0.1/8",
+        ] {
+            let last = line.split(' ').next_back().unwrap();
+            assert_eq!(Options::parse(line), Err(OptionsError::Doubled(last)));
+        }
+        assert_eq!(
+            Options::parse("selftest=wx echo=7"),
+            Err(OptionsError::OnlyForSelfTest("echo"))
+        );
+        let gateway = "fe80::1".parse().unwrap();
+        assert_eq!(
+            Options::parse("selftest ip=10.0.0.1/8 gw=fe80::1"),
+            Err(OptionsError::GatewayWithoutAddress(gateway))
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! The programs that the chores call, and how they come onto this machine.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fmt};
+
+/// Why a chore failed, in one line that says what to do where something can be done.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+impl Failure {
+    pub(crate) fn new(message: impl Display) -> Failure {
+        Failure(message.to_string())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The root of the workspace.
+pub(crate) fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+/// Cargo, run in the workspace's root. The toolchain is the one that runs this.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).stdin(Stdio::null());
+    command
+}
+
+/// Runs the command; fails with what it is called when it does.
+pub(crate) fn succeed(what: &str, command: &mut Command) -> Result<(), Failure> {
+    eprintln!("xtask: {what}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure(format!("{what} failed: {status}"))),
+        Err(error) => Err(Failure(format!("{what} can't be run: {error}"))),
+    }
+}
+
+/// What the command prints; fails with what it is called when it does.
+pub(crate) fn output(what: &str, command: &mut Command) -> Result<String, Failure> {
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| Failure(format!("{what} can't be run: {error}")))?;
+    if !output.status.success() {
+        return Err(Failure(format!("{what} failed: {}", output.status)));
+    }
+    String::from_utf8(output.stdout).map_err(|_| Failure(format!("{what} printed no text")))
+}
+
+/// A program that a chore needs, and the Debian package it is in.
+pub(crate) struct Tool {
+    pub(crate) program: &'static str,
+    pub(crate) package: &'static str,
+}
+
+/// The emulator that boots the image.
+pub(crate) const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
+
+/// How missing tools are dealt with.
+pub(crate) struct Tools {
+    /// Install them, where that is possible without asking.
+    pub(crate) install: bool,
+}
+
+impl Tools {
+    /// Sees to it that the tool is there; `false` when it is not to be had.
+    pub(crate) fn have(&self, tool: &Tool) -> bool {
+        if find(tool.program).is_some() {
+            return true;
+        }
+        if !self.install || !is_root() || find("apt-get").is_none() {
+            eprintln!("xtask: {} is missing: apt-get install {}", tool.program, tool.package);
+            return false;
+        }
+        let apt = |arguments: &[&str]| {
+            let what = format!("apt-get {}", arguments.join(" "));
+            let mut command = Command::new("apt-get");
+            command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+            // What apt says is no result of ours.
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            succeed(&what, &mut command)
+        };
+        let installed = apt(&["-qq", "update"])
+            .and_then(|()| apt(&["-qq", "install", "-y", "--no-install-recommends", tool.package]));
+        if let Err(failure) = installed {
+            eprintln!("xtask: {failure}");
+        }
+        find(tool.program).is_some()
+    }
+}
+
+/// Where the program is, as the shell would find it.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+fn is_root() -> bool {
+    output("id -u", Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
