@@ -17,6 +17,7 @@
 
 pub mod block;
 pub mod id;
+pub mod wire;
 
 pub use id::{ClientId, CommitNo, Ino, RunId, Seq, Term};
 pub use outrider_hal::{BLOCK_BYTES, Block, BlockNo};
