@@ -17,4 +17,5 @@ pub mod arena;
 pub mod crc32c;
 pub mod error;
 pub mod format;
+pub mod net;
 pub mod node;
