@@ -301,6 +301,7 @@ impl<'m> Line<'m> {
     }
 
     fn opened_body(&self) -> Option<&[u8]> {
-        Some(&self.recv[self.recv_start + OVERHEAD_BYTES..][..self.opened?])
+        let body_bytes = self.opened?;
+        Some(&self.recv[self.recv_start + OVERHEAD_BYTES..][..body_bytes])
     }
 }

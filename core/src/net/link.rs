@@ -287,6 +287,12 @@ impl<'m> Link<'m> {
         self.stream.take().map(|stream| (stream, end))
     }
 
+    /// How many messages are kept because they may have to be sent again.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.session.kept()
+    }
+
     /// The message at the head, until it is taken or the connection ends.
     #[must_use]
     pub fn head(&self) -> Option<Incoming<'_, Server>> {

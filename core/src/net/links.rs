@@ -537,6 +537,12 @@ impl<'m> Links<'m> {
         self.member(id).map(|index| self.members[index].heard)
     }
 
+    /// How many messages are kept for a session because they may have to be sent again.
+    #[must_use]
+    pub fn kept(&self, id: SessionId) -> usize {
+        self.member(id).map_or(0, |index| self.members[index].session.kept())
+    }
+
     /// The message at the head of a session, until it is taken or the connection ends.
     #[must_use]
     pub fn head(&self, id: SessionId) -> Option<Incoming<'_, Client>> {
@@ -801,17 +807,23 @@ impl<'m> Links<'m> {
     /// the connection ends; then a repeated farewell is answered anew.
     fn part(&mut self, index: usize) {
         let member = &self.members[index];
-        if member.parted && (member.slot.is_none() || member.session.is_drained()) {
+        if member.parted && (member.slot.is_none() || member.session.kept() == 0) {
             self.vacate(index, End::Farewell);
         }
     }
 }
 
 impl Slot<'_> {
+    /// The connection is over. If it was being refused, that remains the reason.
     fn end(&mut self, end: End) {
-        if !matches!(self.phase, Phase::Free | Phase::Over(_)) {
-            self.phase = Phase::Over(end);
-        }
+        self.phase = match self.phase {
+            Phase::Free => Phase::Free,
+            Phase::Over(reason) | Phase::Refusing(reason) => Phase::Over(reason),
+            Phase::Hello { .. }
+            | Phase::Proof(_)
+            | Phase::Admission { .. }
+            | Phase::Open { .. } => Phase::Over(end),
+        };
     }
 
     /// Sends a last record. The connection stays a while, so that the peer can read it before it

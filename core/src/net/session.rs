@@ -222,9 +222,9 @@ impl<'m, S: Speaker> Session<'m, S> {
         open.map(|taken| taken.seq - 1).min().unwrap_or(self.received)
     }
 
-    /// Whether nothing is kept that the peer may still need.
-    pub(super) fn is_drained(&self) -> bool {
-        self.log.entries().is_empty()
+    /// How many messages are kept that may have to be sent again.
+    pub(super) fn kept(&self) -> usize {
+        self.log.entries().len()
     }
 
     /// Whether a farewell was sent and not answered.

@@ -6,4 +6,5 @@ mod cuts;
 mod greeting;
 mod hostile;
 mod interleavings;
+mod raw;
 mod world;

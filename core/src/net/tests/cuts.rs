@@ -31,8 +31,8 @@ fn cut_everywhere(move_on: bool, farewell: bool) {
         assert!(world.asked.len() >= 6);
         world.delivered
     });
-    for direction in 0..2 {
-        for at in 0..total[direction] {
+    for (direction, total) in total.into_iter().enumerate() {
+        for at in 0..total {
             with_world(|world| {
                 world.cut_at[direction] = Some(at);
                 world.move_on = move_on;

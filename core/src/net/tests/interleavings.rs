@@ -7,6 +7,7 @@ use super::std::string::String;
 use super::std::vec;
 use super::world::{SERVERS, World, with_world};
 use crate::format::wire::Kind;
+use crate::format::wire::message::FREED_MAX;
 use core::time::Duration;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -33,7 +34,7 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let count = prop_oneof![Just(1usize), 1..40usize, Just(usize::MAX)];
+    let count = prop_oneof![Just(1usize), 1..40usize, 100..5000usize, Just(usize::MAX)];
     let wire = 0..3usize;
     let client_kind = prop_oneof![3 => Just(Kind::Lock), 1 => Just(Kind::Transaction)];
     let server_kind = prop_oneof![3 => Just(Kind::Revoke), 1 => Just(Kind::Recover)];
@@ -90,8 +91,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_each_request_is_answered_once(ops in prop::collection::vec(op(), 1..500)) {
+    fn whatever_happens_each_request_is_answered_once(
+        ops in prop::collection::vec(op(), 1..500),
+        extents in 0..=FREED_MAX,
+    ) {
         with_world(|world| {
+            world.extents = extents;
             for op in &ops {
                 apply(world, op);
             }

@@ -5,9 +5,9 @@ use super::std::collections::{BTreeMap, VecDeque};
 use crate::arena::Arena;
 use crate::format::wire::greeting::{Greeting, Role};
 use crate::format::wire::message::{
-    ClientAnswer, ClientRequest, Extents, HeldLocks, KEY_BYTES, KeyBytes, KeyMode, LockGrant,
-    LockMode, LockRequest, ManifestRoot, Outcome, ServerAnswer, ServerRequest, Transaction,
-    TransactionDone,
+    ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, HeldLocks, KEY_BYTES, KeyBytes,
+    KeyMode, LockGrant, LockMode, LockRequest, ManifestRoot, Outcome, Pool, ServerAnswer,
+    ServerRequest, Transaction, TransactionDone,
 };
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
@@ -121,6 +121,8 @@ pub(super) struct World<'m> {
     client_pending: Vec<Pending>,
     server_pending: Vec<Pending>,
     transactions: u64,
+    /// How many extents a transaction frees.
+    pub(super) extents: usize,
     streams: u64,
     /// Why connections ended, at the client.
     pub(super) ends: Vec<End>,
@@ -163,6 +165,7 @@ impl<'m> World<'m> {
             client_pending: Vec::new(),
             server_pending: Vec::new(),
             transactions: 0,
+            extents: 0,
             streams: 0,
             ends: Vec::new(),
             server_ends: Vec::new(),
@@ -305,6 +308,8 @@ impl<'m> World<'m> {
     /// The client asks for the next serial, by lock or by transaction.
     pub(super) fn client_asks(&mut self, kind: Kind) {
         let serial = self.asked.len() as u64;
+        let extent = ExtentRecord::new(Extent { pool: Pool::Data, start: serial, count: 1 });
+        let freed = vec![extent; self.extents];
         let sent = match kind {
             Kind::Transaction => self.link.request(&ClientRequest::Transaction(
                 Transaction::new(
@@ -313,7 +318,7 @@ impl<'m> World<'m> {
                     CommitNo(0),
                     &[],
                     Extents::default(),
-                    Extents::default(),
+                    Extents::new(&freed).unwrap(),
                 )
                 .unwrap(),
             )),
@@ -403,7 +408,12 @@ impl<'m> World<'m> {
             Some(Incoming::Request(request)) => {
                 let serial = match request {
                     ClientRequest::Lock(lock) => self::serial(&lock.key),
-                    ClientRequest::Transaction(transaction) => transaction.seq.0 - 1,
+                    ClientRequest::Transaction(transaction) => {
+                        let serial = transaction.seq.0 - 1;
+                        assert_eq!(transaction.freed.len(), self.extents);
+                        assert!(transaction.freed.iter().all(|extent| extent.start == serial));
+                        serial
+                    }
                     ClientRequest::Farewell => self.asked.len() as u64 - 1,
                     other => panic!("{other:?}"),
                 };
@@ -505,6 +515,12 @@ impl<'m> World<'m> {
 
     /// All nodes work, and the drivers see to connections that are over.
     pub(super) fn step(&mut self) {
+        // A full window of either side, and one of each kind of its own, as carved.
+        let kept_max = usize::from(WINDOWS.asks_max + WINDOWS.answers_max) + 5;
+        assert!(self.link.kept() <= kept_max);
+        for (links, model) in self.servers.iter().zip(&self.models) {
+            assert!(model.session.is_none_or(|session| links.kept(session) <= kept_max));
+        }
         self.link.step(self.now);
         while let Some(event) = self.link.poll_event() {
             match event {
