@@ -39,7 +39,9 @@
 //! a peer that sends more is at fault. An owner that has room for its windows can therefore always
 //! take what stands at the head of a connection, without waiting for a message behind it. Under that
 //! condition each end always reads on, each byte sent is read, and each answer, once given, arrives.
-//! Acknowledgements need no room of their own: they travel in every frame, or alone when there
+//! Recording an outcome must not wait for a later message of the same peer either, since the
+//! acknowledgement goes in order: a lock request that waits for others is recorded when it stands in
+//! the queue, not when it is granted. Acknowledgements need no room of their own: they travel in every frame, or alone when there
 //! is none to travel in.
 //!
 //! What this module deliberately doesn't know: the volume, who leads, and what messages ask for.

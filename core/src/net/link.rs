@@ -84,7 +84,10 @@ enum Phase {
 pub struct Link<'m> {
     config: LinkConfig,
     client: Option<ClientId>,
+    /// The newest term that has welcomed this link.
     term: Term,
+    /// The term that the session goes on in; none before the first welcome.
+    session_term: Term,
     attempt: u64,
     session: Session<'m, Client>,
     line: Line<'m>,
@@ -114,6 +117,7 @@ impl<'m> Link<'m> {
             config,
             client: None,
             term: Term::NONE,
+            session_term: Term::NONE,
             attempt: 0,
             session: Sessions::carve::<Client>(arena, limits.session, 1)?.next(),
             line: Line::new(
@@ -143,7 +147,7 @@ impl<'m> Link<'m> {
             read_only: self.config.read_only,
             nonce: self.config.nonce,
             client: self.client,
-            term: self.term,
+            term: self.session_term,
             received: self.session.received(),
             attempt: self.attempt,
             requests_max: self.session.limits().asks_max,
@@ -155,6 +159,22 @@ impl<'m> Link<'m> {
         self.stream = Some(stream);
         self.deadline = now.plus(self.config.timing.greeting);
         self.phase = Phase::Challenge(asker);
+    }
+
+    /// Begins again as another client, after an eviction or a farewell: with a new nonce, without an
+    /// id, and without any message. Servers of older terms stay refused.
+    ///
+    /// # Panics
+    ///
+    /// If there is a connection: it must be closed first.
+    pub fn restart(&mut self, nonce: [u8; 16]) {
+        assert!(self.is_idle(), "one connection at a time");
+        self.config.nonce = nonce;
+        self.client = None;
+        self.session_term = Term::NONE;
+        self.attempt = 0;
+        self.parted = false;
+        self.session.clear();
     }
 
     /// Ends the connection, if there is one. The session lives on.
@@ -187,7 +207,7 @@ impl<'m> Link<'m> {
         self.parted
     }
 
-    /// The newest term that has welcomed this client.
+    /// The newest term that has welcomed this link.
     #[must_use]
     pub fn term(&self) -> Term {
         self.term
@@ -398,6 +418,7 @@ impl<'m> Link<'m> {
         }
         self.session.resume(admission.received)?;
         self.term = term;
+        self.session_term = term;
         self.client = Some(admission.client).filter(|client| *client != ClientId(0));
         self.line.rekey(now, seeds.to_client, seeds.to_server);
         self.phase = Phase::Open;
@@ -414,10 +435,10 @@ impl<'m> Link<'m> {
             return Err(Breach::Identity.into());
         }
         // Within a term a session is only lost when its farewell was answered.
-        if term == self.term && fresh && !self.session.is_leaving() {
+        if term == self.session_term && fresh && !self.session.is_leaving() {
             return Err(Breach::Resume.into());
         }
-        Ok(term > self.term || fresh)
+        Ok(term != self.session_term || fresh)
     }
 
     /// Ends the connection when the farewell's answer is taken, recorded and acknowledged.

@@ -29,7 +29,14 @@ use crate::format::wire::message::{Outcome, Payload, Speaker};
 use crate::format::wire::{Frame, Kind, Malformed, Message, Part, Party, Window};
 use core::marker::PhantomData;
 
-/// How many requests of the shared sort a session has room for.
+/// How many requests of the shared sort a session has room for. Both ends' numbers must fit: the
+/// greeting fails if one asks more than the other answers.
+///
+/// A full window makes its owner wait for an answer that may itself wait for something behind it, so
+/// windows are as large as the owners' other limits let them become needed. A client's: one for each
+/// operation that can wait for a lock, plus one for each release, root and statfs that can be under
+/// way beside those. The server's: one for each lock that one client can have in use at once, for
+/// all of those may be wanted back, and the first may have to wait for the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {
     /// This end's, until their answers are acknowledged.

@@ -10,11 +10,14 @@ use super::world::{
 use crate::arena::Arena;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::{Admission, Greeting, Role};
-use crate::format::wire::message::{ClientRequest, Outcome, ServerAnswer, ServerRequest, Status};
+use crate::format::wire::message::{
+    ClientRequest, KeyMode, LockMode, Outcome, ServerAnswer, ServerRequest, Status,
+};
 use crate::format::{ClientId, CommitNo, Term};
 use crate::net::{
-    BadRecord, Breach, Cluster, ClusterKey, End, Incoming, Link, LinkConfig, LinkEvent, Links,
-    LinksEvent, NotSent, Timing, TooMany,
+    BadRecord, Breach, Cluster, ClusterKey, End, Incoming, LimitsError, LineLimits, Link,
+    LinkConfig, LinkEvent, Links, LinksEvent, LinksLimits, NotSent, SessionLimits, Stale, Timing,
+    TooMany,
 };
 use core::time::Duration;
 use outrider_hal::{Instant, StreamId};
@@ -494,4 +497,74 @@ fn the_last_answer_is_acknowledged_although_nobody_speaks() {
         assert_eq!(links.kept(session), 0);
         assert!(!link.is_parted(), "the farewell failed");
     });
+}
+
+#[test]
+fn an_evicted_client_comes_back_as_another() {
+    with_nodes(cluster(), [link_config(cluster(), 1)], |links, [link]| {
+        greet(links, link, StreamId(1), admit_nine);
+        link.request(&ClientRequest::Statfs).unwrap();
+        links.dismiss(links.find(ClientId(9)).unwrap());
+        while links.poll_close().is_some() {}
+        link.closed(StreamId(1));
+        link.poll_close().unwrap();
+
+        link.restart([2; 16]);
+        assert_eq!((link.kept(), link.client(), link.term()), (0, None, TERM));
+        greet(links, link, StreamId(2), |links, stream, greeting| {
+            assert_eq!((greeting.client, greeting.nonce), (None, [2; 16]));
+            links.admit(NOW, stream, ClientId(10)).unwrap();
+        });
+        let up = LinkEvent::Up { term: TERM, client: ClientId(10), renewed: true };
+        assert_eq!(link.poll_event(), Some(up));
+    });
+}
+
+#[test]
+fn a_term_ends_with_everything_in_flight() {
+    with_nodes(cluster(), [link_config(cluster(), 1)], |links, [link]| {
+        let stream = StreamId(1);
+        greet(links, link, stream, admit_nine);
+        let session = links.find(ClientId(9)).unwrap();
+        let left = KeyMode { key: [1; 27], mode: LockMode::Null };
+        links.request(session, &ServerRequest::Revoke(left)).unwrap();
+        link.request(&ClientRequest::Statfs).unwrap();
+        let (up, down) = (hear_client(link, stream), hear_server(links, stream));
+        tell_server(links, stream, &up);
+        tell_client(link, stream, &down);
+        let at_server = links.take(NOW, session).unwrap();
+        let at_client = link.take(NOW).unwrap();
+
+        let next = Term::new(5, 2);
+        links.begin(next);
+        assert_eq!(links.poll_close(), Some((stream, End::Dropped)));
+        assert_eq!(links.find(ClientId(9)), None);
+        let failed = Outcome::Failed(ErrorCode::Stopping, None);
+        assert_eq!(links.answer(session, at_server, &failed), Err(Stale));
+
+        link.closed(stream);
+        link.poll_close().unwrap();
+        greet(links, link, StreamId(2), admit_nine);
+        let again = links.find(ClientId(9)).unwrap();
+        assert_ne!(again, session);
+        // The client's request is there again, the server's is forgotten on both sides.
+        assert_eq!(links.head(again), Some(Incoming::Request(ClientRequest::Statfs)));
+        assert_eq!(link.head(), None);
+        let failed = Outcome::Failed(ErrorCode::Stopping, None);
+        assert_eq!(link.answer(at_client, &failed), Err(Stale));
+        assert_eq!(links.kept(again), 0);
+    });
+}
+
+#[test]
+fn limits_that_cannot_work_are_named() {
+    assert_eq!(LINKS.validate(), Ok(()));
+    let limits = LinksLimits { half_open_max: 0, ..LINKS };
+    assert_eq!(limits.validate(), Err(LimitsError::NoHalfOpen));
+    let short = LineLimits { recv_bytes: 8000, ..LineLimits::MIN };
+    assert_eq!(LinksLimits { line: short, ..LINKS }.validate(), Err(LimitsError::Buffers));
+    let narrow = SessionLimits { asks_max: 0, ..WINDOWS };
+    assert_eq!(LinksLimits { session: narrow, ..LINKS }.validate(), Err(LimitsError::Windows));
+    assert!(Timing::DEFAULT.is_valid());
+    assert!(!Timing { keepalive: Timing::DEFAULT.silence, ..Timing::DEFAULT }.is_valid());
 }
