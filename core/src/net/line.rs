@@ -15,7 +15,9 @@
 //! * A frame is put into the send buffer whole, and only when it fits. A frame that only
 //!   acknowledges is put there when nothing else has carried the acknowledgement for the delay
 //!   allowed, or nothing at all was sent for the keepalive time.
-//! * Silence counts only while this end is listening: not while a message waits for its owner.
+//! * A peer is heard when a record of it is whole, so that neither a length that was damaged on its
+//!   way nor bytes that come in drips keep a connection waiting for ever. Silence counts only while
+//!   this end is listening: not while a message waits for its owner.
 //!
 //! What this file deliberately doesn't know: who the peer is.
 
@@ -125,10 +127,9 @@ impl<'m> Line<'m> {
     }
 
     /// Bytes have been put at the start of `recv_space`.
-    pub(super) fn on_received(&mut self, now: Instant, len: usize) {
+    pub(super) fn on_received(&mut self, len: usize) {
         assert!(len <= self.recv.len() - self.recv_end, "no more than there was space for");
         self.recv_end += len;
-        self.heard = now;
     }
 
     /// The next bytes to send.
@@ -150,10 +151,13 @@ impl<'m> Line<'m> {
     }
 
     /// The body of the next record, once it is there. The same until `consume`.
-    pub(super) fn body(&mut self) -> Result<Option<&[u8]>, End> {
+    pub(super) fn body(&mut self, now: Instant) -> Result<Option<&[u8]>, End> {
         if self.opened.is_none() {
             let bytes = &mut self.recv[self.recv_start..self.recv_end];
             self.opened = self.incoming.open(bytes, self.body_max)?;
+            if self.opened.is_some() {
+                self.heard = now;
+            }
         }
         Ok(self.opened_body())
     }
@@ -189,9 +193,13 @@ impl<'m> Line<'m> {
     }
 
     /// Reads frames until one holds a message for the owner. Work: what is in the buffer.
-    pub(super) fn advance<S: Speaker>(&mut self, session: &mut Session<'_, S>) -> Result<(), End> {
+    pub(super) fn advance<S: Speaker>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<'_, S>,
+    ) -> Result<(), End> {
         while !self.offered {
-            let Some(body) = self.body()? else {
+            let Some(body) = self.body(now)? else {
                 return Ok(());
             };
             let frame = Frame::parse(body)?;
@@ -270,6 +278,11 @@ impl<'m> Line<'m> {
     /// The acknowledgement that was put into the buffer last.
     pub(super) fn ack_sent(&self) -> u64 {
         self.ack_sent
+    }
+
+    /// When the last record became whole, or the last message was taken.
+    pub(super) fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// Whether the peer has been silent for too long.

@@ -232,7 +232,7 @@ impl<'m> Link<'m> {
         if self.stream != Some(stream) {
             return;
         }
-        self.line.on_received(now, len);
+        self.line.on_received(len);
         if let Err(end) = self.advance(now) {
             self.end(end);
         }
@@ -268,7 +268,7 @@ impl<'m> Link<'m> {
             Phase::Challenge(_) | Phase::Welcome(_) if self.deadline <= now => Err(End::Late),
             Phase::Challenge(_) | Phase::Welcome(_) => self.advance(now),
             Phase::Open => {
-                self.line.advance(&mut self.session)?;
+                self.line.advance(now, &mut self.session)?;
                 self.line.check_silence(now, &self.config.timing)?;
                 self.line.fill(now, &self.config.timing, &mut self.session);
                 self.part(now)
@@ -328,7 +328,7 @@ impl<'m> Link<'m> {
         let ticket = self.line.take(now, &mut self.session)?;
         self.parted |= ticket.kind() == Kind::Farewell && part == Part::Answer(None);
         self.message_told = false;
-        if let Err(end) = self.line.advance(&mut self.session) {
+        if let Err(end) = self.line.advance(now, &mut self.session) {
             self.end(end);
         }
         Some(ticket)
@@ -378,7 +378,7 @@ impl<'m> Link<'m> {
             match self.phase {
                 Phase::Idle | Phase::Over(_) => return Ok(()),
                 Phase::Challenge(mut asker) => {
-                    let Some(body) = self.line.body()? else {
+                    let Some(body) = self.line.body(now)? else {
                         return Ok(());
                     };
                     let proof = asker.on_challenge(&self.config.cluster, body)?;
@@ -388,14 +388,14 @@ impl<'m> Link<'m> {
                     self.phase = Phase::Welcome(asker);
                 }
                 Phase::Welcome(asker) => {
-                    let Some(body) = self.line.body()? else {
+                    let Some(body) = self.line.body(now)? else {
                         return Ok(());
                     };
                     let admitted = asker.on_welcome(&self.config.cluster, body)?;
                     self.line.consume();
                     self.on_admitted(now, &admitted)?;
                 }
-                Phase::Open => return self.line.advance(&mut self.session),
+                Phase::Open => return self.line.advance(now, &mut self.session),
             }
         }
     }

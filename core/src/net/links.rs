@@ -84,8 +84,7 @@ impl LinksLimits {
         Ok(())
     }
 
-    /// Connections: one for each session, those in the greeting, and as many that are over and
-    /// wait for being closed.
+    /// Connections: one for each session, and those in the greeting.
     fn slots(&self) -> u32 {
         u32::from(self.clients_max) + u32::from(self.guests_max) + u32::from(self.half_open_max)
     }
@@ -181,6 +180,7 @@ struct Member<'m> {
     message_told: bool,
     /// The farewell was answered.
     parted: bool,
+    /// When the peer was last heard, as long as there is no connection.
     heard: Instant,
 }
 
@@ -306,11 +306,7 @@ impl<'m> Links<'m> {
         let Some(index) = self.slot(stream) else {
             return;
         };
-        let slot = &mut self.slots[index];
-        slot.line.on_received(now, len);
-        if let Phase::Open { member } = slot.phase {
-            self.members[usize::from(member)].heard = now;
-        }
+        self.slots[index].line.on_received(len);
         self.advance_or_end(now, index);
     }
 
@@ -534,7 +530,8 @@ impl<'m> Links<'m> {
     /// When the peer of a session was last heard.
     #[must_use]
     pub fn heard(&self, id: SessionId) -> Option<Instant> {
-        self.member(id).map(|index| self.members[index].heard)
+        let member = &self.members[self.member(id)?];
+        Some(member.slot.map_or(member.heard, |slot| self.slots[usize::from(slot)].line.heard()))
     }
 
     /// How many messages are kept for a session because they may have to be sent again.
@@ -704,7 +701,6 @@ impl<'m> Links<'m> {
         line.rekey(now, seeds.to_server, seeds.to_client);
         *phase = Phase::Open { member: index as u16 };
         member.slot = Some(slot as u16);
-        member.heard = now;
         member.id(index)
     }
 
@@ -741,7 +737,7 @@ impl<'m> Links<'m> {
                     return Ok(());
                 }
                 Phase::Hello { random } => {
-                    let Some(body) = slot.line.body()? else {
+                    let Some(body) = slot.line.body(now)? else {
                         return Ok(());
                     };
                     let (challenge, outcome) = Answerer::on_hello(cluster, random, body)?;
@@ -759,7 +755,7 @@ impl<'m> Links<'m> {
                     }
                 }
                 Phase::Proof(mut answerer) => {
-                    let Some(body) = slot.line.body()? else {
+                    let Some(body) = slot.line.body(now)? else {
                         return Ok(());
                     };
                     let proven = answerer.on_proof(cluster, body)?;
@@ -774,7 +770,7 @@ impl<'m> Links<'m> {
                 }
                 Phase::Open { member } => {
                     let member = &mut self.members[usize::from(member)];
-                    slot.line.advance(&mut member.session)?;
+                    slot.line.advance(now, &mut member.session)?;
                     return member.check_guest(&slot.line);
                 }
             }
@@ -787,6 +783,7 @@ impl<'m> Links<'m> {
             let member = &mut self.members[usize::from(member)];
             member.slot = None;
             member.end = end;
+            member.heard = self.slots[index].line.heard();
             member.message_told = false;
             if member.occupant == Occupant::Guest {
                 member.vacate();

@@ -12,7 +12,9 @@ use crate::format::wire::{
     BODY_BYTES_MAX, ErrorCode, Frame, Kind, Malformed, Message, Part, RECORD_MAGIC,
 };
 use crate::format::{ClientId, Term};
-use crate::net::{BadRecord, Breach, End, Incoming, Link, LinkEvent, Links, LinksEvent, SessionId};
+use crate::net::{
+    BadRecord, Breach, End, Incoming, Link, LinkEvent, Links, LinksEvent, SessionId, Timing,
+};
 use outrider_hal::StreamId;
 use proptest::prelude::*;
 
@@ -202,6 +204,29 @@ fn a_server_that_does_not_take_stops_reading() {
         assert!(!links.recv_space(STREAM).is_empty());
         let failed = Outcome::<ServerAnswer<'_>>::Failed(ErrorCode::Io, None);
         assert_eq!(links.answer(session, ticket, &failed), Ok(()));
+    });
+}
+
+#[test]
+fn a_damaged_length_costs_one_silence_and_no_more() {
+    with_server(|links| {
+        let (mut raw, session) = member(links);
+        let mut record = raw.frame(&request(1, 1, Kind::Statfs, &[]));
+        // The length claims 4 KiB more than there will be.
+        record[5] ^= 0x10;
+        tell_server(links, STREAM, &record);
+        let mut now = NOW;
+        while links.is_up(session) {
+            now = now.plus(Timing::DEFAULT.keepalive);
+            let idle = raw.frame(&Frame { ack: 0, message: None });
+            let space = links.recv_space(STREAM);
+            space[..idle.len()].copy_from_slice(&idle);
+            links.received(now, STREAM, idle.len());
+            links.step(now);
+        }
+        assert_eq!(links.poll_close(), Some((STREAM, End::Silent)));
+        assert_eq!(now, NOW.plus(Timing::DEFAULT.silence));
+        assert_eq!(links.heard(session), Some(NOW));
     });
 }
 

@@ -88,7 +88,7 @@ fn apply(world: &mut World<'_>, op: &Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_each_request_is_answered_once(

@@ -148,6 +148,11 @@ fn serial(key: &KeyBytes) -> u64 {
     u64::from_be_bytes(key[1..9].try_into().unwrap())
 }
 
+/// Whatever happens to bytes, two nodes that keep the rules never see them broken.
+fn assert_honest(end: End) {
+    assert!(!matches!(end, End::Breach(_) | End::Malformed(_)), "{end:?}");
+}
+
 impl<'m> World<'m> {
     fn carve(arena: &mut Arena<'m>) -> World<'m> {
         let link = carve_link(arena, link_config(cluster(), 1));
@@ -533,6 +538,7 @@ impl<'m> World<'m> {
             }
         }
         if let Some((stream, end)) = self.link.poll_close() {
+            assert_honest(end);
             self.ends.push(end);
             for wire in self.wires.iter_mut().filter(|wire| wire.stream == stream) {
                 wire.client_open = false;
@@ -555,6 +561,7 @@ impl<'m> World<'m> {
         }
         self.servers[server].step(self.now);
         while let Some((stream, end)) = self.servers[server].poll_close() {
+            assert_honest(end);
             self.server_ends.push(end);
             for wire in self.wires.iter_mut().filter(|wire| wire.stream == stream) {
                 wire.server_open = false;
@@ -603,7 +610,7 @@ impl<'m> World<'m> {
 
     /// Everything flows freely until all is answered, within a bound.
     pub(super) fn settle(&mut self) {
-        for _ in 0..2000 {
+        for _ in 0..4000 {
             let leader = self.leader;
             if self.wires.iter().any(|wire| wire.client_open && wire.server != leader) {
                 self.link.disconnect();
