@@ -11,8 +11,8 @@
 //! ```
 //!
 //! A server has [`Links`], a table of connections and sessions; a client has one [`Link`]. Both do
-//! nothing by themselves: events and the time come in, `step` works, `poll_` functions tell what has
-//! come out of it.
+//! nothing by themselves: events and the time come in, `step` works, `poll_` functions tell what
+//! has come out of it.
 //!
 //! # Invariants
 //!
@@ -22,27 +22,27 @@
 //! * A request is kept by its sender until its answer has been taken. To a server of another term
 //!   it is sent again, with all other unanswered ones, in order; answers meant for the old one are
 //!   dropped.
-//! * An answer is kept by its sender until the receiver's acknowledgement covers it: the owner there
-//!   has said that the outcomes of it and of all messages before it are recorded.
+//! * An answer is kept by its sender until the receiver's acknowledgement covers it: the owner
+//!   there has said that the outcomes of it and of all messages before it are recorded.
 //! * Nothing but its slot is given to a connection that has not proved the key, and it keeps no
 //!   connection from being served that has.
-//! * Whatever a peer sends, it is either a message as it was sent or the end of the connection, with
-//!   a reason. The end of a connection is never the end of a session.
+//! * Whatever a peer sends, it is either a message as it was sent or the end of the connection,
+//!   with a reason. The end of a connection is never the end of a session.
 //!
 //! # Why nothing gets stuck
 //!
-//! The greeting tells each end how many requests of the shared sort the other may have in its window;
-//! of every other kind there is at most one. A request leaves its sender's window when the
+//! The greeting tells each end how many requests of the shared sort the other may have in its
+//! window; of every other kind there is at most one. A request leaves its sender's window when the
 //! acknowledgement of its answer is on its way, at the latest with the next request. So the
 //! receiver never holds more requests and unacknowledged answers than the windows: it has room for
 //! every request that may come and for every answer to it, reserved when the session is carved, and
 //! a peer that sends more is at fault. An owner that has room for its windows can therefore always
-//! take what stands at the head of a connection, without waiting for a message behind it. Under that
-//! condition each end always reads on, each byte sent is read, and each answer, once given, arrives.
-//! Recording an outcome must not wait for a later message of the same peer either, since the
-//! acknowledgement goes in order: a lock request that waits for others is recorded when it stands in
-//! the queue, not when it is granted. Acknowledgements need no room of their own: they travel in every frame, or alone when there
-//! is none to travel in.
+//! take what stands at the head of a connection, without waiting for a message behind it. Under
+//! that condition each end always reads on, each byte sent is read, and each answer, once given,
+//! arrives. Recording an outcome must not wait for a later message of the same peer either, since
+//! the acknowledgement goes in order: a lock request that waits for others is recorded when it
+//! stands in the queue, not when it is granted. Acknowledgements need no room of their own: they
+//! travel in every frame, or alone when there is none to travel in.
 //!
 //! What this module deliberately doesn't know: the volume, who leads, and what messages ask for.
 

@@ -9,9 +9,9 @@
 //!
 //! # Invariants
 //!
-//! * The receive buffer holds at least one record of any size, so a record that has begun can always
-//!   be completed. A message stands in it until the owner takes it; what is behind waits, and when
-//!   the buffer is full the space for more is empty.
+//! * The receive buffer holds at least one record of any size, so a record that has begun can
+//!   always be completed. A message stands in it until the owner takes it; what is behind waits,
+//!   and when the buffer is full the space for more is empty.
 //! * A frame is put into the send buffer whole, and only when it fits. A frame that only
 //!   acknowledges is put there when nothing else has carried the acknowledgement for the delay
 //!   allowed, or nothing at all was sent for the keepalive time.

@@ -161,8 +161,8 @@ impl<'m> Link<'m> {
         self.phase = Phase::Challenge(asker);
     }
 
-    /// Begins again as another client, after an eviction or a farewell: with a new nonce, without an
-    /// id, and without any message. Servers of older terms stay refused.
+    /// Begins again as another client, after an eviction or a farewell: with a new nonce, without
+    /// an id, and without any message. Servers of older terms stay refused.
     ///
     /// # Panics
     ///

@@ -1,11 +1,12 @@
 //! The record layer: what stands between a session's frames and a connection's bytes.
 //!
-//! A record carries one body, and arrives whole and as it was sent, or not at all. Here that is done
-//! by a length and a checksum, which is seeded, once the greeting is over, with a secret of the
-//! connection and the direction, and covers the number of the record: bytes of another connection,
-//! mirrored bytes, and records that were left out, repeated or swapped fail it. It keeps accidents
-//! out, not attackers: for that a cipher (Noise) takes the place of this file. It would open and seal
-//! in place as this does, with another [`OVERHEAD_BYTES`], and be keyed where this is seeded.
+//! A record carries one body, and arrives whole and as it was sent, or not at all. Here that is
+//! done by a length and a checksum, which is seeded, once the greeting is over, with a secret of
+//! the connection and the direction, and covers the number of the record: bytes of another
+//! connection, mirrored bytes, and records that were left out, repeated or swapped fail it. It
+//! keeps accidents out, not attackers: for that a cipher (Noise) takes the place of this file. It
+//! would open and seal in place as this does, with another [`OVERHEAD_BYTES`], and be keyed where
+//! this is seeded.
 //!
 //! # Invariants
 //!

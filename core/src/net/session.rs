@@ -1,11 +1,11 @@
 //! One end of a session: it numbers and keeps what it sends, and checks what it receives.
 //!
 //! ```text
-//!   a request to the peer:   request -> kept -> (sent, sent again) -> its answer is taken -> dropped
-//!   its answer:              offered -> taken -> recorded -> acknowledged, in order
-//!   a request of the peer:   offered -> taken -> recorded -> acknowledged, in order
-//!                                             -> answered (which records it, if need be)
-//!   its answer:              answer -> kept -> (sent, sent again) -> acknowledged -> dropped
+//! a request to the peer:   request -> kept -> (sent, sent again) -> its answer is taken -> dropped
+//! its answer:              offered -> taken -> recorded -> acknowledged, in order a request of the
+//! peer:   offered -> taken -> recorded -> acknowledged, in order -> answered (which records it, if
+//! need be) its answer:              answer -> kept -> (sent, sent again) -> acknowledged ->
+//! dropped
 //! ```
 //!
 //! # Invariants
@@ -17,8 +17,8 @@
 //! * Everything up to [`ack`](Session::ack) is recorded. What is recorded out of order waits.
 //! * At most `asks_max` requests of the shared sort, and one of each other kind, are in the window:
 //!   from [`request`](Session::request) until the acknowledgement covers the answer.
-//! * An epoch is the time in which numbers count up without a break. Tickets of an earlier one change
-//!   nothing.
+//! * An epoch is the time in which numbers count up without a break. Tickets of an earlier one
+//!   change nothing.
 //!
 //! What this file deliberately doesn't know: connections, and time.
 
@@ -32,11 +32,11 @@ use core::marker::PhantomData;
 /// How many requests of the shared sort a session has room for. Both ends' numbers must fit: the
 /// greeting fails if one asks more than the other answers.
 ///
-/// A full window makes its owner wait for an answer that may itself wait for something behind it, so
-/// windows are as large as the owners' other limits let them become needed. A client's: one for each
-/// operation that can wait for a lock, plus one for each release, root and statfs that can be under
-/// way beside those. The server's: one for each lock that one client can have in use at once, for
-/// all of those may be wanted back, and the first may have to wait for the last.
+/// A full window makes its owner wait for an answer that may itself wait for something behind it,
+/// so windows are as large as the owners' other limits let them become needed. A client's: one for
+/// each operation that can wait for a lock, plus one for each release, root and statfs that can be
+/// under way beside those. The server's: one for each lock that one client can have in use at once,
+/// for all of those may be wanted back, and the first may have to wait for the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {
     /// This end's, until their answers are acknowledged.
@@ -191,8 +191,8 @@ impl<'m, S: Speaker> Session<'m, S> {
         self.renew();
     }
 
-    /// Begins anew with another server. Requests are kept, and are sent again from number 1. Answers
-    /// are dropped, for the new server never asked.
+    /// Begins anew with another server. Requests are kept, and are sent again from number 1.
+    /// Answers are dropped, for the new server never asked.
     pub(super) fn renew(&mut self) {
         self.log.retain(|kept| kept.part == Part::Request);
         self.log.renumber();

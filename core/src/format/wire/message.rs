@@ -18,11 +18,11 @@
 //!
 //! A session delivers a request once to each server, and a request that is unanswered when the
 //! server changes is delivered again to the next. Those that change the volume therefore carry a
-//! number of their own, [`Transaction::number`] and [`LoanRequest::number`], each counting up by one
-//! per client, and at most one of each kind is unanswered. The commit that carries one out stores
-//! its number and its whole answer in the client's record. A server compares: the stored number is
-//! answered from the record and changes nothing, the next one is carried out, any other is
-//! [`ErrorCode::Invalid`]. All other requests may be carried out again without harm.
+//! number of their own, [`Transaction::number`] and [`LoanRequest::number`], each counting up by
+//! one per client, and at most one of each kind is unanswered. The commit that carries one out
+//! stores its number and its whole answer in the client's record. A server compares: the stored
+//! number is answered from the record and changes nothing, the next one is carried out, any other
+//! is [`ErrorCode::Invalid`]. All other requests may be carried out again without harm.
 //!
 //! What this module deliberately doesn't know: what a key, a lock or a run is good for.
 

@@ -40,7 +40,8 @@ fn op() -> impl Strategy<Value = Op> {
     let server_kind = prop_oneof![3 => Just(Kind::Revoke), 1 => Just(Kind::Recover)];
     prop_oneof![
         8 => count.clone().prop_map(Op::ClientSends),
-        8 => (wire.clone(), count.clone()).prop_map(|(wire, count)| Op::ServerReceives(wire, count)),
+        8 => (wire.clone(), count.clone())
+            .prop_map(|(wire, count)| Op::ServerReceives(wire, count)),
         8 => (wire.clone(), count.clone()).prop_map(|(wire, count)| Op::ServerSends(wire, count)),
         8 => count.prop_map(Op::ClientReceives),
         2 => (0..3000u64).prop_map(Op::Tick),
