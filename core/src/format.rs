@@ -26,6 +26,7 @@ pub mod records;
 pub mod root;
 pub mod run;
 pub mod super_block;
+pub mod wire;
 
 pub use id::{ClientId, CommitNo, Ino, RunId, Seq, Term};
 pub use outrider_hal::{BLOCK_BYTES, Block, BlockNo};

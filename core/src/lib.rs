@@ -24,6 +24,7 @@ pub mod format;
 pub mod lock;
 pub mod lsm;
 pub mod mutant;
+pub mod net;
 pub mod node;
 pub mod pump;
 pub mod quorum;

@@ -1,0 +1,427 @@
+//! Requests and answers: a closed set for each direction.
+//!
+//! | asked by | kind | request | answer |
+//! |---|---|---|---|
+//! | client | lock | [`LockRequest`] | [`LockGrant`], when it is granted |
+//! | | release | [`LockMode`] kept of a key | nothing |
+//! | | transaction | [`Transaction`] | [`TransactionDone`], when it is durable |
+//! | | loan | [`LoanRequest`] | [`Loan`], when it is durable |
+//! | | root | nothing | [`RootNow`] |
+//! | | statfs | nothing | [`Statfs`] |
+//! | | farewell | nothing | nothing, when it is durable |
+//! | | status | nothing | [`Status`] |
+//! | server | revoke | [`LockMode`] left of a key | the same, when it is so |
+//! | | recover | first key | [`HeldLocks`] from there on; none is the end |
+//! | | recall | [`Recall`] | nothing; space comes back by a loan request |
+//!
+//! # Exactly once, across servers
+//!
+//! A session delivers a request once to each server, and a request that is unanswered when the
+//! server changes is delivered again to the next. Those that change the volume therefore carry a
+//! number of their own, [`Transaction::number`] and [`LoanRequest::number`], each counting up by
+//! one per client, and at most one of each kind is unanswered. The commit that carries one out
+//! stores its number and its whole answer in the client's record. A server compares: the stored
+//! number is answered from the record and changes nothing, the next one is carried out, any other
+//! is [`ErrorCode::Invalid`]. All other requests may be carried out again without harm.
+//!
+//! What this module deliberately doesn't know: what a key, a lock or a run is good for.
+
+mod lock;
+mod space;
+mod status;
+
+pub use lock::{
+    HELD_LOCKS_MAX, HeldLock, HeldLocks, HeldLocksRecord, KEY_BYTES, KeyBytes, KeyMode,
+    KeyModeRecord, LockGrant, LockGrantRecord, LockMode, LockRequest, LockRequestRecord,
+    RecoverRecord,
+};
+pub use space::{
+    Extent, ExtentRecord, Extents, FREED_MAX, LOAN_EXTENTS_MAX, Loan, LoanRecord, LoanRequest,
+    LoanRequestRecord, ManifestRoot, Pool, RETURNED_MAX, RUNS_MAX, Recall, RecallRecord, RootNow,
+    RootNowRecord, RootRecord, Run, RunRecord, Transaction, TransactionDone, TransactionDoneRecord,
+    TransactionRecord, USED_MAX, ZONES, ZoneRange,
+};
+pub use status::{Statfs, StatfsRecord, Status, StatusRecord};
+
+use super::{ErrorCode, Kind, Malformed, Party};
+use zerocopy::{Immutable, IntoBytes};
+
+/// Requests of one party, or its answers: a kind, and bytes that mean something for it.
+pub trait Payload<'p>: Sized {
+    /// The kind of the request, or of the request that is answered.
+    fn kind(&self) -> Kind;
+
+    /// Reads a payload of this kind, which must be as long as it says.
+    fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed>;
+
+    /// Writes the payload, at most the bound of its kind.
+    fn emit(&self, to: &mut Emitter<'_>);
+}
+
+/// A party and what it says.
+pub trait Speaker {
+    /// Which party it is.
+    const PARTY: Party;
+    /// The other party.
+    type Peer: Speaker;
+    /// What it asks.
+    type Request<'p>: Payload<'p>;
+    /// What it answers to the requests of its peer.
+    type Answer<'p>: Payload<'p>;
+}
+
+/// What a client says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {}
+
+/// What the server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {}
+
+impl Speaker for Client {
+    const PARTY: Party = Party::Client;
+    type Peer = Server;
+    type Request<'p> = ClientRequest<'p>;
+    type Answer<'p> = ClientAnswer<'p>;
+}
+
+impl Speaker for Server {
+    const PARTY: Party = Party::Server;
+    type Peer = Client;
+    type Request<'p> = ServerRequest;
+    type Answer<'p> = ServerAnswer<'p>;
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<A> {
+    /// With this answer.
+    Done(A),
+    /// With an error, and the answer as far as it goes.
+    Failed(ErrorCode, Option<A>),
+}
+
+/// What a client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientRequest<'p> {
+    /// [`Kind::Lock`].
+    Lock(LockRequest),
+    /// [`Kind::Release`]: the mode that the client keeps.
+    Release(KeyMode),
+    /// [`Kind::Transaction`].
+    Transaction(Transaction<'p>),
+    /// [`Kind::Loan`].
+    Loan(LoanRequest<'p>),
+    /// [`Kind::Root`].
+    Root,
+    /// [`Kind::Statfs`].
+    Statfs,
+    /// [`Kind::Farewell`].
+    Farewell,
+    /// [`Kind::Status`].
+    Status,
+}
+
+/// What the server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerAnswer<'p> {
+    /// [`Kind::Lock`].
+    Lock(LockGrant),
+    /// [`Kind::Release`].
+    Release,
+    /// [`Kind::Transaction`].
+    Transaction(TransactionDone<'p>),
+    /// [`Kind::Loan`].
+    Loan(Loan<'p>),
+    /// [`Kind::Root`].
+    Root(RootNow),
+    /// [`Kind::Statfs`].
+    Statfs(Statfs),
+    /// [`Kind::Farewell`].
+    Farewell,
+    /// [`Kind::Status`].
+    Status(Status),
+}
+
+/// What the server asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerRequest {
+    /// [`Kind::Revoke`]: the mode that is left to the client.
+    Revoke(KeyMode),
+    /// [`Kind::Recover`]: locks from this key on.
+    Recover(KeyBytes),
+    /// [`Kind::Recall`].
+    Recall(Recall),
+}
+
+/// What a client answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAnswer<'p> {
+    /// [`Kind::Revoke`]: the mode that the client still has.
+    Revoke(KeyMode),
+    /// [`Kind::Recover`].
+    Recover(HeldLocks<'p>),
+    /// [`Kind::Recall`].
+    Recall,
+}
+
+impl<'p> Payload<'p> for ClientRequest<'p> {
+    fn kind(&self) -> Kind {
+        match self {
+            ClientRequest::Lock(_) => Kind::Lock,
+            ClientRequest::Release(_) => Kind::Release,
+            ClientRequest::Transaction(_) => Kind::Transaction,
+            ClientRequest::Loan(_) => Kind::Loan,
+            ClientRequest::Root => Kind::Root,
+            ClientRequest::Statfs => Kind::Statfs,
+            ClientRequest::Farewell => Kind::Farewell,
+            ClientRequest::Status => Kind::Status,
+        }
+    }
+
+    fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
+        Ok(match kind {
+            Kind::Lock => ClientRequest::Lock(LockRequest::parse(payload)?),
+            Kind::Release => ClientRequest::Release(KeyMode::parse(payload)?),
+            Kind::Transaction => ClientRequest::Transaction(Transaction::parse(payload)?),
+            Kind::Loan => ClientRequest::Loan(LoanRequest::parse(payload)?),
+            Kind::Root => empty(payload, ClientRequest::Root)?,
+            Kind::Statfs => empty(payload, ClientRequest::Statfs)?,
+            Kind::Farewell => empty(payload, ClientRequest::Farewell)?,
+            Kind::Status => empty(payload, ClientRequest::Status)?,
+            Kind::Revoke | Kind::Recover | Kind::Recall => return Err(Malformed::Kind),
+        })
+    }
+
+    fn emit(&self, to: &mut Emitter<'_>) {
+        match self {
+            ClientRequest::Lock(lock) => to.put(&lock.record()),
+            ClientRequest::Release(kept) => to.put(&kept.record()),
+            ClientRequest::Transaction(transaction) => transaction.emit(to),
+            ClientRequest::Loan(loan) => loan.emit(to),
+            ClientRequest::Root
+            | ClientRequest::Statfs
+            | ClientRequest::Farewell
+            | ClientRequest::Status => {}
+        }
+    }
+}
+
+impl<'p> Payload<'p> for ServerAnswer<'p> {
+    fn kind(&self) -> Kind {
+        match self {
+            ServerAnswer::Lock(_) => Kind::Lock,
+            ServerAnswer::Release => Kind::Release,
+            ServerAnswer::Transaction(_) => Kind::Transaction,
+            ServerAnswer::Loan(_) => Kind::Loan,
+            ServerAnswer::Root(_) => Kind::Root,
+            ServerAnswer::Statfs(_) => Kind::Statfs,
+            ServerAnswer::Farewell => Kind::Farewell,
+            ServerAnswer::Status(_) => Kind::Status,
+        }
+    }
+
+    fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
+        Ok(match kind {
+            Kind::Lock => ServerAnswer::Lock(LockGrant::parse(payload)?),
+            Kind::Release => empty(payload, ServerAnswer::Release)?,
+            Kind::Transaction => ServerAnswer::Transaction(TransactionDone::parse(payload)?),
+            Kind::Loan => ServerAnswer::Loan(Loan::parse(payload)?),
+            Kind::Root => ServerAnswer::Root(RootNow::parse(payload)?),
+            Kind::Statfs => ServerAnswer::Statfs(Statfs::parse(payload)?),
+            Kind::Farewell => empty(payload, ServerAnswer::Farewell)?,
+            Kind::Status => ServerAnswer::Status(Status::parse(payload)?),
+            Kind::Revoke | Kind::Recover | Kind::Recall => return Err(Malformed::Kind),
+        })
+    }
+
+    fn emit(&self, to: &mut Emitter<'_>) {
+        match self {
+            ServerAnswer::Lock(grant) => to.put(&grant.record()),
+            ServerAnswer::Transaction(done) => done.emit(to),
+            ServerAnswer::Loan(loan) => loan.emit(to),
+            ServerAnswer::Root(root) => to.put(&root.record()),
+            ServerAnswer::Statfs(statfs) => to.put(&statfs.record()),
+            ServerAnswer::Status(status) => to.put(&status.record()),
+            ServerAnswer::Release | ServerAnswer::Farewell => {}
+        }
+    }
+}
+
+impl<'p> Payload<'p> for ServerRequest {
+    fn kind(&self) -> Kind {
+        match self {
+            ServerRequest::Revoke(_) => Kind::Revoke,
+            ServerRequest::Recover(_) => Kind::Recover,
+            ServerRequest::Recall(_) => Kind::Recall,
+        }
+    }
+
+    fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
+        Ok(match kind {
+            Kind::Revoke => ServerRequest::Revoke(KeyMode::parse(payload)?),
+            Kind::Recover => ServerRequest::Recover(RecoverRecord::open(payload)?),
+            Kind::Recall => ServerRequest::Recall(Recall::parse(payload)?),
+            Kind::Lock
+            | Kind::Release
+            | Kind::Transaction
+            | Kind::Loan
+            | Kind::Root
+            | Kind::Statfs
+            | Kind::Farewell
+            | Kind::Status => return Err(Malformed::Kind),
+        })
+    }
+
+    fn emit(&self, to: &mut Emitter<'_>) {
+        match self {
+            ServerRequest::Revoke(left) => to.put(&left.record()),
+            ServerRequest::Recover(from) => to.put(&RecoverRecord::new(*from)),
+            ServerRequest::Recall(recall) => to.put(&recall.record()),
+        }
+    }
+}
+
+impl<'p> Payload<'p> for ClientAnswer<'p> {
+    fn kind(&self) -> Kind {
+        match self {
+            ClientAnswer::Revoke(_) => Kind::Revoke,
+            ClientAnswer::Recover(_) => Kind::Recover,
+            ClientAnswer::Recall => Kind::Recall,
+        }
+    }
+
+    fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
+        Ok(match kind {
+            Kind::Revoke => ClientAnswer::Revoke(KeyMode::parse(payload)?),
+            Kind::Recover => ClientAnswer::Recover(HeldLocks::parse(payload)?),
+            Kind::Recall => empty(payload, ClientAnswer::Recall)?,
+            Kind::Lock
+            | Kind::Release
+            | Kind::Transaction
+            | Kind::Loan
+            | Kind::Root
+            | Kind::Statfs
+            | Kind::Farewell
+            | Kind::Status => return Err(Malformed::Kind),
+        })
+    }
+
+    fn emit(&self, to: &mut Emitter<'_>) {
+        match self {
+            ClientAnswer::Revoke(left) => to.put(&left.record()),
+            ClientAnswer::Recover(held) => held.emit(to),
+            ClientAnswer::Recall => {}
+        }
+    }
+}
+
+impl<'p, A: Payload<'p>> Outcome<A> {
+    /// Reads an answer. One that failed has a payload or none.
+    pub fn parse(
+        kind: Kind,
+        error: Option<ErrorCode>,
+        payload: &'p [u8],
+    ) -> Result<Outcome<A>, Malformed> {
+        match error {
+            None => Ok(Outcome::Done(A::parse(kind, payload)?)),
+            Some(error) if payload.is_empty() => Ok(Outcome::Failed(error, None)),
+            Some(error) => Ok(Outcome::Failed(error, Some(A::parse(kind, payload)?))),
+        }
+    }
+
+    /// The error, if it failed.
+    #[must_use]
+    pub fn error(&self) -> Option<ErrorCode> {
+        match self {
+            Outcome::Done(_) => None,
+            Outcome::Failed(error, _) => Some(*error),
+        }
+    }
+
+    /// The answer, if there is one.
+    #[must_use]
+    pub fn answer(&self) -> Option<&A> {
+        match self {
+            Outcome::Done(answer) => Some(answer),
+            Outcome::Failed(_, answer) => answer.as_ref(),
+        }
+    }
+}
+
+impl Kind {
+    /// Largest payload of a request of this kind.
+    #[must_use]
+    pub const fn request_bytes_max(self) -> usize {
+        match self {
+            Kind::Lock => size_of::<LockRequestRecord>(),
+            Kind::Release | Kind::Revoke => size_of::<KeyModeRecord>(),
+            Kind::Transaction => Transaction::BYTES_MAX,
+            Kind::Loan => LoanRequest::BYTES_MAX,
+            Kind::Root | Kind::Statfs | Kind::Farewell | Kind::Status => 0,
+            Kind::Recover => size_of::<RecoverRecord>(),
+            Kind::Recall => size_of::<RecallRecord>(),
+        }
+    }
+
+    /// Largest payload of an answer to a request of this kind.
+    #[must_use]
+    pub const fn answer_bytes_max(self) -> usize {
+        match self {
+            Kind::Lock => size_of::<LockGrantRecord>(),
+            Kind::Transaction => TransactionDone::BYTES_MAX,
+            Kind::Loan => Loan::BYTES_MAX,
+            Kind::Root => size_of::<RootNowRecord>(),
+            Kind::Statfs => size_of::<StatfsRecord>(),
+            Kind::Status => size_of::<StatusRecord>(),
+            Kind::Revoke => size_of::<KeyModeRecord>(),
+            Kind::Recover => HeldLocks::BYTES_MAX,
+            Kind::Release | Kind::Farewell | Kind::Recall => 0,
+        }
+    }
+}
+
+const _: () = {
+    let mut index = 0;
+    while index < Kind::ALL.len() {
+        let kind = Kind::ALL[index];
+        assert!(kind.request_bytes_max() <= super::PAYLOAD_BYTES_MAX);
+        assert!(kind.answer_bytes_max() <= super::PAYLOAD_BYTES_MAX);
+        index += 1;
+    }
+};
+
+/// Puts structures one behind the other.
+#[derive(Debug)]
+pub struct Emitter<'b> {
+    space: &'b mut [u8],
+    used: usize,
+}
+
+impl<'b> Emitter<'b> {
+    /// Writes from the start of `space`.
+    pub fn new(space: &'b mut [u8]) -> Emitter<'b> {
+        Emitter { space, used: 0 }
+    }
+
+    /// Appends a structure, or an array of them.
+    ///
+    /// # Panics
+    ///
+    /// If it does not fit: payloads are bounded, and the space is made for the bound.
+    pub fn put<T: IntoBytes + Immutable + ?Sized>(&mut self, what: &T) {
+        let bytes = what.as_bytes();
+        self.space[self.used..][..bytes.len()].copy_from_slice(bytes);
+        self.used += bytes.len();
+    }
+
+    /// Bytes written.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used
+    }
+}
+
+fn empty<T>(payload: &[u8], what: T) -> Result<T, Malformed> {
+    if payload.is_empty() { Ok(what) } else { Err(Malformed::Length) }
+}
