@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * Blocks lie before the end of the file, but for reserved ones; what is behind the end in the last
-//!   block is zero.
+//! * Blocks lie before the end of the file, but for reserved ones; what is behind the end in the
+//!   last block is zero.
 
 use std::collections::BTreeMap;
 

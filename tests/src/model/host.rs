@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * A call is made by one thread with the user's credentials, which are put back before anything else.
+//! * A call is made by one thread with the user's credentials, which are put back before anything
+//!   else.
 
 use super::User;
 use super::script::{

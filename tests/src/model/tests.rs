@@ -67,10 +67,9 @@ fn compare(seed: u64, cast: Cast, steps: usize, seen: &mut Coverage) {
         (_, false) => Space::Reserved,
         (_, true) => Space::ReservedAndZero,
     };
-    let mut script = Script::new(seed, cast, space);
+    let script = Script::new(seed, cast, space);
     let (mut kernel_was, mut model_was) = (kernel.snapshot(), model.snapshot());
-    for number in 0..steps {
-        let (user, step) = script.next();
+    for (number, (user, step)) in script.take(steps).enumerate() {
         let (there, here) = (kernel.run(&user, &step), model.run(&user, &step));
         if there != Ok(script::Value::Skipped) {
             *seen.entry((name(&step), there.as_ref().err().copied())).or_default() += 1;
@@ -114,9 +113,8 @@ fn the_model_does_what_the_kernel_does_for_everyone() {
 #[test]
 fn nothing_is_left_of_what_was_removed() {
     let mut model = walk::Walk::new(0o777);
-    let mut script = Script::new(7, Cast::Everyone, Space::ReservedAndZero);
-    for _ in 0..3000 {
-        let (user, step) = script.next();
+    let script = Script::new(7, Cast::Everyone, Space::ReservedAndZero);
+    for (user, step) in script.take(3000) {
         let before: Model = model.model.clone();
         let failed = model.run(&user, &step).is_err();
         assert!(!failed || model.model == before, "{step:?} failed and changed something");
