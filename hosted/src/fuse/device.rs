@@ -36,6 +36,10 @@ use zerocopy::{FromBytes, IntoBytes};
 const BACKGROUND: u16 = 512;
 const CONGESTION: u16 = BACKGROUND / 4 * 3;
 
+/// Writes up to this size are copied from where they landed, so that many small ones that wait don't
+/// each hold a whole buffer.
+const COPIED_BYTES_MAX: usize = 32 * 1024;
+
 /// The protocol this was written for.
 const MAJOR: u32 = 7;
 const MINOR: u32 = 41;
@@ -340,6 +344,9 @@ impl<F: Filesystem> Reader<F> {
             Memory::Payload(buf) => {
                 let len = buf.len();
                 Some(Lent { buf, len })
+            }
+            Memory::Landed(len) if len <= COPIED_BYTES_MAX => {
+                Some(Lent { buf: Buffer::copy(&self.landing[..len]), len })
             }
             Memory::Landed(len) => {
                 let fresh = self.pool.take();

@@ -2,7 +2,7 @@ use super::script::{Cast, Script, Space, Subject, changes};
 use super::{Model, OpError, User, host, script, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Says why a test can't be made here; it is counted by whoever reads the output.
 fn skipped(needs: &str) {
@@ -58,8 +58,8 @@ fn check_coverage(seen: &Coverage, reasons: &[OpError]) {
 }
 
 /// Runs the same calls on the kernel and on a model, and compares after every one.
-fn compare(seed: u64, cast: Cast, steps: usize, seen: &mut Coverage) {
-    let dir = tempfile::tempdir().unwrap();
+fn compare(place: &Path, seed: u64, cast: Cast, steps: usize, seen: &mut Coverage) {
+    let dir = tempfile::tempdir_in(place).unwrap();
     let mut kernel = host::Host::new(empty_directory(&dir, "root"));
     let mut model = walk::Walk::new(0o777);
     let space = match (seed % 2, kernel.can_zero()) {
@@ -90,9 +90,10 @@ fn the_model_does_what_the_kernel_does_for_user_0() {
     if !rustix::process::geteuid().is_root() {
         return skipped("root");
     }
+    let Some(place) = host::reference_place() else { return skipped("ext4") };
     let mut seen = Coverage::new();
     for seed in 0..20 {
-        compare(seed, Cast::Root, 500, &mut seen);
+        compare(&place, seed, Cast::Root, 500, &mut seen);
     }
     check_coverage(&seen, &REASONS);
 }
@@ -102,9 +103,10 @@ fn the_model_does_what_the_kernel_does_for_everyone() {
     if !rustix::process::geteuid().is_root() {
         return skipped("root");
     }
+    let Some(place) = host::reference_place() else { return skipped("ext4") };
     let mut seen = Coverage::new();
     for seed in 100..140 {
-        compare(seed, Cast::Everyone, 500, &mut seen);
+        compare(&place, seed, Cast::Everyone, 500, &mut seen);
     }
     check_coverage(&seen, &REASONS);
     check_coverage(&seen, &[OpError::AccessDenied]);
