@@ -1,9 +1,9 @@
 //! A file system in memory, as plain as can be: the oracle that mounts are compared with.
 //!
-//! It executes the same [`Op`]s as a mount's core, at once and with the caller's groups known, and answers
-//! reads with bytes instead of places. Its semantics are Linux's, which a test proves against a real file
-//! system: [`script`] makes random sequences of system calls, [`host`] runs them under a directory, and
-//! [`walk`] on a model.
+//! It executes the same [`Op`]s as a mount's core, at once and with the caller's groups known, and
+//! answers reads with bytes instead of places. Its semantics are Linux's, which a test proves
+//! against a real file system: [`script`] makes random sequences of system calls, [`host`] runs
+//! them under a directory, and [`walk`] on a model.
 //!
 //! # Invariants
 //!
@@ -764,10 +764,10 @@ impl Model {
             }
         }
         if let Some(uid) = set.uid {
-            refuse(!user.is_root() && !(owner && uid == node.attr.uid))?;
+            refuse(!(user.is_root() || owner && uid == node.attr.uid))?;
         }
         if let Some(gid) = set.gid {
-            refuse(!owner || !(user.is_member(gid) || gid == node.attr.gid))?;
+            refuse(!(owner && (user.is_member(gid) || gid == node.attr.gid)))?;
         }
         refuse(set.permissions.is_some() && !owner)?;
         match (set.atime, set.mtime) {

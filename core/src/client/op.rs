@@ -1,7 +1,7 @@
 //! What a mount is asked to do, and what it answers: POSIX file operations as plain data.
 //!
-//! A platform (the FUSE front-end, the simulator) turns whatever its users say into a [`Request`] and
-//! hands it to the mount's core, which takes it through these states:
+//! A platform (the FUSE front-end, the simulator) turns whatever its users say into a [`Request`]
+//! and hands it to the mount's core, which takes it through these states:
 //!
 //! ```text
 //!                 Request                                 Answer::Done
@@ -16,42 +16,46 @@
 //!
 //! * Every request gets exactly one [`Answer::Done`], and its lent memory comes back with it. Only
 //!   [`Op::Forget`] gets no answer.
-//! * File data never passes through the core. A [`Transfer`] says which blocks of the device hold the
-//!   bytes, or are to hold them; the core keeps what it names (locks, blocks) until the platform says
-//!   that it has moved the data. So data is on the device before metadata names it.
-//! * Either the whole request happens or, with an error, nothing of it. Only a transfer may be shorter
-//!   than was asked for.
-//! * The core decides who may do what, under the cluster locks that make the answer true. A kernel that
-//!   checked before (FUSE's `default_permissions`) would do so with attributes that another mount may
-//!   have changed meanwhile, and would ask for them first: ten requests for a create instead of six.
-//! * Because of that, a platform may let a kernel remember a name only while everybody may search the
-//!   name's directory: a remembered name is walked through without asking, by anybody.
+//! * File data never passes through the core. A [`Transfer`] says which blocks of the device hold
+//!   the bytes, or are to hold them; the core keeps what it names (locks, blocks) until the
+//!   platform says that it has moved the data. So data is on the device before metadata names it.
+//! * Either the whole request happens or, with an error, nothing of it. Only a transfer may be
+//!   shorter than was asked for.
+//! * The core decides who may do what, under the cluster locks that make the answer true. A kernel
+//!   that checked before (FUSE's `default_permissions`) would do so with attributes that another
+//!   mount may have changed meanwhile, and would ask for them first: ten requests for a create
+//!   instead of six.
+//! * Because of that, a platform may let a kernel remember a name only while everybody may search
+//!   the name's directory: a remembered name is walked through without asking, by anybody.
 //!
 //! # Permissions
 //!
 //! User 0 may do everything, as with NFS servers: capabilities of a process aren't transmitted. For
 //! others the owner's, the group's or the others' bits count, the first that apply. Only where the
-//! group's bits decide, and the caller's own group isn't it, do supplementary groups matter: then the
-//! core asks ([`Answer::AskMember`]), so that there is no limit on how many groups a user may have, and
-//! no cost for the many requests that don't depend on them. What was told holds for one request.
+//! group's bits decide, and the caller's own group isn't it, do supplementary groups matter: then
+//! the core asks ([`Answer::AskMember`]), so that there is no limit on how many groups a user may
+//! have, and no cost for the many requests that don't depend on them. What was told holds for one
+//! request.
 //!
 //! *Search* below means: the caller may search (execute) the directory. *Change* means: search, and
-//! write. A **sticky** directory lets only its owner, the owner of what is named, and user 0 remove or
-//! replace an entry ([`OpError::NotPermitted`]).
+//! write. A **sticky** directory lets only its owner, the owner of what is named, and user 0 remove
+//! or replace an entry ([`OpError::NotPermitted`]).
 //!
 //! # Times
 //!
-//! "atime", "mtime" and "ctime" below say which times of which inode become [`Request::now`]. Reading
-//! doesn't persist atime.
+//! "atime", "mtime" and "ctime" below say which times of which inode become [`Request::now`].
+//! Reading doesn't persist atime.
 //!
 //! # Set-user-ID and set-group-ID
 //!
-//! *Strips* below means: set-user-ID is cleared, and set-group-ID if the group may execute or the caller
-//! isn't in it. A write and a truncation strip when the request says so (`strip`): the kernel knows
-//! whether its caller is exempt. An allocation strips for all but user 0; a change of owner or group
-//! of anything but a directory always, where user 0 counts as a member of every group.
+//! *Strips* below means: set-user-ID is cleared, and set-group-ID if the group may execute or the
+//! caller isn't in it. A write and a truncation strip when the request says so (`strip`): the
+//! kernel knows whether its caller is exempt. An allocation strips for all but user 0; a change of
+//! owner or group of anything but a directory always, where user 0 counts as a member of every
+//! group.
 //!
-//! What this module deliberately doesn't know: who asks, through which library, and what an errno is.
+//! What this module deliberately doesn't know: who asks, through which library, and what an errno
+//! is.
 
 use crate::format::item::{
     FileKind, NAME_BYTES_MAX, Name, NameError, SYMLINK_BYTES_MAX, Time, XATTR_BYTES_MAX, XattrName,
@@ -185,8 +189,8 @@ impl Groups {
         self.known.iter().find(|(known, _)| *known == gid).map(|(_, member)| *member)
     }
 
-    /// Takes note of an answer. The oldest is dropped for it when there are too many, which takes an
-    /// inode whose group changes while the request waits; the core then asks again.
+    /// Takes note of an answer. The oldest is dropped for it when there are too many, which takes
+    /// an inode whose group changes while the request waits; the core then asks again.
     pub fn tell(&mut self, gid: u32, member: bool) {
         self.known.retain(|(known, _)| *known != gid);
         if self.known.is_full() {
@@ -197,13 +201,14 @@ impl Groups {
     }
 }
 
-/// Memory that travels with a request: the core's while it has the request, the platform's before and
-/// after.
+/// Memory that travels with a request: the core's while it has the request, the platform's before
+/// and after.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lent<B> {
     /// The memory.
     pub buf: B,
-    /// How many bytes at its start are meant: of what the request brings, or of what the answer does.
+    /// How many bytes at its start are meant: of what the request brings, or of what the answer
+    /// does.
     pub len: usize,
 }
 
@@ -252,8 +257,8 @@ pub enum Resume {
         /// Whether the caller is in it.
         member: bool,
     },
-    /// Nobody waits for the answer any more (a signal). A request that has changed nothing yet may end
-    /// with [`OpError::Interrupted`]; any other goes on. It is answered in any case.
+    /// Nobody waits for the answer any more (a signal). A request that has changed nothing yet may
+    /// end with [`OpError::Interrupted`]; any other goes on. It is answered in any case.
     Interrupted,
 }
 
@@ -295,8 +300,8 @@ pub enum Place {
     /// In these blocks. A write reads the first and the last if it covers only part of them, and
     /// writes them whole.
     Blocks(BlockNo),
-    /// In blocks whose contents mean nothing yet: read as zeros, and a write fills with zeros what it
-    /// doesn't cover of the first and the last.
+    /// In blocks whose contents mean nothing yet: read as zeros, and a write fills with zeros what
+    /// it doesn't cover of the first and the last.
     Fresh(BlockNo),
 }
 
@@ -311,14 +316,14 @@ impl Extent {
 
 /// A file operation. Errors that any of them may end with: [`Io`](OpError::Io),
 /// [`Stale`](OpError::Stale) (no such inode), [`Interrupted`](OpError::Interrupted),
-/// [`ReadOnly`](OpError::ReadOnly) (if it changes anything), [`NoSpace`](OpError::NoSpace) (if it takes
-/// any); and of those that name an entry in a directory, [`NotDirectory`](OpError::NotDirectory) and
-/// [`AccessDenied`](OpError::AccessDenied).
+/// [`ReadOnly`](OpError::ReadOnly) (if it changes anything), [`NoSpace`](OpError::NoSpace) (if it
+/// takes any); and of those that name an entry in a directory,
+/// [`NotDirectory`](OpError::NotDirectory) and [`AccessDenied`](OpError::AccessDenied).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "there is no heap, and a slot must hold the largest")]
 pub enum Op {
-    /// Finds an entry. Search. [`Reply::Entry`], which counts as one lookup of the inode, so that it
-    /// stays usable by number until forgotten, also when its last name goes.
+    /// Finds an entry. Search. [`Reply::Entry`], which counts as one lookup of the inode, so that
+    /// it stays usable by number until forgotten, also when its last name goes.
     Lookup {
         /// The directory.
         dir: Ino,
@@ -346,8 +351,8 @@ pub enum Op {
         /// What changes.
         set: SetAttr,
     },
-    /// Whether the caller may do all of this; [`AccessDenied`](OpError::AccessDenied) if not. Execution
-    /// of a file by user 0 needs one execute bit. [`Reply::Empty`].
+    /// Whether the caller may do all of this; [`AccessDenied`](OpError::AccessDenied) if not.
+    /// Execution of a file by user 0 needs one execute bit. [`Reply::Empty`].
     Access {
         /// The inode.
         ino: Ino,
@@ -369,10 +374,10 @@ pub enum Op {
         /// The name.
         name: NameBuf,
     },
-    /// Makes an inode that isn't a directory. Change. Directory: mtime, ctime. The caller owns it; its
-    /// group is the directory's if that is set-group-ID, else the caller's. [`Reply::Entry`]. Fails with
-    /// [`Exists`](OpError::Exists), [`NotFound`](OpError::NotFound) if the directory is removed;
-    /// only user 0 makes devices ([`NotPermitted`](OpError::NotPermitted)).
+    /// Makes an inode that isn't a directory. Change. Directory: mtime, ctime. The caller owns it;
+    /// its group is the directory's if that is set-group-ID, else the caller's. [`Reply::Entry`].
+    /// Fails with [`Exists`](OpError::Exists), [`NotFound`](OpError::NotFound) if the directory is
+    /// removed; only user 0 makes devices ([`NotPermitted`](OpError::NotPermitted)).
     Mknod {
         /// The directory.
         dir: Ino,
@@ -408,9 +413,9 @@ pub enum Op {
         /// Fail if the name exists.
         exclusive: bool,
     },
-    /// Removes a name that isn't a directory's ([`IsDirectory`](OpError::IsDirectory)). Change, sticky.
-    /// Directory: mtime, ctime. Inode: ctime. What has no name left lives on while any mount has it
-    /// open. [`Reply::Empty`].
+    /// Removes a name that isn't a directory's ([`IsDirectory`](OpError::IsDirectory)). Change,
+    /// sticky. Directory: mtime, ctime. Inode: ctime. What has no name left lives on while any
+    /// mount has it open. [`Reply::Empty`].
     Unlink {
         /// The directory.
         dir: Ino,
@@ -424,13 +429,14 @@ pub enum Op {
         /// The name.
         name: NameBuf,
     },
-    /// Moves an entry, replacing what has the new name. Change in both directories, and of a directory
-    /// that gets another parent; sticky in both. Directories: mtime, ctime. The inode and what is
-    /// replaced: ctime. A directory replaces only an empty one ([`NotEmpty`](OpError::NotEmpty),
-    /// [`NotDirectory`](OpError::NotDirectory)), another inode only another
-    /// ([`IsDirectory`](OpError::IsDirectory)); a directory can't move below itself
-    /// ([`Invalid`](OpError::Invalid)), nor replace one it lies in ([`NotEmpty`](OpError::NotEmpty)).
-    /// Nothing happens when both names are of one inode. [`Reply::Empty`].
+    /// Moves an entry, replacing what has the new name. Change in both directories, and of a
+    /// directory that gets another parent; sticky in both. Directories: mtime, ctime. The inode and
+    /// what is replaced: ctime. A directory replaces only an empty one
+    /// ([`NotEmpty`](OpError::NotEmpty), [`NotDirectory`](OpError::NotDirectory)), another inode
+    /// only another ([`IsDirectory`](OpError::IsDirectory)); a directory can't move below itself
+    /// ([`Invalid`](OpError::Invalid)), nor replace one it lies in
+    /// ([`NotEmpty`](OpError::NotEmpty)). Nothing happens when both names are of one inode.
+    /// [`Reply::Empty`].
     Rename {
         /// The directory of the entry.
         dir: Ino,
@@ -443,9 +449,10 @@ pub enum Op {
         /// What to do about what has the new name.
         mode: RenameMode,
     },
-    /// Gives an inode that isn't a directory ([`NotPermitted`](OpError::NotPermitted)) one more name.
-    /// Change. Directory: mtime, ctime. Inode: ctime. [`NotFound`](OpError::NotFound) if it has no name
-    /// any more, [`Exists`](OpError::Exists), [`TooManyLinks`](OpError::TooManyLinks). [`Reply::Entry`].
+    /// Gives an inode that isn't a directory ([`NotPermitted`](OpError::NotPermitted)) one more
+    /// name. Change. Directory: mtime, ctime. Inode: ctime. [`NotFound`](OpError::NotFound) if it
+    /// has no name any more, [`Exists`](OpError::Exists), [`TooManyLinks`](OpError::TooManyLinks).
+    /// [`Reply::Entry`].
     Link {
         /// The inode.
         ino: Ino,
@@ -454,8 +461,8 @@ pub enum Op {
         /// The new name.
         name: NameBuf,
     },
-    /// Opens a file, with the permission for it, and truncates it if asked for: as [`Op::Setattr`] of
-    /// the size. [`Reply::Opened`].
+    /// Opens a file, with the permission for it, and truncates it if asked for: as [`Op::Setattr`]
+    /// of the size. [`Reply::Opened`].
     Open {
         /// The file.
         ino: Ino,
@@ -506,8 +513,8 @@ pub enum Op {
         /// How many bytes, at most [`IO_BYTES_MAX`].
         len: u32,
     },
-    /// Writes: blocks are reserved, the platform fills them ([`Answer::Transfer`]), then the file gets
-    /// them. mtime, ctime. Strips. [`FileTooBig`](OpError::FileTooBig). [`Reply::Count`].
+    /// Writes: blocks are reserved, the platform fills them ([`Answer::Transfer`]), then the file
+    /// gets them. mtime, ctime. Strips. [`FileTooBig`](OpError::FileTooBig). [`Reply::Count`].
     Write {
         /// The file.
         ino: Ino,
@@ -520,8 +527,8 @@ pub enum Op {
         /// Strip.
         strip: bool,
     },
-    /// Some descriptor of the open file was closed. [`Reply::Empty`], or the error of an earlier write
-    /// that had been answered too soon.
+    /// Some descriptor of the open file was closed. [`Reply::Empty`], or the error of an earlier
+    /// write that had been answered too soon.
     Flush {
         /// The file.
         ino: Ino,
@@ -537,7 +544,8 @@ pub enum Op {
         /// Times may be left out.
         data_only: bool,
     },
-    /// Reserves or gives back space. mtime, ctime. Strips. [`NotSupported`](OpError::NotSupported), [`FileTooBig`](OpError::FileTooBig). [`Reply::Empty`].
+    /// Reserves or gives back space. mtime, ctime. Strips. [`NotSupported`](OpError::NotSupported),
+    /// [`FileTooBig`](OpError::FileTooBig). [`Reply::Empty`].
     Fallocate {
         /// The file.
         ino: Ino,
@@ -551,7 +559,8 @@ pub enum Op {
         mode: FallocateMode,
     },
     /// The next data or the next hole; the end of the file is a hole. [`Reply::Offset`];
-    /// [`NoSuchAddress`](OpError::NoSuchAddress) if there is none, or `at` is at the end or behind it.
+    /// [`NoSuchAddress`](OpError::NoSuchAddress) if there is none, or `at` is at the end or behind
+    /// it.
     Lseek {
         /// The file.
         ino: Ino,
@@ -562,9 +571,10 @@ pub enum Op {
         /// What for.
         whence: Whence,
     },
-    /// An extended attribute's value, into the lent memory. [`Reply::Bytes`], or [`Reply::Size`] when
-    /// no memory was lent. [`NoData`](OpError::NoData), [`Range`](OpError::Range) when it doesn't fit.
-    /// `user.` needs the file's permission to read, `trusted.` user 0, else there is none.
+    /// An extended attribute's value, into the lent memory. [`Reply::Bytes`], or [`Reply::Size`]
+    /// when no memory was lent. [`NoData`](OpError::NoData), [`Range`](OpError::Range) when it
+    /// doesn't fit. `user.` needs the file's permission to read, `trusted.` user 0, else there is
+    /// none.
     Getxattr {
         /// The inode.
         ino: Ino,
@@ -572,10 +582,10 @@ pub enum Op {
         name: XattrNameBuf,
     },
     /// Sets an extended attribute to the lent memory's bytes. ctime. [`Reply::Empty`].
-    /// [`Exists`](OpError::Exists), [`NoData`](OpError::NoData) by `mode`; [`TooBig`](OpError::TooBig).
-    /// `user.` is for files and directories only, and needs permission to write (in a sticky
-    /// directory, to own it); `trusted.` and `security.` need user 0;
-    /// another prefix is [`NotSupported`](OpError::NotSupported).
+    /// [`Exists`](OpError::Exists), [`NoData`](OpError::NoData) by `mode`;
+    /// [`TooBig`](OpError::TooBig). `user.` is for files and directories only, and needs permission
+    /// to write (in a sticky directory, to own it); `trusted.` and `security.` need user 0; another
+    /// prefix is [`NotSupported`](OpError::NotSupported).
     Setxattr {
         /// The inode.
         ino: Ino,
@@ -585,7 +595,8 @@ pub enum Op {
         mode: XattrMode,
     },
     /// The names of the extended attributes the caller may see, each with a NUL behind it, into the
-    /// lent memory. [`Reply::Bytes`], or [`Reply::Size`] when none was lent; [`Range`](OpError::Range).
+    /// lent memory. [`Reply::Bytes`], or [`Reply::Size`] when none was lent;
+    /// [`Range`](OpError::Range).
     Listxattr {
         /// The inode.
         ino: Ino,
@@ -601,8 +612,8 @@ pub enum Op {
     Statfs,
 }
 
-/// Which attributes change. Who may: permissions, and times to a value, the owner; times to now, also
-/// who may write; the group, the owner, to a group of his; the owner, only user 0
+/// Which attributes change. Who may: permissions, and times to a value, the owner; times to now,
+/// also who may write; the group, the owner, to a group of his; the owner, only user 0
 /// ([`NotPermitted`](OpError::NotPermitted)); the size, who may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetAttr {
@@ -612,8 +623,8 @@ pub struct SetAttr {
     pub uid: Option<u32>,
     /// Group. Strips.
     pub gid: Option<u32>,
-    /// Bytes of a regular file; what is behind the end reads as zeros if the file grows again. mtime.
-    /// Strips if [`strip`](Self::strip) says so. [`IsDirectory`](OpError::IsDirectory),
+    /// Bytes of a regular file; what is behind the end reads as zeros if the file grows again.
+    /// mtime. Strips if [`strip`](Self::strip) says so. [`IsDirectory`](OpError::IsDirectory),
     /// [`Invalid`](OpError::Invalid), [`FileTooBig`](OpError::FileTooBig).
     pub size: Option<u64>,
     /// When it was last read.
@@ -638,7 +649,8 @@ pub enum SetTime {
 pub struct NewMode {
     /// The low 12 bits, as asked for.
     pub permissions: u16,
-    /// The bits the caller doesn't want, applied by the core (where a default ACL would take its place).
+    /// The bits the caller doesn't want, applied by the core (where a default ACL would take its
+    /// place).
     pub umask: u16,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * Any bytes may come: what is too short, unknown or out of range becomes a refusal with an errno,
-//!   never a panic.
+//! * Any bytes may come: what is too short, unknown or out of range becomes a refusal with an
+//!   errno, never a panic.
 //!
 //! What this module deliberately doesn't know: how requests are read, and who executes them.
 
@@ -92,8 +92,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// What the message with this header and body asks for. Of a WRITE the body is only what stands before
-/// the data, and `landed` says how many bytes of data came behind it.
+/// What the message with this header and body asks for. Of a WRITE the body is only what stands
+/// before the data, and `landed` says how many bytes of data came behind it.
 pub(super) fn decode(header: &InHeader, body: &[u8], landed: usize) -> Message {
     let mut parts = Parts(body);
     let decoded = match header.opcode {
@@ -425,5 +425,86 @@ pub(super) fn errno(error: OpError) -> Errno {
         OpError::NotSupported => Errno::OPNOTSUPP,
         OpError::Stale => Errno::STALE,
         OpError::Quota => Errno::DQUOT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{InHeader, Memory, Message, decode, opcode};
+    use outrider_core::client::op::{NameBuf, NewMode, Op, OpenAccess, OpenHow, WriteAt};
+    use outrider_core::format::Ino;
+    use proptest::prelude::*;
+    use rustix::io::Errno;
+
+    fn header(opcode: u32) -> InHeader {
+        InHeader { opcode, nodeid: 5, ..InHeader::default() }
+    }
+
+    fn words(words: &[u32], rest: &[u8]) -> Vec<u8> {
+        let words = words.iter().flat_map(|word| word.to_ne_bytes());
+        words.chain(rest.iter().copied()).collect()
+    }
+
+    fn operation(opcode: u32, body: &[u8], landed: usize) -> Result<Op, Errno> {
+        match decode(&header(opcode), body, landed) {
+            Message::Operation(op, _, _) => Ok(op),
+            Message::Refused(errno) => Err(errno),
+            Message::Forget(_) | Message::Interrupt(_) | Message::Destroy => Err(Errno::PROTO),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_operation_or_refused(
+            opcode in 0..60u32,
+            body in prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..300),
+            landed in 0..300usize,
+        ) {
+            let message = decode(&header(opcode), &body, landed);
+            if let Message::Operation(_, Memory::Room(room), _) = message {
+                prop_assert!(room <= 1 << 20);
+            }
+        }
+    }
+
+    #[test]
+    fn a_create_says_how_the_file_is_opened_and_for_whom() {
+        let flags = 0o1000 | 0o200 | 1;
+        let body = words(&[flags, 0o104_755, 0o22, 1], b"name\0");
+        let op = Op::Create {
+            dir: Ino(5),
+            name: NameBuf::parse(b"name").unwrap(),
+            mode: NewMode { permissions: 0o4755, umask: 0o22 },
+            how: OpenHow { access: OpenAccess::Write, truncate: true, strip: true },
+            exclusive: true,
+        };
+        assert_eq!(operation(opcode::CREATE, &body, 0), Ok(op));
+    }
+
+    #[test]
+    fn an_append_goes_to_the_end_unless_pages_are_written_back() {
+        for (write_flags, at) in [(0, WriteAt::End), (1, WriteAt::Offset(9))] {
+            let body = words(&[7, 0, 9, 0, 100, write_flags, 0, 0, 0o2000, 0], &[]);
+            let Ok(Op::Write { at: given, len, .. }) = operation(opcode::WRITE, &body, 100) else {
+                panic!("not a write");
+            };
+            assert_eq!((given, len), (at, 100));
+            // Data that are cut off.
+            assert_eq!(operation(opcode::WRITE, &body, 99), Err(Errno::INVAL));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_errno() {
+        let long = [&[b'n'; 256][..], b"\0"].concat();
+        assert_eq!(operation(opcode::LOOKUP, &long, 0), Err(Errno::NAMETOOLONG));
+        assert_eq!(operation(opcode::LOOKUP, b"unended", 0), Err(Errno::INVAL));
+        let whiteout = words(&[6, 0, 4, 0], b"a\0b\0");
+        assert_eq!(operation(opcode::RENAME2, &whiteout, 0), Err(Errno::INVAL));
+        let collapse = words(&[1, 0, 0, 0, 4096, 0, 8, 0], &[]);
+        assert_eq!(operation(opcode::FALLOCATE, &collapse, 0), Err(Errno::OPNOTSUPP));
+        let directory = words(&[0o040_755, 0, 0, 0], b"d\0");
+        assert_eq!(operation(opcode::MKNOD, &directory, 0), Err(Errno::INVAL));
+        assert_eq!(operation(opcode::STATFS + 1000, &[], 0), Err(Errno::NOSYS));
     }
 }

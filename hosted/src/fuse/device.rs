@@ -1,14 +1,16 @@
-//! The connection to the kernel: threads that read requests, answers by number, and the life of a mount.
+//! The connection to the kernel: threads that read requests, answers by number, and the life of a
+//! mount.
 //!
 //! ```text
-//!   attach -> greet (INIT) -> readers run ---- the kernel ends the connection ----> readers have ended
-//!                                              (unmounted, or aborted)
+//!   attach -> greet (INIT) -> readers run -- the kernel ends the connection --> readers have ended
+//!                                            (unmounted, or aborted)
 //! ```
 //!
 //! # Invariants
 //!
-//! * A request is in the table from before the file system hears of it until its answer: an answer is
-//!   written at most once, and an interrupt for a request that isn't there is sent back to the kernel.
+//! * A request is in the table from before the file system hears of it until its answer: an answer
+//!   is written at most once, and an interrupt for a request that isn't there is sent back to the
+//!   kernel.
 
 use super::Filesystem;
 use super::buffer::{BUFFER_BYTES, Buffer, Pool};
@@ -33,6 +35,10 @@ use zerocopy::{FromBytes, IntoBytes};
 /// kernel holds back those it can.
 const BACKGROUND: u16 = 512;
 const CONGESTION: u16 = BACKGROUND / 4 * 3;
+
+/// Writes up to this size are copied from where they landed, so that many small ones that wait don't
+/// each hold a whole buffer.
+const COPIED_BYTES_MAX: usize = 32 * 1024;
 
 /// The protocol this was written for.
 const MAJOR: u32 = 7;
@@ -67,8 +73,8 @@ pub(super) struct Device {
 pub enum Delivery {
     /// The kernel has it.
     Done,
-    /// The connection has ended, or the request was answered before. A lookup that was counted, and a
-    /// file that was opened, aren't known to the kernel.
+    /// The connection has ended, or the request was answered before. A lookup that was counted, and
+    /// a file that was opened, aren't known to the kernel.
     Gone,
 }
 
@@ -142,7 +148,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts at an existing directory. `filesystem` makes the file system, given the way to answer.
+    /// Mounts at an existing directory. `filesystem` makes the file system, given the way to
+    /// answer.
     pub fn new<F: Filesystem>(
         at: &Path,
         options: &Options,
@@ -183,8 +190,8 @@ impl Mount {
         Replies(Arc::clone(&self.device))
     }
 
-    /// Unmounts, unless something in it is in use: then EBUSY. Nothing happens if that was done before,
-    /// by whomever.
+    /// Unmounts, unless something in it is in use: then EBUSY. Nothing happens if that was done
+    /// before, by whomever.
     pub fn unmount(&self) -> io::Result<()> {
         self.point.detach(Detach::IfIdle)
     }
@@ -337,6 +344,9 @@ impl<F: Filesystem> Reader<F> {
             Memory::Payload(buf) => {
                 let len = buf.len();
                 Some(Lent { buf, len })
+            }
+            Memory::Landed(len) if len <= COPIED_BYTES_MAX => {
+                Some(Lent { buf: Buffer::copy(&self.landing[..len]), len })
             }
             Memory::Landed(len) => {
                 let fresh = self.pool.take();

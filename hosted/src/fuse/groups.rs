@@ -3,8 +3,8 @@
 use std::fs;
 
 /// Whether the thread is in the group, besides its own. Read from `/proc` each time: a thread that
-/// waits for an answer stays, and so do its groups, but what it was a moment ago says nothing. Thread 0
-/// (the kernel, or a process this one can't see) is in none.
+/// waits for an answer stays, and so do its groups, but what it was a moment ago says nothing.
+/// Thread 0 (the kernel, or a process this one can't see) is in none.
 #[must_use]
 pub fn is_member(pid: u32, gid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };

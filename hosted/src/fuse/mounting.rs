@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * Only our own mount is ever unmounted: it is known by the number of its device, because another may
-//!   lie at, or over, the same path.
+//! * Only our own mount is ever unmounted: it is known by the number of its device, because another
+//!   may lie at, or over, the same path.
 //!
 //! A mount whose process died (also by SIGKILL) answers ENOTCONN to everything; `umount -l`, or
 //! `fusermount3 -u -z` for a user, takes it away, and mounting over it says so.
@@ -74,22 +74,23 @@ pub(super) enum Detach {
 
 /// Mounts at an existing directory, and gives the connection to the kernel.
 pub(super) fn attach(at: &Path, options: &Options) -> io::Result<(OwnedFd, MountPoint)> {
-    let path = fs::canonicalize(at).map_err(|error| {
-        if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) {
+    let path = fs::canonicalize(at)?;
+    match rustix::fs::stat(&path) {
+        Err(Errno::NOTCONN) => {
             let left = format!(
                 "{0}: a mount whose process has died is still here; `umount -l {0}` removes it",
-                at.display()
+                path.display()
             );
-            return io::Error::new(error.kind(), left);
+            return Err(io::Error::new(io::ErrorKind::NotConnected, left));
         }
-        error
-    })?;
+        stat => drop(stat?),
+    }
     let (device, by_helper) = match attach_as_root(&path, options) {
         Err(Errno::PERM | Errno::ACCESS) => (attach_by_helper(&path, options)?, true),
         attached => (attached?, false),
     };
-    // It is there: nobody else can have mounted over it before the first request is answered, because
-    // the path can't be walked until then.
+    // It is there: nobody else can have mounted over it before the first request is answered,
+    // because the path can't be walked until then.
     let number = device_at(&path)?.ok_or(Errno::NOENT)?;
     Ok((device, MountPoint { path, device: number, by_helper }))
 }
@@ -112,8 +113,8 @@ fn attach_as_root(path: &Path, options: &Options) -> rustix::io::Result<OwnedFd>
     Ok(device)
 }
 
-/// Users mount through the set-user-ID program of the package fuse3, which hands the connection back
-/// through a socket: here its standard input.
+/// Users mount through the set-user-ID program of the package fuse3, which hands the connection
+/// back through a socket: here its standard input.
 fn attach_by_helper(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut list = format!("fsname={},subtype=outrider,nodev,nosuid", options.source);
@@ -185,8 +186,8 @@ impl MountPoint {
         Err(Errno::BUSY.into())
     }
 
-    /// Ends the connection: everything under way, and everything that comes later, fails. Doesn't touch
-    /// the tree of the mount, so it works whatever hangs in there.
+    /// Ends the connection: everything under way, and everything that comes later, fails. Doesn't
+    /// touch the tree of the mount, so it works whatever hangs in there.
     pub(super) fn abort(&self) -> io::Result<()> {
         let minor = self.device.split_once(':').map_or("", |(_, minor)| minor);
         match fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
@@ -204,8 +205,8 @@ impl MountPoint {
     }
 }
 
-/// `major:minor` of what is mounted on top at the path, if anything is, from the table of mounts: asking
-/// the path itself could wait for the mount.
+/// `major:minor` of what is mounted on top at the path, if anything is, from the table of mounts:
+/// asking the path itself could wait for the mount.
 fn device_at(path: &Path) -> io::Result<Option<String>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let mut mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {

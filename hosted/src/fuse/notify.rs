@@ -19,7 +19,8 @@ pub struct Notifier(pub(super) Arc<Device>);
 pub enum Notified {
     /// The kernel has forgotten it.
     Forgotten,
-    /// The kernel didn't know the inode or the name. Its first answer may still be on the way to it.
+    /// The kernel didn't know the inode or the name. Its first answer may still be on the way to
+    /// it.
     Unknown,
 }
 
@@ -53,8 +54,8 @@ impl Notifier {
         self.send(notify::DELETE, &[args.as_bytes(), name.bytes(), b"\0"])
     }
 
-    /// That any name is still valid. Never waits. What is mounted below is unmounted when it is next
-    /// walked through. Fails on kernels before Linux 6.16.
+    /// That any name is still valid. Never waits. What is mounted below is unmounted when it is
+    /// next walked through. Fails on kernels before Linux 6.16.
     pub fn expire_all(&self) -> io::Result<Notified> {
         self.send(notify::INC_EPOCH, &[])
     }

@@ -1,12 +1,15 @@
-//! The structures and numbers of Linux's FUSE protocol that the front-end uses, in the machine's byte
-//! order, as `include/uapi/linux/fuse.h` of the kernel defines them (protocol 7.41).
+//! The structures and numbers of Linux's FUSE protocol that the front-end uses, in the machine's
+//! byte order, as `include/uapi/linux/fuse.h` of the kernel defines them (protocol 7.41).
 //!
 //! What this module deliberately doesn't know: what any of it means to a file system.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 macro_rules! wire {
-    ($( $(#[$meta:meta])* $name:ident [$bytes:expr] { $( $field:ident : $type:ty ),* $(,)? } )*) => { $(
+    ($(
+        $(#[$meta:meta])*
+        $name:ident [$bytes:expr] { $( $field:ident : $type:ty ),* $(,)? }
+    )*) => { $(
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * Blocks lie before the end of the file, but for reserved ones; what is behind the end in the last
-//!   block is zero.
+//! * Blocks lie before the end of the file, but for reserved ones; what is behind the end in the
+//!   last block is zero.
 
 use std::collections::BTreeMap;
 
@@ -96,9 +96,12 @@ impl Content {
         }
     }
 
+    /// Makes a hole. What covers the last block up to the end of the file covers it wholly.
     pub(super) fn punch(&mut self, at: u64, len: u64) {
-        self.blank(at, at + len);
-        for (block, from, to) in pieces(at, at + len) {
+        let end = at + len;
+        let end = if end < self.size { end } else { end.next_multiple_of(BLOCK) };
+        self.blank(at, end);
+        for (block, from, to) in pieces(at, end) {
             if to - from == BLOCK as usize {
                 self.blocks.remove(&block);
             }

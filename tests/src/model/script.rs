@@ -94,7 +94,8 @@ pub enum Value {
     Stat(Stat),
     /// Names, with types in a directory.
     Names(BTreeMap<Vec<u8>, Option<FileKind>>),
-    /// It wasn't made: it isn't about file systems (opening a pipe, following a symlink, a closed slot).
+    /// It wasn't made: it isn't about file systems (opening a pipe, following a symlink, a closed
+    /// slot).
     Skipped,
 }
 
@@ -201,8 +202,8 @@ pub enum Cast {
     Everyone,
 }
 
-/// Which calls about space are made. A file system may say of reserved space that it holds data, so holes
-/// are looked for only where nothing is reserved.
+/// Which calls about space are made. A file system may say of reserved space that it holds data, so
+/// holes are looked for only where nothing is reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
     /// Holes are made and looked for.
@@ -274,19 +275,6 @@ impl Script {
     fn offset(&mut self) -> u64 {
         let blocks = self.random.below(12) * 4096;
         if self.random.chance(50) { blocks } else { blocks + self.random.below(4096) }
-    }
-
-    /// The next call, and the number of who makes it.
-    pub fn next(&mut self) -> (User, Step) {
-        let user = self.random.below(self.users.len() as u64) as usize;
-        let user = self.users[user].clone();
-        let step = match self.random.below(100) {
-            0..42 => self.tree_step(&user),
-            42..58 => self.attribute_step(&user),
-            58..66 => self.xattr_step(),
-            _ => self.file_step(),
-        };
-        (user, step)
     }
 
     fn tree_step(&mut self, user: &User) -> Step {
@@ -417,5 +405,22 @@ impl Script {
             }
             _ => Step::Fsync { slot },
         }
+    }
+}
+
+/// Endless: the next call, and who makes it.
+impl Iterator for Script {
+    type Item = (User, Step);
+
+    fn next(&mut self) -> Option<(User, Step)> {
+        let user = self.random.below(self.users.len() as u64) as usize;
+        let user = self.users[user].clone();
+        let step = match self.random.below(100) {
+            0..42 => self.tree_step(&user),
+            42..58 => self.attribute_step(&user),
+            58..66 => self.xattr_step(),
+            _ => self.file_step(),
+        };
+        Some((user, step))
     }
 }

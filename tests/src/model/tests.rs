@@ -2,7 +2,7 @@ use super::script::{Cast, Script, Space, Subject, changes};
 use super::{Model, OpError, User, host, script, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Says why a test can't be made here; it is counted by whoever reads the output.
 fn skipped(needs: &str) {
@@ -58,8 +58,8 @@ fn check_coverage(seen: &Coverage, reasons: &[OpError]) {
 }
 
 /// Runs the same calls on the kernel and on a model, and compares after every one.
-fn compare(seed: u64, cast: Cast, steps: usize, seen: &mut Coverage) {
-    let dir = tempfile::tempdir().unwrap();
+fn compare(place: &Path, seed: u64, cast: Cast, steps: usize, seen: &mut Coverage) {
+    let dir = tempfile::tempdir_in(place).unwrap();
     let mut kernel = host::Host::new(empty_directory(&dir, "root"));
     let mut model = walk::Walk::new(0o777);
     let space = match (seed % 2, kernel.can_zero()) {
@@ -67,10 +67,9 @@ fn compare(seed: u64, cast: Cast, steps: usize, seen: &mut Coverage) {
         (_, false) => Space::Reserved,
         (_, true) => Space::ReservedAndZero,
     };
-    let mut script = Script::new(seed, cast, space);
+    let script = Script::new(seed, cast, space);
     let (mut kernel_was, mut model_was) = (kernel.snapshot(), model.snapshot());
-    for number in 0..steps {
-        let (user, step) = script.next();
+    for (number, (user, step)) in script.take(steps).enumerate() {
         let (there, here) = (kernel.run(&user, &step), model.run(&user, &step));
         if there != Ok(script::Value::Skipped) {
             *seen.entry((name(&step), there.as_ref().err().copied())).or_default() += 1;
@@ -91,9 +90,10 @@ fn the_model_does_what_the_kernel_does_for_user_0() {
     if !rustix::process::geteuid().is_root() {
         return skipped("root");
     }
+    let Some(place) = host::reference_place() else { return skipped("ext4") };
     let mut seen = Coverage::new();
     for seed in 0..20 {
-        compare(seed, Cast::Root, 500, &mut seen);
+        compare(&place, seed, Cast::Root, 500, &mut seen);
     }
     check_coverage(&seen, &REASONS);
 }
@@ -103,9 +103,10 @@ fn the_model_does_what_the_kernel_does_for_everyone() {
     if !rustix::process::geteuid().is_root() {
         return skipped("root");
     }
+    let Some(place) = host::reference_place() else { return skipped("ext4") };
     let mut seen = Coverage::new();
     for seed in 100..140 {
-        compare(seed, Cast::Everyone, 500, &mut seen);
+        compare(&place, seed, Cast::Everyone, 500, &mut seen);
     }
     check_coverage(&seen, &REASONS);
     check_coverage(&seen, &[OpError::AccessDenied]);
@@ -114,9 +115,8 @@ fn the_model_does_what_the_kernel_does_for_everyone() {
 #[test]
 fn nothing_is_left_of_what_was_removed() {
     let mut model = walk::Walk::new(0o777);
-    let mut script = Script::new(7, Cast::Everyone, Space::ReservedAndZero);
-    for _ in 0..3000 {
-        let (user, step) = script.next();
+    let script = Script::new(7, Cast::Everyone, Space::ReservedAndZero);
+    for (user, step) in script.take(3000) {
         let before: Model = model.model.clone();
         let failed = model.run(&user, &step).is_err();
         assert!(!failed || model.model == before, "{step:?} failed and changed something");

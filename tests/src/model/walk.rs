@@ -1,8 +1,8 @@
-//! Calls made to a model: what a kernel does between a call and the operations of a file system, as far
-//! as it shows.
+//! Calls made to a model: what a kernel does between a call and the operations of a file system, as
+//! far as it shows.
 //!
-//! What this module deliberately doesn't know: permissions; it only says what kernels find out before
-//! they ask (that a symlink isn't opened, that a descriptor isn't for writing).
+//! What this module deliberately doesn't know: permissions; it only says what kernels find out
+//! before they ask (that a symlink isn't opened, that a descriptor isn't for writing).
 
 use super::script::{
     OpenArg, Outcome, Path, SLOTS, Seen, Snapshot, Stat, Step, Subject, TimeArg, UMASK, Value,

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * An entry takes exactly [`entry_bytes`], which is what the same entry takes in an answer to FUSE's
-//!   READDIR or READDIRPLUS: what fits here fits there, so no entry has to be taken back.
+//! * An entry takes exactly [`entry_bytes`], which is what the same entry takes in an answer to
+//!   FUSE's READDIR or READDIRPLUS: what fits here fits there, so no entry has to be taken back.
 //! * A reader of anything else than what a writer wrote stops early; it never panics.
 //!
 //! What this module deliberately doesn't know: how a kernel wants it.
