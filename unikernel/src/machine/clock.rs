@@ -164,11 +164,11 @@ fn counter_hertz_from_cpuid() -> Option<(u64, &'static str)> {
     None
 }
 
-/// Measures against the interval timer, or against the counter where that is known.
+/// Measures against the interval timer until two measurements agree, or against the counter where
+/// its rate is known.
 fn measure_rates() -> Option<Rates> {
-    const PIT_HERTZ: u64 = 1_193_182;
-    /// Of the interval timer: ten milliseconds.
-    const WINDOW: u64 = PIT_HERTZ / 100;
+    /// Measurements that may disagree with the one before.
+    const TRIES: u32 = 8;
     let known = counter_hertz_from_cpuid();
     arm_timer(u32::MAX);
     if let Some((counter_hertz, source)) = known {
@@ -178,20 +178,30 @@ fn measure_rates() -> Option<Rates> {
         let timer_hertz = passed * counter_hertz / (tsc() - ticks);
         return Some(Rates { counter_hertz, timer_hertz, source });
     }
+    let mut last = measure_against_pit()?;
+    for _ in 0..TRIES {
+        let next = measure_against_pit()?;
+        if next.counter_hertz.abs_diff(last.counter_hertz) <= next.counter_hertz / 500 {
+            return Some(next);
+        }
+        last = next;
+    }
+    None
+}
+
+/// Measures once against the interval timer. Wrong when the host held the machine up for so long
+/// that the interval timer came round.
+fn measure_against_pit() -> Option<Rates> {
+    const PIT_HERTZ: u64 = 1_193_182;
+    /// Of the interval timer: ten milliseconds.
+    const WINDOW: u64 = PIT_HERTZ / 100;
+    const LOOKS: u32 = 1_000_000;
+    arm_timer(u32::MAX);
     start_pit();
     let first = sample()?;
-    let mut tries = 0;
-    let last = loop {
-        let sample = sample()?;
-        if u64::from(first.pit.wrapping_sub(sample.pit)) >= WINDOW {
-            break sample;
-        }
-        tries += 1;
-        if tries > 1_000_000 {
-            return None;
-        }
-    };
-    let window = u64::from(first.pit.wrapping_sub(last.pit));
+    let passed = |sample: &Sample| u64::from(first.pit.wrapping_sub(sample.pit));
+    let last = (0..LOOKS).find_map(|_| sample().filter(|sample| passed(sample) >= WINDOW))?;
+    let window = passed(&last);
     let counter_hertz = (last.counter - first.counter) * PIT_HERTZ / window;
     let timer_hertz = u64::from(first.timer - last.timer) * PIT_HERTZ / window;
     Some(Rates { counter_hertz, timer_hertz, source: "interval timer" })
