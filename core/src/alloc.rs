@@ -12,8 +12,8 @@
 //! A plan takes one extent or gives one, because the second of two might have to change what the
 //! first will have made.
 //!
-//! What this module deliberately doesn't know: who space goes to and comes from, and how much must be
-//! kept back.
+//! What this module deliberately doesn't know: who space goes to and comes from, and how much must
+//! be kept back.
 
 use crate::block::{Cache, Pins, Plan, Reservation};
 use crate::btree::{Tree, TreeKind};

@@ -15,10 +15,10 @@
 //!
 //! * A frame's buffer is with the device exactly while its request is, and nobody looks at it then.
 //! * A block is verified once, when it has been read; what a frame holds afterwards is trusted.
-//! * At most one frame stands for an address. A frame whose block is out of date, or was freed, while
-//!   it is pinned is an *orphan*: no `get` finds it, and its last pin frees it.
-//! * *Idle* frames (free, or clean without pins, least recently used first) are the only ones that are
-//!   taken for another block.
+//! * At most one frame stands for an address. A frame whose block is out of date, or was freed,
+//!   while it is pinned is an *orphan*: no `get` finds it, and its last pin frees it.
+//! * *Idle* frames (free, or clean without pins, least recently used first) are the only ones that
+//!   are taken for another block.
 //! * A frame that a request has asked for is pinned for it at once, also while it is being read, so
 //!   that what arrives can't be gone before the request runs.
 //! * A failed read is told to each request that waited for it, and to nobody else.
@@ -28,8 +28,8 @@
 //! A request waits for one thing, and is listed with it by the same call that returns
 //! [`Stop::Wait`].
 //!
-//! *Blocks.* The list of a frame is emptied by the completion of its transfer, which the device owes
-//! us. Only requests that want this very block are in it.
+//! *Blocks.* The list of a frame is emptied by the completion of its transfer, which the device
+//! owes us. Only requests that want this very block are in it.
 //!
 //! *Frames.* Requests that run short form a queue. While there is one, only its first may take a
 //! frame, so nobody overtakes. Whenever the number of idle frames grows, or the queue has another
@@ -38,24 +38,25 @@
 //! unnoticed, and each frame that becomes idle calls at most one request. The one called takes its
 //! frame, waits for something else, or finishes: each makes another the first.
 //!
-//! *Who gives way.* The request that first ran short of all that have not finished, the senior, keeps
-//! its pins and goes first. Any other that runs short drops its pins, and wants as many frames as
-//! it dropped and one more before it is called, so it does not try in vain. When the senior waits, no
-//! read is started; what is in flight ends; everybody else finishes or runs short. Then all frames but
-//! the dirty ones and the senior's are idle, and by `Limits::validate` that is one at least. So
-//! the senior finishes, the next oldest becomes senior, and so does every request in its turn.
+//! *Who gives way.* The request that first ran short of all that have not finished, the senior,
+//! keeps its pins and goes first. Any other that runs short drops its pins, and wants as many
+//! frames as it dropped and one more before it is called, so it does not try in vain. When the
+//! senior waits, no read is started; what is in flight ends; everybody else finishes or runs short.
+//! Then all frames but the dirty ones and the senior's are idle, and by `Limits::validate` that is
+//! one at least. So the senior finishes, the next oldest becomes senior, and so does every request
+//! in its turn.
 //!
 //! *Commits.* Requests that found the open commit too full are served in the order in which they
-//! first did. Opening a commit calls the first; when it has been served or has gone, the next is called.
-//! If it doesn't fit, nobody is called until the next commit opens. As nobody overtakes, the largest
-//! plan finds a commit of its own at last. [`Cache::is_commit_wanted`] tells the node to end the
-//! open one.
+//! first did. Opening a commit calls the first; when it has been served or has gone, the next is
+//! called. If it doesn't fit, nobody is called until the next commit opens. As nobody overtakes,
+//! the largest plan finds a commit of its own at last. [`Cache::is_commit_wanted`] tells the node
+//! to end the open one.
 //!
 //! A request that waits for anything else must [`release`](Cache::release) first, which also calls
 //! whoever is next.
 //!
-//! What this module deliberately doesn't know: what a block means beyond its own bytes, when a commit
-//! begins and ends, and what a request is.
+//! What this module deliberately doesn't know: what a block means beyond its own bytes, when a
+//! commit begins and ends, and what a request is.
 
 mod commit;
 mod limits;
@@ -384,8 +385,9 @@ impl<'m> Cache<'m> {
         self.in_flight
     }
 
-    /// Forgets every block and the open commit, and works for this volume from now on. Every request
-    /// must have been released. Transfers in flight may complete later; what they carry is dropped.
+    /// Forgets every block and the open commit, and works for this volume from now on. Every
+    /// request must have been released. Transfers in flight may complete later; what they carry is
+    /// dropped.
     pub fn reset(&mut self, volume: Volume) {
         self.volume = volume;
         self.commit = Commit::CLOSED;

@@ -15,8 +15,8 @@
 //! # Invariants
 //!
 //! * A block is referred to by address and version, and verified against both. A node of the open
-//!   commit is changed in place, any other gets a new address first, and so do all nodes above it: a
-//!   root once durable leads to the same tree for ever.
+//!   commit is changed in place, any other gets a new address first, and so do all nodes above it:
+//!   a root once durable leads to the same tree for ever.
 //! * Whatever a walk meets is checked against what led there: the kind of tree, the level, and the
 //!   range of keys the parent gives. What doesn't match is [`Error::Corrupt`], never a panic.
 //! * No node but the root is the only child of its parent or underfull, unless the tree was changed
@@ -29,8 +29,8 @@
 //! # Why apply never misses a block
 //!
 //! Claim: from plan to the last apply, every node on the path of every planned key is resident. The
-//! plan pins the path, and a pinned or dirty block stays. Apply changes the shape in these ways only: a
-//! node is split, into itself and a new one; two siblings, both changeable, are merged into
+//! plan pins the path, and a pinned or dirty block stays. Apply changes the shape in these ways
+//! only: a node is split, into itself and a new one; two siblings, both changeable, are merged into
 //! one of them, or share their items anew; a root is put above the old one; a root with one child
 //! gives way to that child; an empty root goes. Each replaces resident nodes by resident
 //! nodes that cover the same keys, and passes each child on as a whole. So a path that led through
@@ -40,14 +40,15 @@
 //!
 //! # Why the plan counts enough
 //!
-//! Each clean block that apply may change is pinned and counted by the plan, once. A put adds at most
-//! one node on each level and a root. Heights change while a plan is applied: a root that has just
-//! grown has two children, and takes more updates to fill than a plan may have
+//! Each clean block that apply may change is pinned and counted by the plan, once. A put adds at
+//! most one node on each level and a root. Heights change while a plan is applied: a root that has
+//! just grown has two children, and takes more updates to fill than a plan may have
 //! ([`UPDATES_MAX`]), so at most one root grows above the planned height (or two, above an empty
 //! tree, the first of them a leaf), and whoever comes after it adds no other.
 //! Deletions add nothing.
 //!
-//! What this module deliberately doesn't know: what the keys and values mean, and where roots are kept.
+//! What this module deliberately doesn't know: what the keys and values mean, and where roots are
+//! kept.
 
 mod node;
 mod update;

@@ -6,8 +6,8 @@
 //!
 //! # Invariants
 //!
-//! * A run never changes. A lookup goes from newer runs to older ones and ends at the first that has
-//!   the key, be it with a value or with a tombstone.
+//! * A run never changes. A lookup goes from newer runs to older ones and ends at the first that
+//!   has the key, be it with a value or with a tombstone.
 //! * Of two runs in level 0 the one with the greater order is newer; the server gives that number
 //!   when it records a run. Every level is newer than the next.
 //! * In every level but 0 runs are disjoint and their keys ascend.

@@ -1,8 +1,8 @@
 //! Electing the leader through the shared disk, and nothing but the disk.
 //!
 //! Each voter owns one block, its [`Ballot`](crate::format::quorum::Ballot), and writes no other.
-//! A [`Voter`] claims, leads, and lets go by writing it; it learns of the others by reading theirs. A
-//! [`Watcher`] only reads. No voter asks for votes: how many are configured, or run, decides
+//! A [`Voter`] claims, leads, and lets go by writing it; it learns of the others by reading theirs.
+//! A [`Watcher`] only reads. No voter asks for votes: how many are configured, or run, decides
 //! nothing, so one voter of seven can lead alone.
 //!
 //! ```text
@@ -28,20 +28,20 @@
 //! 3. One sector is written whole or not at all, and what a ballot says fits into one.
 //! 4. A request that has completed, even with an error, has no effect later. One that has not may
 //!    have its effect at any time, for as long as its host was not booted anew or proven gone.
-//! 5. One writer for each slot. A voter that starts watches its slot for a lease, and goes on only if
-//!    the last user was stopped in good order, ran on the same host (which runs one at a time), or
-//!    is vouched for; see [`Refusal`]. What is left is two starts in one slot in the same lease, one
-//!    of them stopped for long between its last look and its first write: an operator's mistake and a
-//!    fault together, noticed with the next scan.
+//! 5. One writer for each slot. A voter that starts watches its slot for a lease, and goes on only
+//!    if the last user was stopped in good order, ran on the same host (which runs one at a time),
+//!    or is vouched for; see [`Refusal`]. What is left is two starts in one slot in the same lease,
+//!    one of them stopped for long between its last look and its first write: an operator's mistake
+//!    and a fault together, noticed with the next scan.
 //!
 //! Time appears nowhere in this list. Clocks decide how long somebody *waits*, and so how long a
 //! leader without a successor may go on answering from memory; they never decide what is durable.
 //!
 //! # Why an answered commit is not lost
 //!
-//! Say that a slot *stands* for round `r` from the moment its claim is durable. It stands for `r` or a
-//! later round for ever, unless it withdraws without having been elected: a resignation, a stop and
-//! a successor in the slot keep the last term held.
+//! Say that a slot *stands* for round `r` from the moment its claim is durable. It stands for `r`
+//! or a later round for ever, unless it withdraws without having been elected: a resignation, a
+//! stop and a successor in the slot keep the last term held.
 //!
 //! **Two candidates of one round.** Each makes its claim durable before it begins to read. Whoever
 //! made it durable last reads the other's, or a later state of that slot, and withdraws. So at most
@@ -50,21 +50,21 @@
 //! **Two leaders, L of round `l` and its successor S of a later round `s`.** L commits: its root is
 //! durable at time `A`, and after `A` it begins to read S's block, at some moment `B`. S's claim is
 //! durable at time `C`, and after `C` it begins to read the roots.
-//! * `B` after `C`: L sees a slot that stands for a round later than its own, and answers nothing. Its
-//!   root may be read by S or not; both are right for a commit that nobody was told of.
+//! * `B` after `C`: L sees a slot that stands for a round later than its own, and answers nothing.
+//!   Its root may be read by S or not; both are right for a commit that nobody was told of.
 //! * `B` before `C`: then `A < B < C`, so S reads L's root, and what S commits is made from it.
 //!
 //! **A stop anywhere** only moves these moments. L stopped ...
-//! * before its root is submitted, or the root being in flight: it lands in L's own pair of the ring,
-//!   whenever that is, with L's term; readers prefer S's. `A` is then late, hence `B` after `C`:
-//!   unanswered.
+//! * before its root is submitted, or the root being in flight: it lands in L's own pair of the
+//!   ring, whenever that is, with L's term; readers prefer S's. `A` is then late, hence `B` after
+//!   `C`: unanswered.
 //! * between the root's flush and the reading, or with reads in flight: each block is read at one
 //!   moment `B` after `A`, and the argument holds for that moment. L may have seen S's block before
 //!   `C` and be stopped after that: the answer is late, and still right.
 //! * with a renewal in flight: it lands in L's own block, which says what it always said: `l < s`.
-//! * with its lease believed valid because its clock stood still: it goes on, until the next reading
-//!   for a commit or the next scan shows S. It answers no commit meanwhile, but may answer from memory;
-//!   that is what a second clock, or a witness beside the node, is for.
+//! * with its lease believed valid because its clock stood still: it goes on, until the next
+//!   reading for a commit or the next scan shows S. It answers no commit meanwhile, but may answer
+//!   from memory; that is what a second clock, or a witness beside the node, is for.
 //!
 //! S stopped ...
 //! * with its claim in flight: the claim is not durable, S has read nothing that counts.
@@ -76,26 +76,27 @@
 //!
 //! # Why two leases don't overlap
 //!
-//! A voter claims when no other slot that claims or leads shows a sign of life, and takes office only
-//! if a reading after its own claim finds the same. A slot shows none when it was read unchanged from
-//! the completion of one read to the beginning of another, a whole [`Timing::observe_ms`] later. What
-//! was seen first had been submitted before that, so its lease, which counts from the submission, is
-//! over, as far as the two clocks' rates are within [`DRIFT_PERCENT`]. A newer renewal had not landed
-//! by then; when it completes, its sender finds its lease over, and a term whose lease was over once
-//! does not come back. A claim counts as the first renewal, ELECTED as the second.
+//! A voter claims when no other slot that claims or leads shows a sign of life, and takes office
+//! only if a reading after its own claim finds the same. A slot shows none when it was read
+//! unchanged from the completion of one read to the beginning of another, a whole
+//! [`Timing::observe_ms`] later. What was seen first had been submitted before that, so its lease,
+//! which counts from the submission, is over, as far as the two clocks' rates are within
+//! [`DRIFT_PERCENT`]. A newer renewal had not landed by then; when it completes, its sender finds
+//! its lease over, and a term whose lease was over once does not come back. A claim counts as the
+//! first renewal, ELECTED as the second.
 //!
-//! Two that claim at the same time see each other, withdraw both, and come back after pauses drawn at
-//! random from a range that doubles.
+//! Two that claim at the same time see each other, withdraw both, and come back after pauses drawn
+//! at random from a range that doubles.
 //!
 //! # What can't be read
 //!
-//! A block that is invalid or can't be read says nothing: nobody can tell whether its voter claims. Torn
-//! writes don't make a block invalid (3), so this is damage. While a *configured* voter's block is so,
-//! no voter is elected and no commit is answered; its voter heals it with its next write, and an
-//! operator can configure the voter out, which vouches that it is gone. Of a slot that is not
-//! configured a valid block counts like any other, and only what can't be read is left out. A
-//! newer configuration in any block ends the term of a leader that goes by an older one. Retries
-//! come after pauses that double.
+//! A block that is invalid or can't be read says nothing: nobody can tell whether its voter claims.
+//! Torn writes don't make a block invalid (3), so this is damage. While a *configured* voter's
+//! block is so, no voter is elected and no commit is answered; its voter heals it with its next
+//! write, and an operator can configure the voter out, which vouches that it is gone. Of a slot
+//! that is not configured a valid block counts like any other, and only what can't be read is left
+//! out. A newer configuration in any block ends the term of a leader that goes by an older one.
+//! Retries come after pauses that double.
 //!
 //! What this module deliberately doesn't know: roots, connections, what a leader does, and who is
 //! right. It never imports `block`, `btree`, `net` or `lock`.

@@ -7,8 +7,8 @@
 //! * A flush covers every write that had *completed* before the flush was submitted: nothing is
 //!   ordered between requests in flight, as the hal promises nothing there.
 //! * All users of a device on one host transfer the same way, directly or through the page cache:
-//!   mixed, they would not see each other's writes. Direct is tried first, and what can't do it (some
-//!   file systems) can't for any user.
+//!   mixed, they would not see each other's writes. Direct is tried first, and what can't do it
+//!   (some file systems) can't for any user.
 //!
 //! What this module deliberately doesn't know: what the blocks hold.
 

@@ -1,7 +1,7 @@
 //! Tidiness of the workspace's sources: what may import what, and what may stand in a file.
 //!
 //! ```text
-//! hal <- core <- {unikernel, hosted, tests}           xtask depends on none of them
+//! hal <- core <- {unikernel, hosted <- tests}         xtask depends on none of them
 //!
 //! inside core, above arena, crc32c, error, node:
 //!   format <- {block, net, quorum, lock}
@@ -35,12 +35,12 @@ const CRATES: &[(&str, &[&str])] = &[
     ("core", &["hal"]),
     ("unikernel", &["hal", "core"]),
     ("hosted", &["hal", "core"]),
-    ("tests", &["hal", "core"]),
+    ("tests", &["hal", "core", "hosted"]),
     ("xtask", &[]),
 ];
 
 /// Modules of core that any other may use.
-const BASE: &[&str] = &["arena", "crc32c", "error", "node", "limits"];
+const BASE: &[&str] = &["arena", "crc32c", "error", "limits", "mutant", "node"];
 const FORMATS: &[&str] = &["format"];
 const ON_BLOCKS: &[&str] = &["format", "block"];
 const ON_TREES: &[&str] = &["format", "block", "btree"];
@@ -62,7 +62,12 @@ const MODULES: &[(&str, &[&str])] = &[
     ("server", ON_ALL),
     ("client", ON_ALL),
     ("check", ON_LOGS),
+    ("mkfs", ON_ALL),
 ];
+
+/// Files of core that are compiled for tests only, although their names don't say so.
+const FOR_TESTS: &[&str] =
+    &["core/src/btree/rig.rs", "core/src/lock/model.rs", "core/src/mutant.rs"];
 
 /// Words that no code of core and hal contains outside tests, with what is wrong about them.
 const NOT_IN_CORE: &[(&str, &str)] = &[
@@ -73,8 +78,6 @@ const NOT_IN_CORE: &[(&str, &str)] = &[
     ("async", "core and hal are synchronous"),
     ("await", "core and hal are synchronous"),
     ("Box", "nothing is allocated"),
-    ("Vec", "nothing is allocated"),
-    ("String", "nothing is allocated"),
 ];
 
 /// The hal's traits of devices and networks.
@@ -178,7 +181,9 @@ impl File<'_> {
             if let Some(marker) = MARKERS.iter().find(|marker| words(line).any(|w| w == **marker)) {
                 self.find(index + 1, format!("{marker}: do it, or write down why not"));
             }
-            if self.path.ends_with(".rs") && line.chars().count() > COLUMNS_MAX {
+            // A row of a table in a document can't be broken.
+            let row = line.trim_start().trim_start_matches(['/', '!']).starts_with(" |");
+            if self.path.ends_with(".rs") && !row && line.chars().count() > COLUMNS_MAX {
                 self.find(index + 1, format!("more than {COLUMNS_MAX} columns"));
             }
         }
@@ -338,13 +343,17 @@ fn names_after<'t>(text: &'t str, prefix: &str) -> Vec<(usize, &'t str)> {
 }
 
 fn is_test_path(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/") || path.contains("/benches/")
+    path.ends_with("/tests.rs")
+        || path.contains("/tests/")
+        || path.contains("/benches/")
+        || FOR_TESTS.contains(&path)
 }
 
 /// The code before the module of tests, which comes last in a file.
 fn without_tests(code: &str) -> &str {
     let is_inline = |at: &usize| {
         let item = code[*at..].trim_start_matches("#[cfg(test)]").trim_start();
+        let item = item.strip_prefix("pub(crate) ").unwrap_or(item);
         let end = item.find(['{', ';']).unwrap_or(item.len());
         item.starts_with("mod ") && item[end..].starts_with('{')
     };

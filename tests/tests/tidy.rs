@@ -101,7 +101,7 @@ fn core_allocates_nothing_hides_nothing_and_waits_for_nothing() {
         "fn f(v: Option<u8>) -> u8 { v.unwrap() }",
         "use core::cell::RefCell;",
         "async fn f() {}",
-        "fn f() -> Vec<u8> { g() }",
+        "fn f() -> Box<u8> { g() }",
     ] {
         assert_eq!(found("core/src/error.rs", code).len(), 1, "{code}");
         assert_eq!(found("hal/src/net.rs", code).len(), 1, "{code}");

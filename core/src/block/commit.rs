@@ -10,8 +10,8 @@
 //!
 //! # Invariants
 //!
-//! * A block whose version is the open commit's number is changed in place. Any other block is first
-//!   given a new address, in the frame it is in, and its old one is freed.
+//! * A block whose version is the open commit's number is changed in place. Any other block is
+//!   first given a new address, in the frame it is in, and its old one is freed.
 //! * A plan counts each clean block it may change once, however many of its updates may change it.
 //! * What a reservation grants is all there: apply takes frames and blocks without asking. A
 //!   reservation is used in the run that made it, so nothing comes between.
@@ -109,7 +109,8 @@ impl<'m> Cache<'m> {
         self.waiters.call_commit();
     }
 
-    /// Ends what requests may change. The node may still [`reserve_closing`](Self::reserve_closing).
+    /// Ends what requests may change. The node may still
+    /// [`reserve_closing`](Self::reserve_closing).
     pub fn close_commit(&mut self) {
         assert!(self.commit.phase == Phase::Open);
         self.commit.phase = Phase::Closing;
@@ -194,8 +195,8 @@ impl<'m> Cache<'m> {
         Plan { id: self.plans, touches: 0, creates: 0, updates: 0, deletes: 0, bytes_removed: 0 }
     }
 
-    /// Counts on changing a pinned block, that is referred to from slot `home.1` of the block in frame
-    /// `home.0`, or from outside the cache.
+    /// Counts on changing a pinned block, that is referred to from slot `home.1` of the block in
+    /// frame `home.0`, or from outside the cache.
     ///
     /// A block that is also to be written anew, or is referred to twice, is
     /// [`Corruption::Mismatch`]: changing it would pull it away from under somebody.
@@ -241,8 +242,8 @@ impl<'m> Cache<'m> {
         self.grant(plan, pins)
     }
 
-    /// As [`reserve`](Self::reserve), for what closing the commit changes: takes from the margin too,
-    /// and doesn't wait for another commit.
+    /// As [`reserve`](Self::reserve), for what closing the commit changes: takes from the margin
+    /// too, and doesn't wait for another commit.
     pub fn reserve_closing(
         &mut self,
         plan: &Plan,

@@ -51,8 +51,8 @@ impl Limits {
         if self.dirty == 0 {
             return Ok(());
         }
-        // A plan changes at most what it has pinned, and adds at most `creates`. An empty commit must
-        // have room for any plan, or it would wait for a commit that is never larger.
+        // A plan changes at most what it has pinned, and adds at most `creates`. An empty commit
+        // must have room for any plan, or it would wait for a commit that is never larger.
         if u64::from(self.dirty) < u64::from(self.pins) + u64::from(self.creates) {
             return Err(LimitsError::Dirty);
         }

@@ -1,5 +1,5 @@
-//! Doubly linked lists threaded through the elements of a slice, so that an element can be taken out
-//! of the middle without a search.
+//! Doubly linked lists threaded through the elements of a slice, so that an element can be taken
+//! out of the middle without a search.
 //!
 //! # Invariants
 //!

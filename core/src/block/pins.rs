@@ -1,9 +1,9 @@
 //! The blocks a request has obtained and keeps until it finishes.
 //!
-//! A request that is run again obtains mostly what it obtained before, in the same order, so the list
-//! has a cursor: what lies before it was obtained in this run, what lies behind it in earlier ones.
-//! When the tree has changed meanwhile, leftovers of earlier runs give way; a run itself never
-//! obtains more than `Limits::pins` blocks.
+//! A request that is run again obtains mostly what it obtained before, in the same order, so the
+//! list has a cursor: what lies before it was obtained in this run, what lies behind it in earlier
+//! ones. When the tree has changed meanwhile, leftovers of earlier runs give way; a run itself
+//! never obtains more than `Limits::pins` blocks.
 
 use super::{FrameId, Limits, RequestId};
 use crate::arena::{Arena, ArenaFull};
@@ -45,7 +45,8 @@ impl<'m> Pins<'m> {
         self.cursor
     }
 
-    /// What was obtained since the mark is not needed any more; it is kept as long as there is room.
+    /// What was obtained since the mark is not needed any more; it is kept as long as there is
+    /// room.
     pub fn drop_to(&mut self, mark: usize) {
         self.cursor = mark.min(self.cursor);
     }

@@ -2,15 +2,17 @@
 //!
 //! # Invariants
 //!
-//! * Blocks are taken only from the extents the commit was given, which the last durable root names.
+//! * Blocks are taken only from the extents the commit was given, which the last durable root
+//!   names.
 //! * A block that was in use when the commit began and is freed by it is *freed*: it is not taken
 //!   again in this commit. It waits in a list of extents, sorted and merged where they touch.
 //! * A block that was taken in this commit and is freed again was never referred to by anything
-//!   durable. It is *returned*, and is the first to be taken again. As fresh blocks are touched only
-//!   while nothing is returned, there are never more returned blocks than were in use at once.
+//!   durable. It is *returned*, and is the first to be taken again. As fresh blocks are touched
+//!   only while nothing is returned, there are never more returned blocks than were in use at once.
 //! * Room for what an update may free is checked when it is planned, so freeing can't fail.
 //!
-//! What this module deliberately doesn't know: where the extents come from, and where freed ones go.
+//! What this module deliberately doesn't know: where the extents come from, and where freed ones
+//! go.
 
 use super::Limits;
 use crate::arena::{Arena, ArenaFull};
@@ -49,8 +51,8 @@ pub struct Space<'m> {
 }
 
 impl<'m> Space<'m> {
-    /// Carves the lists: `limits.fresh` extents to write to, `limits.freed` extents that were freed,
-    /// and as many returned blocks as there are dirty frames.
+    /// Carves the lists: `limits.fresh` extents to write to, `limits.freed` extents that were
+    /// freed, and as many returned blocks as there are dirty frames.
     pub(super) fn carve(arena: &mut Arena<'m>, limits: &Limits) -> Result<Space<'m>, ArenaFull> {
         Ok(Space {
             fresh: arena.slice(limits.fresh, |_| Extent::default())?,

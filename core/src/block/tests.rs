@@ -1,3 +1,5 @@
+//! The cache's waits, wakes, commits and space, one by one.
+
 extern crate std;
 
 use super::wait::Place;
@@ -59,7 +61,8 @@ const VOLUME: Volume = Volume { fsid: 3, crc_seed: 4 };
 const LIMITS: Limits =
     Limits { frames: 7, dirty: 4, pins: 3, creates: 1, requests: 4, fresh: 2, freed: 3 };
 
-/// A cache, the pins of its requests, and a device on which every block is a sealed one of version 1.
+/// A cache, the pins of its requests, and a device on which every block is a sealed one of version
+/// 1.
 struct Bench {
     cache: Cache<'static>,
     pins: Vec<Pins<'static>>,
@@ -199,8 +202,8 @@ fn what_is_read_is_verified_against_the_reference() {
     assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), Err(stale.into()));
     bench.release(0);
     bench.wakes();
-    // A reference to another version than the one in memory is looked up on the device, and the frame
-    // with the old one is there for those who have it.
+    // A reference to another version than the one in memory is looked up on the device, and the
+    // frame with the old one is there for those who have it.
     let frame = bench.fetch(1, 5);
     assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), wait);
     assert_eq!(bench.cache.block(frame).0[100], 5);

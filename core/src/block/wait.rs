@@ -4,10 +4,11 @@
 //!
 //! * A request waits for at most one thing, and is in at most one list.
 //! * A request is in the ring of those to be woken at most once, so the ring can't overflow.
-//! * The first that waits for frames is *called*, once, when there may be enough; it stays first until
-//!   it has taken them, waits for something else, or has left.
-//! * The first that waits for a commit is the one with the oldest ticket, and is called likewise. It
-//!   keeps its ticket until it has been served or has left, whatever else it must wait for meanwhile.
+//! * The first that waits for frames is *called*, once, when there may be enough; it stays first
+//!   until it has taken them, waits for something else, or has left.
+//! * The first that waits for a commit is the one with the oldest ticket, and is called likewise.
+//!   It keeps its ticket until it has been served or has left, whatever else it must wait for
+//!   meanwhile.
 //!
 //! What this module deliberately doesn't know: when a thing may be had, and what a request is.
 
@@ -188,8 +189,8 @@ impl<'m> Waiters<'m> {
         (waiter.place, waiter.called) = (Place::Nowhere, false);
     }
 
-    /// Forgets that the request is to be woken, why what it waited for failed, and that it ran short
-    /// of frames.
+    /// Forgets that the request is to be woken, why what it waited for failed, and that it ran
+    /// short of frames.
     pub(super) fn hush(&mut self, request: RequestId) {
         let waiter = self.waiter(request);
         (waiter.woken, waiter.failure, waiter.ticket) = (false, None, 0);

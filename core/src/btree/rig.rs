@@ -1,8 +1,8 @@
 //! A node without a network: restartable requests, a cache, a simulated disk and commits, driven in
 //! an order drawn from a seed. For the tests of everything that lives in trees.
 //!
-//! The rig plays the parts that are not under test in the simplest way: free blocks are a set, a root
-//! is a clone of the world, and a commit is durable when its last block is written.
+//! The rig plays the parts that are not under test in the simplest way: free blocks are a set, a
+//! root is a clone of the world, and a commit is durable when its last block is written.
 
 extern crate std;
 
@@ -207,8 +207,8 @@ impl<W: Clone> Rig<W> {
         self.slots.iter().all(|slot| slot.phase == Phase::Idle)
     }
 
-    /// Does one thing: runs a request, completes a transfer, or goes on with a commit. Panics if there
-    /// is nothing to do and a request waits: a wake-up was lost.
+    /// Does one thing: runs a request, completes a transfer, or goes on with a commit. Panics if
+    /// there is nothing to do and a request waits: a wake-up was lost.
     pub(crate) fn turn(&mut self) {
         self.take_turn();
         if self.rng.one_in(8) {
@@ -408,8 +408,8 @@ impl<W: Clone> Rig<W> {
         })
     }
 
-    /// What a crash leaves: the last durable world, and a disk that some of the writes in flight have
-    /// reached.
+    /// What a crash leaves: the last durable world, and a disk that some of the writes in flight
+    /// have reached.
     pub(crate) fn crash(mut self) -> (Disk, Durable<W>) {
         while let Some(request) = self.cache.poll_transfer() {
             self.flying.push(request);

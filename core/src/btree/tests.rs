@@ -1,3 +1,5 @@
+//! Trees against a map, a simulated disk and malice.
+
 extern crate std;
 
 use super::node::{NodeMut, cost, fits};
@@ -343,7 +345,11 @@ fn story(seed: u64, ops: u64) -> Counts {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 40,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     /// Whatever the order of completions, commits and crashes: trees are what the model is.
     #[test]
@@ -613,7 +619,11 @@ fn unchecked(batch: Vec<Update>) -> Op<World> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     /// A device in the hands of somebody who can seal blocks: anything but a panic or a hang.
     #[test]

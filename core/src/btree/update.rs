@@ -239,8 +239,8 @@ impl Tree {
         Some(Split { separator, right: cache.address(right) })
     }
 
-    /// Splits a node before item `at` of the sequence that the new item, standing at `index`, is part
-    /// of. Returns the new right sibling.
+    /// Splits a node before item `at` of the sequence that the new item, standing at `index`, is
+    /// part of. Returns the new right sibling.
     fn split_off(
         &self,
         left: FrameId,

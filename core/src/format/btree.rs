@@ -17,10 +17,10 @@
 //!   add up to the size of that area. Bytes no item covers mean nothing.
 //! * A leaf (level 0) has keys of 1 to [`KEY_BYTES_MAX`] bytes and values of at most
 //!   [`VALUE_BYTES_MAX`], so that at least four items fit.
-//! * An inner node has 1 to [`INNER_ITEMS_MAX`] items, each value a [`BlockRef`] to a child one level
-//!   down. The key of an item is the lowest the child may hold; that of the first item is empty, it
-//!   takes what is below the second. Every inner node has room for its items with keys of full
-//!   length, so a separator can always be replaced by a longer one.
+//! * An inner node has 1 to [`INNER_ITEMS_MAX`] items, each value a [`BlockRef`] to a child one
+//!   level down. The key of an item is the lowest the child may hold; that of the first item is
+//!   empty, it takes what is below the second. Every inner node has room for its items with keys of
+//!   full length, so a separator can always be replaced by a longer one.
 //! * An empty tree has height 0 and no node.
 //!
 //! What this module deliberately doesn't know: how nodes are found and changed, and what any tree
@@ -109,8 +109,8 @@ impl TreeRoot {
     pub const EMPTY: TreeRoot = TreeRoot { node: BlockRef::NONE, height: 0, reserved: [0; 7] };
 }
 
-/// Most levels a tree may have. Inner nodes are at least half full as a rule, so that six levels lead
-/// to tens of millions of leaves.
+/// Most levels a tree may have. Inner nodes are at least half full as a rule, so that six levels
+/// lead to tens of millions of leaves.
 pub const HEIGHT_MAX: usize = 6;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 48;

@@ -3,8 +3,8 @@
 //!
 //! # Invariants
 //!
-//! * The block of slot `s` stands at `base + s`, always, for all [`SLOTS`] slots, whether a voter is
-//!   configured there or not. `mkfs` writes all of them blank.
+//! * The block of slot `s` stands at `base + s`, always, for all [`SLOTS`] slots, whether a voter
+//!   is configured there or not. `mkfs` writes all of them blank.
 //! * Everything a version of the block says stands in its first 512 bytes, and the rest is zero in
 //!   every version. A write torn at a sector therefore leaves the old version or the new one, never
 //!   a third: an invalid block is damage, not a crash.

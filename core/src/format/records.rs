@@ -15,13 +15,14 @@
 //! # Invariants
 //!
 //! * Keys are big-endian, so that comparing their bytes compares their fields in order.
-//! * Free extents are keyed by their *last* block: a search from block b finds the extent that holds
-//!   b, or the next one.
-//! * All other extents stand in lists: 1 to [`LIST_MAX`] extents, ascending and disjoint. What belongs
-//!   together then costs one entry for many extents, however scattered they are, so that recording
-//!   it is bounded by how much it is and not by where it lies.
-//! * Every block of the volume from block 256 on is in exactly one place: a free extent, a freed one,
-//!   a loan, a quarantined extent, a reserve of the root, a btree node, a run, or a file's extent.
+//! * Free extents are keyed by their *last* block: a search from block b finds the extent that
+//!   holds b, or the next one.
+//! * All other extents stand in lists: 1 to [`LIST_MAX`] extents, ascending and disjoint. What
+//!   belongs together then costs one entry for many extents, however scattered they are, so that
+//!   recording it is bounded by how much it is and not by where it lies.
+//! * Every block of the volume from block 256 on is in exactly one place: a free extent, a freed
+//!   one, a loan, a quarantined extent, a reserve of the root, a btree node, a run, or a file's
+//!   extent.
 //!
 //! What this module deliberately doesn't know: how trees work.
 
@@ -234,8 +235,8 @@ parse_number! {
     OwnerKind { Round, Client }
 }
 
-/// The extent whose last block is `last` and which has `count` blocks, if there is one in a volume of
-/// `blocks` blocks.
+/// The extent whose last block is `last` and which has `count` blocks, if there is one in a volume
+/// of `blocks` blocks.
 pub fn extent(last: BigU64, count: &Length, blocks: u64) -> Result<Extent, Corruption> {
     let start = last.get().checked_sub(count.count.get()).and_then(|before| before.checked_add(1));
     let extent = Extent::new(BlockNo(start.ok_or(Corruption::Bounds)?), count.count.get());

@@ -8,8 +8,8 @@
 //! * A root names *before use* every block that may be written before the next root: the commit
 //!   reserve, for its own leader's next commit, and a takeover reserve for the first commit of each
 //!   of the next 31 rounds.
-//! * `free_blocks` is the sum of the extents in the free tree, and is changed nowhere but where that
-//!   tree is.
+//! * `free_blocks` is the sum of the extents in the free tree, and is changed nowhere but where
+//!   that tree is.
 
 use super::block::{self, BlockHeader, Magic, Promise, Volume};
 use super::btree::{HEIGHT_MAX, TreeRoot};

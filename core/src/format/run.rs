@@ -6,14 +6,15 @@
 //!                             item block
 //! ```
 //!
-//! A run in level 0 is as small as what a transaction wrote; in the levels below runs are *segments*
-//! of at most [`SEGMENT_BLOCKS`]. The manifest says where a run stands and how many blocks of each
-//! kind it has, so a lookup reads one filter block, one index block and one item block.
+//! A run in level 0 is as small as what a transaction wrote; in the levels below runs are
+//! *segments* of at most [`SEGMENT_BLOCKS`]. The manifest says where a run stands and how many
+//! blocks of each kind it has, so a lookup reads one filter block, one index block and one item
+//! block.
 //!
 //! # Invariants
 //!
-//! * Every block's `seq` is the run's number, and each holds its index in the run: a block of another
-//!   run, or another block of this one, is told from the one looked for.
+//! * Every block's `seq` is the run's number, and each holds its index in the run: a block of
+//!   another run, or another block of this one, is told from the one looked for.
 //! * Keys strictly ascend, in a block and from block to block. An item lies in one block.
 //! * The key of index entry n is the first key of item block n.
 //! * A filter never denies what is there: for each item it holds the bits of
@@ -68,8 +69,8 @@ pub const INDEX_KEYS: usize = ITEMS_BYTES / size_of::<KeyBytes>();
 pub const FILTER_BITS: u32 = ITEMS_BYTES as u32 * 8;
 /// Bits of the filter an item sets.
 pub const FILTER_PROBES: u32 = 6;
-/// Items for which one filter block is made: ten bits for each, one lookup in a hundred is sent to a
-/// run in vain.
+/// Items for which one filter block is made: ten bits for each, one lookup in a hundred is sent to
+/// a run in vain.
 pub const FILTER_ITEMS: u32 = FILTER_BITS / 10;
 
 const OFFSET_BYTES: usize = size_of::<U16>();
@@ -385,13 +386,15 @@ pub fn filter_hash(secret: &[u8; 16], key: &KeyBytes) -> u64 {
     SipHasher13::new_with_key(secret).hash(&bytes)
 }
 
-/// Which of `blocks` filter blocks has the bits of this hash. The other bits of the hash choose them.
+/// Which of `blocks` filter blocks has the bits of this hash. The other bits of the hash choose
+/// them.
 #[must_use]
 pub fn filter_block(hash: u64, blocks: u32) -> u32 {
     ((u128::from(hash) * u128::from(blocks)) >> 64) as u32
 }
 
-/// The bits of a filter block that belong to a hash (double hashing: Kirsch and Mitzenmacher, 2006).
+/// The bits of a filter block that belong to a hash (double hashing: Kirsch and Mitzenmacher,
+/// 2006).
 fn filter_bits(hash: u64) -> impl Iterator<Item = usize> {
     let first = hash as u32;
     // Odd, so that the probes differ; from bits that don't choose the block.

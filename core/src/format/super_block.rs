@@ -6,8 +6,8 @@
 //!   first and works with nothing that doesn't verify; the spare is there for a repair.
 //! * It is the one block whose checksum isn't seeded, because it holds the seed.
 //! * Nothing that changes while the volume is in use stands here: that is the root's.
-//! * [`Unverified`] bytes become a [`Super`] only by [`verify`](Unverified::verify), which has looked
-//!   at every field.
+//! * [`Unverified`] bytes become a [`Super`] only by [`verify`](Unverified::verify), which has
+//!   looked at every field.
 
 use super::block::{self, BlockHeader, Magic, Promise, Volume};
 use super::layout::{BLOCKS_MAX, BLOCKS_MIN, SLOTS, SUPER_BLKNO, spare_blkno};
@@ -74,7 +74,8 @@ record! {
         locks: U32,
         /// How long a leader's lease runs from when its renewal was sent, in milliseconds.
         lease_ms: U32,
-        /// How long a listening leader waits for a silent mount before it evicts it, in milliseconds.
+        /// How long a listening leader waits for a silent mount before it evicts it, in
+        /// milliseconds.
         recovery_ms: U32,
         /// How long file ranges of an evicted mount stay locked without proof, in milliseconds.
         io_lifetime_ms: U32,

@@ -1,3 +1,5 @@
+//! The pump over devices that are made up.
+
 extern crate std;
 
 use super::{Pump, PumpError, PumpLimits, Wake};

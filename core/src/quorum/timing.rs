@@ -111,8 +111,8 @@ impl Timing {
     }
 
     /// The longest time from a leader's last renewal until a healthy voter submits its claim: it
-    /// sees that renewal only with its next scan, watches it, and holds back for the longest jitter.
-    /// A voter that fewer mounts reach than another holds back for another `observe_ms`.
+    /// sees that renewal only with its next scan, watches it, and holds back for the longest
+    /// jitter. A voter that fewer mounts reach than another holds back for another `observe_ms`.
     #[must_use]
     pub const fn failover_ms(&self) -> u32 {
         self.scan_ms + self.observe_ms + self.renew_ms

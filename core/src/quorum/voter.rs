@@ -531,7 +531,8 @@ impl<'m> Voter<'m> {
     }
 
     /// The next request to submit. A lease counts from here, so a request is to be submitted at
-    /// once, or counts as in flight. At most one write or flush, and one read of each slot, at a time.
+    /// once, or counts as in flight. At most one write or flush, and one read of each slot, at a
+    /// time.
     pub fn poll_request(&mut self, now: Instant) -> Option<BlockRequest<'m>> {
         self.expire(now);
         if let Some(request) = self.poll_write(now) {

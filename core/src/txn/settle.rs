@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! * The next reserve consists of blocks that nothing refers to once this commit is durable: what is
-//!   left of this one's reserve, what this commit has freed of its trees, and extents that this commit
-//!   takes out of the free tree. None of these last is written in this commit, because no durable
-//!   root names them yet.
+//! * The next reserve consists of blocks that nothing refers to once this commit is durable: what
+//!   is left of this one's reserve, what this commit has freed of its trees, and extents that this
+//!   commit takes out of the free tree. None of these last is written in this commit, because no
+//!   durable root names them yet.
 //! * It fits the root: at most [`RESERVE_EXTENTS`] pieces.
 //! * Settling ends. A tree's node is copied once in a commit, so each round of changes frees fewer
 //!   blocks than the one before, down to none; and each list that is put away takes more pieces
@@ -32,7 +32,8 @@ use zerocopy::{FromBytes, IntoBytes};
 /// | | 80 |
 pub const MARGIN: Margin = Margin { dirty: 80, blocks: 80, freed: 80 };
 
-/// With fewer blocks than this the reserve is filled up: what the largest plan and settling may take.
+/// With fewer blocks than this the reserve is filled up: what the largest plan and settling may
+/// take.
 pub const RESERVE_MIN: u64 = 320;
 /// How large it is made then.
 pub const RESERVE_TARGET: u64 = 640;
@@ -44,8 +45,8 @@ pub const RESERVE_MAX: u64 = 1024;
 /// proven gone.
 pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
 
-/// Pieces the reserve may have before settling puts some away. The rest of the root's room is for the
-/// extents taken last, and for what that frees.
+/// Pieces the reserve may have before settling puts some away. The rest of the root's room is for
+/// the extents taken last, and for what that frees.
 const PIECES_MAX: usize = RESERVE_EXTENTS - 24;
 
 /// The extents of a reserve, as they are collected.
@@ -81,8 +82,8 @@ impl Settling {
         self.exhausted
     }
 
-    /// Does what is left to be done, and gives the next commit's reserve. Run again from the top when
-    /// it was stopped for a block.
+    /// Does what is left to be done, and gives the next commit's reserve. Run again from the top
+    /// when it was stopped for a block.
     pub fn run(
         &mut self,
         commit: CommitNo,
@@ -164,8 +165,8 @@ impl Settling {
         Ok(taken)
     }
 
-    /// Empties the commit's space into the next reserve. None: there are more pieces than fit, which
-    /// takes a volume so full and so fragmented that none could be put away.
+    /// Empties the commit's space into the next reserve. None: there are more pieces than fit,
+    /// which takes a volume so full and so fragmented that none could be put away.
     fn collect(&mut self, cache: &mut Cache<'_>) -> Option<Reserve> {
         let mut reserve = Reserve::new();
         let space = cache.space();

@@ -9,7 +9,8 @@
 //!                                take_over()          ^  |       ^ |
 //!                                                     |  v       | |
 //!                                                     | Writing -+ | all written: the tail starts
-//!                                                     +------------+ commit(), and the tail is idle
+//!                                                     +------------+ commit(), and the tail is
+//!                                                     idle
 //!
 //!   tail (the commit before it)
 //!   Idle ----> FlushingBlocks ----> WritingRoot ----> FlushingRoot ----> Durable ----> Idle
@@ -18,14 +19,14 @@
 //!
 //! # Invariants
 //!
-//! * Blocks are flushed before the root that refers to them is written, and the root before anyone is
-//!   told that it is durable.
-//! * The open commit writes only the reserve that the last root names, and nothing at all before that
-//!   root is durable and [`confirm`](Store::confirm)ed: that no later leader has claimed office.
-//!   Changes are made in memory meanwhile.
+//! * Blocks are flushed before the root that refers to them is written, and the root before anyone
+//!   is told that it is durable.
+//! * The open commit writes only the reserve that the last root names, and nothing at all before
+//!   that root is durable and [`confirm`](Store::confirm)ed: that no later leader has claimed
+//!   office. Changes are made in memory meanwhile.
 //! * The first commit of a term writes only the takeover reserve of its round.
-//! * Any error ends it: the store has [`failed`](Store::poll_event) and does nothing more. What it has
-//!   not confirmed may be durable or not; the next leader finds out.
+//! * Any error ends it: the store has [`failed`](Store::poll_event) and does nothing more. What it
+//!   has not confirmed may be durable or not; the next leader finds out.
 //!
 //! What this module deliberately doesn't know: who asks for changes, and how claims are read.
 
@@ -103,7 +104,8 @@ enum Tail {
 
 /// The trees of the volume, and their commits. See the module.
 pub struct Store<'m> {
-    /// The trees as the open commit has them. Change them only while it is [open](Store::open_commit).
+    /// The trees as the open commit has them. Change them only while it is
+    /// [open](Store::open_commit).
     pub trees: Trees,
     /// The cache that their nodes are in.
     pub cache: Cache<'m>,
@@ -233,8 +235,8 @@ impl<'m> Store<'m> {
         (self.front == Front::Open).then_some(self.commit)
     }
 
-    /// Begins a term on the root that was loaded. `gone` says that the leader that wrote it is proven
-    /// gone: what it could still have written is then free, and not quarantined.
+    /// Begins a term on the root that was loaded. `gone` says that the leader that wrote it is
+    /// proven gone: what it could still have written is then free, and not quarantined.
     pub fn take_over(&mut self, term: Term, gone: bool) -> Result<(), TakeoverError> {
         assert!(self.front == Front::Loaded && self.tail == Tail::Idle);
         let root = self.root.as_ref().expect("loaded");
@@ -313,8 +315,8 @@ impl<'m> Store<'m> {
                 || (self.cache.space().available() < RESERVE_MIN && !self.exhausted))
     }
 
-    /// No later leader had claimed office when this commit was durable: its changes may be answered,
-    /// and the next commit may be written.
+    /// No later leader had claimed office when this commit was durable: its changes may be
+    /// answered, and the next commit may be written.
     pub fn confirm(&mut self, commit: CommitNo) {
         let durable = self.root.as_ref().is_some_and(|root| root.commit() == commit);
         assert!(self.tail == Tail::Durable && durable, "not the commit that is durable");
@@ -582,8 +584,8 @@ fn shifted(root: &Root, term: Term) -> [u64; TAKEOVER_ROUNDS] {
     takeover
 }
 
-/// Cuts takeover reserves for the rounds that have none off the end of an extent, as long as it stays
-/// large enough for a commit. What is left of it.
+/// Cuts takeover reserves for the rounds that have none off the end of an extent, as long as it
+/// stays large enough for a commit. What is left of it.
 fn name_rounds(taken: Extent, takeover: &mut [u64; TAKEOVER_ROUNDS]) -> Extent {
     let mut blocks = taken.len();
     for start in takeover.iter_mut().filter(|start| **start == 0) {

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! * What the root's leader may still be writing (its commit reserve), and what a leader of a round
-//!   between that one and ours may, goes into quarantine under its round; or, if the root's leader is
-//!   proven gone, its reserve is free.
+//!   between that one and ours may, goes into quarantine under its round; or, if the root's leader
+//!   is proven gone, its reserve is free.
 //! * It changes the trees of quarantined and freed extents, and takes one extent out of the free
 //!   trees. That fits a takeover reserve:
 //!
@@ -15,8 +15,8 @@
 //! | the same out of the tree by length: two paths, a sibling on each level, one split | 12 + 5 + 7 |
 //! | | 41 of [`TAKEOVER_BLOCKS`] |
 //!
-//! * Our round's pair of the ring is used only if the leader that used it last is proven gone: as long
-//!   as it is not, something of it is quarantined.
+//! * Our round's pair of the ring is used only if the leader that used it last is proven gone: as
+//!   long as it is not, something of it is quarantined.
 //!
 //! What this module deliberately doesn't know: how a commit is written.
 

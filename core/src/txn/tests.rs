@@ -1,6 +1,6 @@
-//! Leaders that come and go on one disk: each commits changes, is stopped anywhere, goes on when its
-//! successor is already at work, crashes, or loses power. After each of these what the disk holds is
-//! what a confirmed commit, or a later one, had made.
+//! Leaders that come and go on one disk: each commits changes, is stopped anywhere, goes on when
+//! its successor is already at work, crashes, or loses power. After each of these what the disk
+//! holds is what a confirmed commit, or a later one, had made.
 
 extern crate std;
 

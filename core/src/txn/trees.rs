@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * What stands here is either as the durable root says or as the open commit has changed it; entering
-//!   it into a root and opening that root gives the same again.
+//! * What stands here is either as the durable root says or as the open commit has changed it;
+//!   entering it into a root and opening that root gives the same again.
 //!
 //! What this module deliberately doesn't know: when a root is written.
 

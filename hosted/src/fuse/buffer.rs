@@ -3,10 +3,10 @@
 //!
 //! # Invariants
 //!
-//! * Taking a buffer never waits: a reader that waited for one could be waiting for a write that can
-//!   only end when another request has been read. Up to [`KEPT`] large buffers are kept for the next
-//!   user; all others come from the heap, bounded by how many processes are inside write(2) at a
-//!   time.
+//! * Taking a buffer never waits: a reader that waited for one could be waiting for a write that
+//!   can only end when another request has been read. Up to [`KEPT`] large buffers are kept for the
+//!   next user; all others come from the heap, bounded by how many processes are inside write(2) at
+//!   a time.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};

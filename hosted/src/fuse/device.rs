@@ -36,8 +36,8 @@ use zerocopy::{FromBytes, IntoBytes};
 const BACKGROUND: u16 = 512;
 const CONGESTION: u16 = BACKGROUND / 4 * 3;
 
-/// Writes up to this size are copied from where they landed, so that many small ones that wait don't
-/// each hold a whole buffer.
+/// Writes up to this size are copied from where they landed, so that many small ones that wait
+/// don't each hold a whole buffer.
 const COPIED_BYTES_MAX: usize = 32 * 1024;
 
 /// The protocol this was written for.

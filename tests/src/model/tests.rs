@@ -1,3 +1,5 @@
+//! The model against the kernel, call by call.
+
 use super::script::{Cast, Script, Space, Subject, changes};
 use super::{Model, OpError, User, host, script, walk};
 use std::collections::{BTreeMap, BTreeSet};

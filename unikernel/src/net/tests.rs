@@ -1,3 +1,5 @@
+//! The TCP stack over a cable that is made up.
+
 extern crate std;
 
 use super::{Census, NetLimits, Stack, StackError};

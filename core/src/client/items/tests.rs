@@ -1,3 +1,5 @@
+//! The item cache, case by case and against a model.
+
 extern crate std;
 
 mod model;

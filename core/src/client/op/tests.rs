@@ -1,3 +1,5 @@
+//! Requests, replies and the packing of directory entries.
+
 use super::*;
 use proptest::prelude::*;
 extern crate std;

@@ -1,3 +1,5 @@
+//! Values of items: golden vectors, and what is refused.
+
 extern crate std;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Keys: golden vectors, order and neighbours.
+
 extern crate std;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Quorum blocks: golden vectors, and what is refused.
+
 extern crate std;
 
 use super::*;

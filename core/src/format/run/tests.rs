@@ -1,3 +1,5 @@
+//! Blocks of runs against a map, and with bytes that lie.
+
 extern crate std;
 
 use super::{
@@ -58,7 +60,10 @@ fn reseal(block: &mut Block) {
 
 proptest! {
     #[test]
-    fn items_are_found_where_the_model_has_them(model in models(), probes in proptest::collection::vec(keys(), 50)) {
+    fn items_are_found_where_the_model_has_them(
+        model in models(),
+        probes in proptest::collection::vec(keys(), 50),
+    ) {
         let mut block = Block::ZERO;
         let count = fill(&mut block, &model);
         let items = Items::open(&block, &VOLUME, &AT).unwrap();
@@ -95,7 +100,10 @@ proptest! {
     }
 
     #[test]
-    fn index_points_at_the_block_that_covers_a_key(keys in proptest::collection::btree_set(keys(), 1..=super::INDEX_KEYS), probe in keys()) {
+    fn index_points_at_the_block_that_covers_a_key(
+        keys in proptest::collection::btree_set(keys(), 1..=super::INDEX_KEYS),
+        probe in keys(),
+    ) {
         let mut block = Block::ZERO;
         let mut writer = IndexWriter::new(&mut block);
         for key in &keys {

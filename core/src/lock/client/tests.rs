@@ -1,3 +1,5 @@
+//! The client's locks, case by case.
+
 extern crate std;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The server's locks: the matrix, and hostile peers.
+
 extern crate std;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Built runs, read back as a reader does.
+
 extern crate std;
 
 use super::{

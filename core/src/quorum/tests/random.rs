@@ -9,8 +9,8 @@ use std::string::String;
 use std::vec::Vec;
 
 /// One voter that runs is enough: somebody listens within this time after the last fault. It is the
-/// longest pause after failures (4 s); or a start (1.25 s and a scan); then a failover (2 s) with the
-/// handicap of a voter that few mounts reach (1.25 s); and slow requests still under way.
+/// longest pause after failures (4 s); or a start (1.25 s and a scan); then a failover (2 s) with
+/// the handicap of a voter that few mounts reach (1.25 s); and slow requests still under way.
 const LIVENESS_MS: u64 = 10_000;
 
 struct Outcome {

@@ -148,7 +148,8 @@ impl Voter<'_> {
         }
     }
 
-    /// The slot is free once its block has not changed for a lease and its last user is proven gone.
+    /// The slot is free once its block has not changed for a lease and its last user is proven
+    /// gone.
     fn on_scan_watching(&mut self) {
         let slot = self.config.slot;
         self.phase = Phase::Watching { since: self.scan.unchanged_since(slot) };

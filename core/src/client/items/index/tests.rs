@@ -1,3 +1,5 @@
+//! The index against a map.
+
 extern crate std;
 
 use super::{Entry, FANOUT, HALF, Index, nodes_max};
