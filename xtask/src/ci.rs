@@ -1,7 +1,8 @@
 //! All that is not a test: format, lints, documents, the proofs that the core needs neither std nor
-//! an allocator, and the image.
+//! an allocator, the image, and a short run of the simulator.
 
 use crate::image::{self, PACKAGE};
+use crate::simulate;
 use crate::tools::{Failure, cargo, output, root, succeed};
 use std::fs;
 use std::path::Path;
@@ -27,7 +28,9 @@ pub(crate) fn run() -> Result<(), Failure> {
     for dir in ["hal", "core", "unikernel"] {
         check_sources(&root().join(dir).join("src"))?;
     }
-    image::run()
+    image::run()?;
+    let smoke = ["--seeds", "40", "--twice"].map(String::from);
+    simulate::sim(&smoke)
 }
 
 /// No crate that this one links has its feature `std` or `alloc` on.

@@ -7,6 +7,7 @@ mod ci;
 mod decode;
 mod guest;
 mod image;
+mod simulate;
 mod test;
 mod tools;
 
@@ -33,6 +34,20 @@ enum Chore {
         /// Run only tests whose names contain this.
         filter: Option<String>,
     },
+    /// Run simulated clusters under faults, for as many seeds as are asked for.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// As the simulator takes them: `--seed N`, `--seeds COUNT`, `--trace`, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure, and compare with something measured in the same run.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Which benchmarks; all if none is named.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check all that is not a test: format, lints, documents, no_std and no alloc, the image.
     Ci,
 }
@@ -43,6 +58,8 @@ fn main() -> ExitCode {
     let done = match chore {
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
+        Chore::Sim { arguments } => simulate::sim(&arguments),
+        Chore::Bench { arguments } => simulate::bench(&arguments),
         Chore::Ci => ci::run(),
     };
     match done {
