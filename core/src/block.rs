@@ -185,7 +185,7 @@ impl<'m> Cache<'m> {
         limits: &Limits,
         volume: Volume,
     ) -> Result<Cache<'m>, ArenaFull> {
-        limits.validate().map_err(|_| ArenaFull)?;
+        assert!(limits.validate().is_ok(), "the node checks its limits before");
         let mut buffers = arena.slice(limits.frames, |_| Block::ZERO)?.iter_mut();
         let scratch = arena.one(Block::ZERO)?;
         let frames = arena.slice(limits.frames, |_| Frame {

@@ -1,6 +1,6 @@
 extern crate std;
 
-use super::node::NodeMut;
+use super::node::{NodeMut, cost, fits};
 use super::rig::{Counts, Disk, Durable, Op, Rig, Rng, Setup, VOLUME};
 use super::{CREATES_PER_UPDATE, Item, PINS_PER_UPDATE, Tree, TreeKind, UPDATES_MAX};
 use crate::block::Limits;
@@ -562,9 +562,11 @@ fn maim(disk: &mut Disk, blocks: &[u64], rng: &mut Rng) {
             page.overwrite(any(rng), zerocopy::IntoBytes::as_bytes(&child));
         }
         6 if level == 0 && count > 0 => {
-            let at = any(rng);
+            let (at, key) = (any(rng), key(rng.below(1500)));
             page.remove(at..at + 1);
-            page.insert(at, &key(rng.below(1500)), b"");
+            if fits(&page.node(), cost(&key, b"")) {
+                page.insert(at, &key, b"");
+            }
         }
         _ if count > 1 => {
             let at = any(rng);
