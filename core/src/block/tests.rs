@@ -79,7 +79,7 @@ impl Bench {
 
     fn get(&mut self, request: usize, blkno: u64) -> Result<FrameId, Stop> {
         let at = BlockRef::new(BlockNo(blkno), 1);
-        let got = self.cache.get(at, Magic::RunItems, &mut self.pins[request]);
+        let got = self.cache.get(at, Magic::Root, &mut self.pins[request]);
         self.cache.check();
         got
     }
@@ -96,7 +96,7 @@ impl Bench {
         let BlockRequest { tag, mut op } = request;
         if let BlockOp::Read(blkno, buffer) = &mut op {
             buffer.0.fill(blkno.0 as u8);
-            seal(buffer, &VOLUME, Magic::RunItems, *blkno, 1);
+            seal(buffer, &VOLUME, Magic::Root, *blkno, 1);
         }
         self.cache.handle_completion(Completion { tag, op, result });
         self.cache.check();
@@ -193,20 +193,20 @@ fn what_is_read_is_verified_against_the_reference() {
     let mut bench = Bench::new();
     let at = BlockRef::new(BlockNo(5), 2);
     let wait = Err(Wait::Block(BlockNo(5)).into());
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), wait);
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), wait);
     bench.serve(|_| Ok(()));
     let stale = Error::Corrupt { blkno: BlockNo(5), what: Corruption::Stale };
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), Err(stale.into()));
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), Err(stale.into()));
     bench.release(0);
     bench.wakes();
     // A reference to another version than the one in memory is looked up on the device, and the frame
     // with the old one is there for those who have it.
     let frame = bench.fetch(1, 5);
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), wait);
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), wait);
     assert_eq!(bench.cache.block(frame).0[100], 5);
     bench.cache.check();
     bench.serve(|_| Ok(()));
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), Err(stale.into()));
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), Err(stale.into()));
     bench.release(1);
     bench.release(0);
 }
@@ -357,7 +357,7 @@ fn a_failed_write_is_reported_and_can_be_repeated() {
     assert_eq!(bench.cache.step_write_back(9), More::No);
     // Whoever needs a block that is being written waits for it.
     let at = BlockRef::new(BlockNo(1000), 9);
-    let get = |bench: &mut Bench| bench.cache.get(at, Magic::RunItems, &mut bench.pins[1]);
+    let get = |bench: &mut Bench| bench.cache.get(at, Magic::Root, &mut bench.pins[1]);
     assert_eq!(get(&mut bench), waits(Wait::Block(BlockNo(1000))));
     bench.serve(|blkno| if blkno == 1000 { Err(IoError::Device) } else { Ok(()) });
     let failed = Error::Io { blkno: BlockNo(1000), error: IoError::Device };
@@ -488,4 +488,19 @@ proptest! {
         }
         prop_assert!(fresh.is_empty() && space.available() == 0);
     }
+}
+
+#[test]
+fn leftovers_make_room_when_nothing_else_can() {
+    let limits = Limits { frames: 3, dirty: 0, pins: 3, creates: 0, fresh: 0, freed: 0, ..LIMITS };
+    assert_eq!(limits.validate(), Ok(()));
+    let mut bench = Bench::new();
+    bench.cache = carve(|arena| Cache::carve(arena, &limits, VOLUME));
+    for blkno in 1..=3 {
+        bench.fetch(0, blkno);
+    }
+    bench.pins[0].restart();
+    bench.fetch(0, 4);
+    assert!(bench.get(0, 2).is_ok());
+    assert_eq!(bench.pins[0].len, 3);
 }
