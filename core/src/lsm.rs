@@ -13,3 +13,7 @@
 //! * In every level but 0 runs are disjoint and their keys ascend.
 
 pub mod build;
+pub mod manifest;
+pub mod range;
+
+pub use range::KeyRange;
