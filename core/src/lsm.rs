@@ -15,5 +15,6 @@
 pub mod build;
 pub mod manifest;
 pub mod range;
+pub mod window;
 
 pub use range::KeyRange;
