@@ -13,8 +13,14 @@
 //! * In every level but 0 runs are disjoint and their keys ascend.
 
 pub mod build;
+pub mod choose;
 pub mod manifest;
+pub mod merge;
 pub mod range;
+pub mod read;
 pub mod window;
 
 pub use range::KeyRange;
+
+#[cfg(test)]
+mod tests;

@@ -207,6 +207,11 @@ impl Manifest {
         Manifest { tree, volume_blocks }
     }
 
+    /// What is wrong with several runs together: told with the address of the root.
+    pub(super) fn corrupt(&self, what: Corruption) -> Error {
+        Error::Corrupt { blkno: self.tree.root().node.blkno(), what }
+    }
+
     /// The run with the lowest key from this one on, of any level. Obtains up to
     /// [`btree::PINS_PER_READ`] blocks.
     pub fn next(

@@ -1,0 +1,644 @@
+extern crate std;
+
+use super::KeyRange;
+use super::build::{BuildSpace, Refused, RunBuilder, blocks_for, filter_blocks};
+use super::choose::{Choice, Chooser, Chosen, Field, PINS_PER_CHOOSE, move_down};
+use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run, pins_per_change};
+use super::merge::{Merge, PINS_PER_MERGE, POOL_MAX, POOL_MIN, Progress};
+use super::read::{Fill, PINS_PER_FILL, Reach, is_stale};
+use super::window::{ITEM_BYTES_MAX, WindowLimits};
+use crate::block::{Cache, Limits, Pins};
+use crate::btree::rig::{Op, Rig, Rng, Setup, VOLUME, carve};
+use crate::btree::{Tree, TreeKind};
+use crate::error::Stop;
+use crate::format::key::{Key, KeyBytes};
+use crate::format::records::ManifestEntry;
+use crate::format::root::{Extent, LEVELS};
+use crate::format::run::{SEGMENT_BLOCKS, Value, item_bytes};
+use crate::format::{Block, BlockNo, Ino, RunId};
+use crate::node::More;
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::vec::Vec;
+
+std::thread_local! {
+    /// A mutant: merging leaves the oldest run of level 0 behind.
+    pub(super) static LEVEL_0_OUT_OF_ORDER: Cell<bool> = const { Cell::new(false) };
+}
+
+const KIND: TreeKind = TreeKind(3);
+const FILTER_KEY: [u8; 16] = [9; 16];
+/// Blocks below are the trees', the others are the runs'.
+const RUNS_START: u64 = 4096;
+const VOLUME_BLOCKS: u64 = 1 << 20;
+
+/// What a key holds; None: a tombstone.
+type Stored = Option<Vec<u8>>;
+type Items = BTreeMap<KeyBytes, Stored>;
+/// What there is: newest values.
+type Model = BTreeMap<KeyBytes, Vec<u8>>;
+
+#[derive(Clone)]
+struct World {
+    manifest: Tree,
+    level_runs: [u64; LEVELS],
+    model: Rc<Model>,
+    next_order: u64,
+    /// Space that merges have freed, from the first on.
+    freed: Rc<Vec<Extent>>,
+}
+
+/// Everything the tests share with the requests that run in a rig.
+struct Shared {
+    /// Blocks to be written at once.
+    writes: RefCell<Vec<(BlockNo, Block)>>,
+    stale: Cell<u64>,
+    fills: Cell<u64>,
+    items: Cell<u64>,
+    reads: Cell<u64>,
+    space: RefCell<RunSpace>,
+    busy: RefCell<Vec<RunId>>,
+    choosing: Cell<bool>,
+    chooser: RefCell<Chooser>,
+    merges: Cell<u64>,
+    merged_items: Cell<u64>,
+    moves: Cell<u64>,
+    joins: Cell<u64>,
+    tails: Cell<u64>,
+    abandoned: Cell<u64>,
+}
+
+fn add(to: &Cell<u64>, count: u64) {
+    to.set(to.get() + count);
+}
+
+/// Space for runs: extents that are given back are reused first, so that old roots get stale.
+struct RunSpace {
+    next: u64,
+    free: BTreeSet<(u64, u64)>,
+    next_run: u64,
+}
+
+impl RunSpace {
+    fn take(&mut self, blocks: u64) -> Extent {
+        let fits = self.free.iter().copied().find(|&(_, len)| len >= blocks);
+        let start = match fits {
+            Some((start, len)) => {
+                self.free.remove(&(start, len));
+                if len > blocks {
+                    self.free.insert((start + blocks, len - blocks));
+                }
+                start
+            }
+            None => {
+                self.next += blocks;
+                self.next - blocks
+            }
+        };
+        Extent::new(BlockNo(start), blocks)
+    }
+
+    fn give(&mut self, extent: Extent) {
+        if !extent.is_empty() {
+            self.free.insert((extent.start().0, extent.len()));
+        }
+    }
+
+    fn run(&mut self) -> RunId {
+        self.next_run += 1;
+        RunId(self.next_run)
+    }
+}
+
+fn fresh() -> &'static mut Block {
+    Box::leak(Box::new(Block([0xee; 4096])))
+}
+
+fn value(stored: &Stored) -> Value<'_> {
+    stored.as_deref().map_or(Value::Tombstone, Value::Bytes)
+}
+
+/// Builds a run of these items, which must fit the extent, and writes it.
+fn build(
+    items: &Items,
+    run: RunId,
+    extent: Extent,
+    mut write: impl FnMut(BlockNo, Block),
+) -> ManifestEntry {
+    let space = carve(BuildSpace::carve);
+    let filter = (0..filter_blocks(items.len() as u64)).map(|_| fresh());
+    let mut builder = RunBuilder::new(&VOLUME, &FILTER_KEY, run, extent, space, filter);
+    for (key, stored) in items {
+        while let Err(refused) = builder.push(key, &value(stored)) {
+            assert_eq!(refused, Refused::Block, "it was to fit");
+            if let Some(sealed) = builder.turn(fresh()) {
+                write(sealed.blkno, sealed.block.clone());
+            }
+        }
+    }
+    while let (Some(sealed), _) = builder.finish(fresh()) {
+        write(sealed.blkno, sealed.block.clone());
+    }
+    builder.entry().0
+}
+
+/// Keys of all sorts, close together.
+fn key(n: u64) -> KeyBytes {
+    let (owner, n) = (Ino(n / 16 % 24 + 1), n % 16);
+    let key = match n {
+        0 => Key::inode(owner),
+        1..4 => Key::xattr(owner, n, 1, 0),
+        4..8 => Key::dirent(owner, n, n + 1),
+        8..13 => Key::readdir(owner, n),
+        13 => Key::orphan(owner),
+        14 => Key::meta_seq(crate::format::Seq(owner.0), owner),
+        _ => Key::symlink(owner, 0),
+    };
+    key.into()
+}
+
+const KEYS: u64 = 16 * 24;
+
+fn random_items(rng: &mut Rng, most: u64, value_max: u64) -> Items {
+    let near = rng.one_in(2).then(|| rng.below(KEYS));
+    let deletes = rng.one_in(3);
+    let pick = |rng: &mut Rng, at| key(near.map_or_else(|| rng.below(KEYS), |near| near + at));
+    (0..1 + rng.below(most))
+        .map(|at| {
+            let bytes = std::vec![rng.next() as u8; rng.below(value_max + 1) as usize];
+            let gone = rng.one_in(if deletes { 2 } else { 5 });
+            (pick(rng, at), (!gone).then_some(bytes))
+        })
+        .collect()
+}
+
+/// A request that adds a run to level 0.
+fn record(items: Rc<Items>, entry: ManifestEntry) -> Op<World> {
+    Box::new(move |world, cache, pins| {
+        let runs = [Run::new(0, world.next_order, entry)];
+        change(&Change { remove: &[], add: &runs }, world, cache, pins)?;
+        let mut model = Model::clone(&world.model);
+        for (key, stored) in &*items {
+            match stored {
+                Some(bytes) => drop(model.insert(*key, bytes.clone())),
+                None => drop(model.remove(key)),
+            }
+        }
+        world.model = Rc::new(model);
+        world.next_order += 1;
+        Ok(())
+    })
+}
+
+/// A merge on its way.
+enum Stage {
+    Choosing,
+    Moving(Run, Run),
+    Merging,
+    Changing,
+}
+
+/// A request that chooses what to merge, and merges it or gives up on the way.
+fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
+    let mut merge = carve(|arena| Merge::carve(arena, &VOLUME, &FILTER_KEY));
+    for _ in 0..POOL_MIN as u64 + rng.below((POOL_MAX - POOL_MIN + 1) as u64) {
+        merge.give_block(fresh());
+    }
+    let segment = [4, 9, SEGMENT_BLOCKS][rng.below(3) as usize];
+    let patience = if rng.one_in(3) { 1 + rng.below(40) } else { u64::MAX };
+    let (mut steps, mut stage, mut started) = (0, Stage::Choosing, false);
+    Box::new(move |world, cache, pins| {
+        loop {
+            match stage {
+                Stage::Choosing => {
+                    if !started && shared.choosing.replace(true) {
+                        return Ok(());
+                    }
+                    let manifest = Manifest::new(world.manifest, VOLUME_BLOCKS);
+                    let busy = shared.busy.borrow().clone();
+                    let (level_runs, merges) = (&world.level_runs, shared.merges.get());
+                    let field = Field { manifest: &manifest, level_runs, busy: &busy, merges };
+                    let mut chooser = shared.chooser.borrow_mut();
+                    if !core::mem::replace(&mut started, true) {
+                        chooser.begin(&field);
+                    }
+                    match chooser.step(&field, cache, pins)? {
+                        Chosen::Step => continue,
+                        Chosen::Nothing => {
+                            shared.choosing.set(false);
+                            return Ok(());
+                        }
+                        Chosen::Choice => {}
+                    }
+                    stage = start(chooser.choice(), &mut merge, &shared);
+                }
+                Stage::Moving(from, to) => {
+                    let (from, to) = ([from], [to]);
+                    change(&move_down(&from, &to), world, cache, pins)?;
+                    shared.finish(&from);
+                    add(&shared.moves, 1);
+                    return Ok(());
+                }
+                Stage::Merging => {
+                    steps += 1;
+                    let progress = match steps > patience {
+                        false => merge.step(1 + rng.below(50) as u32, cache, pins)?,
+                        true => Progress::Space,
+                    };
+                    match progress {
+                        Progress::Step => {}
+                        Progress::Write => {
+                            let sealed = merge.poll_write().unwrap();
+                            let block = sealed.block.clone();
+                            shared.writes.borrow_mut().push((sealed.blkno, block));
+                            merge.give_block(sealed.block);
+                        }
+                        Progress::Block => panic!("the memory is enough"),
+                        Progress::Space => {
+                            let mut space = shared.space.borrow_mut();
+                            let (extent, run) = (space.take(segment), space.run());
+                            if steps > patience || merge.give_space(run, extent).is_err() {
+                                space.give(extent);
+                                drop(space);
+                                give_up(&mut merge, &shared);
+                                return Ok(());
+                            }
+                        }
+                        Progress::Change => stage = Stage::Changing,
+                    }
+                }
+                Stage::Changing => {
+                    let done = merge.change();
+                    change(&done, world, cache, pins)?;
+                    let mut freed = Vec::clone(&world.freed);
+                    freed.extend(done.remove.iter().map(|run| run.entry.extent()));
+                    freed.extend(merge.unused());
+                    world.freed = Rc::new(freed);
+                    let items = done.remove.iter().map(|run| u64::from(run.entry.items.get()));
+                    add(&shared.merged_items, items.sum());
+                    add(&shared.tails, done.add.windows(2).any(|w| w[0].level > w[1].level).into());
+                    shared.finish(done.remove);
+                    return Ok(());
+                }
+            }
+        }
+    })
+}
+
+fn start(choice: &Choice, merge: &mut Merge<'_>, shared: &Shared) -> Stage {
+    shared.choosing.set(false);
+    let mut busy = shared.busy.borrow_mut();
+    for run in choice.runs() {
+        assert!(!busy.contains(&run.id()), "chosen twice");
+        busy.push(run.id());
+    }
+    merge.begin(choice);
+    add(&shared.joins, (choice.target == choice.uppers[0].level).into());
+    choice.moved().map_or(Stage::Merging, |to| Stage::Moving(choice.uppers[0], to))
+}
+
+fn give_up(merge: &mut Merge<'_>, shared: &Shared) {
+    merge.abandon();
+    add(&shared.abandoned, 1);
+    merge.unused().for_each(|extent| shared.space.borrow_mut().give(extent));
+    let inputs: Vec<RunId> = merge.inputs().iter().map(Run::id).collect();
+    shared.busy.borrow_mut().retain(|run| !inputs.contains(run));
+}
+
+fn change(
+    change: &Change<'_>,
+    world: &mut World,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<(), Stop> {
+    let mut plan = cache.plan();
+    change.plan(&world.manifest, &mut plan, cache, pins)?;
+    let mut update = cache.reserve(&plan, pins)?;
+    change.apply(&mut world.manifest, &mut world.level_runs, &mut update, cache);
+    Ok(())
+}
+
+impl Shared {
+    fn new() -> Shared {
+        Shared {
+            writes: RefCell::default(),
+            stale: Cell::default(),
+            fills: Cell::default(),
+            items: Cell::default(),
+            reads: Cell::default(),
+            space: RefCell::new(RunSpace { next: RUNS_START, free: BTreeSet::new(), next_run: 0 }),
+            busy: RefCell::default(),
+            choosing: Cell::default(),
+            chooser: RefCell::new(Chooser::new()),
+            merges: Cell::default(),
+            merged_items: Cell::default(),
+            moves: Cell::default(),
+            joins: Cell::default(),
+            tails: Cell::default(),
+            abandoned: Cell::default(),
+        }
+    }
+
+    fn finish(&self, inputs: &[Run]) {
+        self.busy.borrow_mut().retain(|run| inputs.iter().all(|input| input.id() != *run));
+        add(&self.merges, 1);
+    }
+}
+
+/// What a finished fill says must be what the model says.
+fn compare(fill: &Fill<'_>, model: &Model, key: &KeyBytes, within: &KeyRange) {
+    let window = fill.window();
+    let range = window.range();
+    assert!(range.contains(key) && within.first <= range.first && range.last <= within.last);
+    let expected: Vec<_> = model.range(range.first..=range.last).collect();
+    let found: Vec<_> = (0..window.len())
+        .map(|index| match window.get(index) {
+            (key, Value::Bytes(bytes)) => (*key, bytes.to_vec()),
+            (_, Value::Tombstone) => panic!("a tombstone is left"),
+        })
+        .collect();
+    assert_eq!(expected.len(), found.len(), "in {range:?}");
+    assert!(expected.iter().zip(&found).all(|(a, b)| *a.0 == b.0 && *a.1 == b.1));
+    assert_eq!(fill.found(), model.get(key).map(|bytes| &bytes[..]));
+}
+
+/// A request that reads around a key from a root, which may be out of date.
+fn read(
+    root: Manifest,
+    model: Rc<Model>,
+    (key, range, reach): (KeyBytes, KeyRange, Reach),
+    limits: WindowLimits,
+    budget: u32,
+    shared: Rc<Shared>,
+) -> Op<World> {
+    let mut fill = carve(|arena| Fill::carve(arena, &limits, &FILTER_KEY));
+    fill.begin(&root, &key, &range, reach);
+    Box::new(move |_, cache: &mut Cache<'static>, pins: &mut Pins<'static>| {
+        loop {
+            match fill.step(budget, cache, pins) {
+                Ok(More::Yes) => {}
+                Ok(More::No) => break,
+                Err(Stop::Fail(error)) if is_stale(&error) => {
+                    add(&shared.stale, 1);
+                    return Ok(());
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+        compare(&fill, &model, &key, &range);
+        add(&shared.fills, 1);
+        add(&shared.items, fill.window().len() as u64);
+        add(&shared.reads, fill.reads().into());
+        Ok(())
+    })
+}
+
+fn random_read(rng: &mut Rng) -> (KeyBytes, KeyRange, Reach) {
+    let at = key(rng.below(KEYS));
+    let reach = if rng.one_in(2) { Reach::Point } else { Reach::Wide };
+    let other = [key(rng.below(KEYS)), key(rng.below(KEYS))];
+    let range = match rng.below(3) {
+        0 => KeyRange { first: at, last: at },
+        1 => KeyRange::all(),
+        _ => {
+            KeyRange { first: at.min(other[0]).min(other[1]), last: at.max(other[0]).max(other[1]) }
+        }
+    };
+    (at, range, reach)
+}
+
+fn random_window(rng: &mut Rng) -> WindowLimits {
+    match rng.below(3) {
+        0 => WindowLimits { items: 1 + rng.below(6) as u32, bytes: ITEM_BYTES_MAX },
+        1 => WindowLimits { items: 30, bytes: 4000 },
+        _ => WindowLimits { items: 256, bytes: 1 << 16 },
+    }
+}
+
+/// The trees of these tests have three levels at the most.
+fn pins_of(updates: u32) -> u32 {
+    assert!(updates * 7 < pins_per_change(updates));
+    updates * 7
+}
+
+fn setup(rng: &mut Rng, updates: u32) -> Setup {
+    let tight = rng.one_in(2);
+    let mut slack = || if tight { 0 } else { rng.below(60) as u32 };
+    let pins = PINS_PER_FILL.max(PINS_PER_MERGE).max(PINS_PER_CHOOSE);
+    let pins = pins.max(pins_of(updates)) + slack();
+    let creates = updates * 4;
+    let dirty = pins + creates + slack();
+    let frames = dirty + pins + slack();
+    let requests = 1 + rng.below(12) as u32;
+    let limits = Limits { frames, dirty, pins, creates, requests, fresh: 4, freed: pins };
+    Setup {
+        limits,
+        blocks: RUNS_START - 1,
+        commit_blocks: u64::from(pins + creates) + rng.below(30),
+        chaos: rng.one_in(2),
+        read_errors: 0,
+        write_errors: 0,
+        hostile: false,
+    }
+}
+
+struct Story {
+    rig: Rig<World>,
+    shared: Rc<Shared>,
+    /// Extents that merges have freed and that have been given back.
+    freed: usize,
+    names: u64,
+}
+
+impl Story {
+    fn new(seed: u64, updates: u32) -> Story {
+        let mut rng = Rng(seed);
+        let world = World {
+            manifest: Tree::empty(KIND),
+            level_runs: [0; LEVELS],
+            model: Rc::default(),
+            next_order: 1,
+            freed: Rc::default(),
+        };
+        Story {
+            rig: Rig::new(setup(&mut rng, updates), world, rng.next()),
+            shared: Rc::new(Shared::new()),
+            freed: 0,
+            names: 0,
+        }
+    }
+
+    fn run(&mut self, mut op: Op<World>) {
+        self.names += 1;
+        while let Some(back) = self.rig.offer(self.names, op) {
+            op = back;
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        self.rig.turn();
+        self.turn_over();
+    }
+
+    /// Takes note of what requests have left behind.
+    fn turn_over(&mut self) {
+        for (blkno, block) in self.shared.writes.borrow_mut().drain(..) {
+            self.rig.disk.0.insert(blkno.0, block);
+        }
+        // What a durable commit has freed is free.
+        let freed = self.rig.durable.world.freed.clone();
+        for extent in &freed[self.freed..] {
+            self.shared.space.borrow_mut().give(*extent);
+        }
+        self.freed = freed.len();
+        while let Some((_, result)) = self.rig.finished.pop_front() {
+            assert_eq!(result, Ok(()));
+        }
+    }
+
+    fn settle(&mut self) {
+        while !self.rig.is_idle() {
+            self.turn();
+        }
+    }
+
+    fn commit(&mut self) {
+        if self.rig.rng.one_in(2) {
+            self.settle();
+        }
+        self.rig.commit();
+        self.turn_over();
+    }
+
+    fn record(&mut self, items: Items) {
+        let mut space = self.shared.space.borrow_mut();
+        let bytes = items.values().map(|stored| item_bytes(&value(stored)) as u64).sum();
+        let blocks = blocks_for(items.len() as u64, bytes).unwrap();
+        let (extent, run) = (space.take(blocks), space.run());
+        drop(space);
+        let disk = &mut self.rig.disk.0;
+        let entry = build(&items, run, extent, |blkno, block| {
+            disk.insert(blkno.0, block);
+        });
+        let used = entry.blocks();
+        let rest = Extent::new(extent.start().plus(used), extent.len() - used);
+        self.shared.space.borrow_mut().give(rest);
+        self.run(record(Rc::new(items), entry));
+    }
+
+    fn read(&mut self, what: (KeyBytes, KeyRange, Reach), limits: WindowLimits) {
+        let durable = &self.rig.durable.world;
+        let root = Manifest::new(durable.manifest, VOLUME_BLOCKS);
+        let budget = 1 + self.rig.rng.below(20) as u32;
+        let model = durable.model.clone();
+        self.run(read(root, model, what, limits, budget, self.shared.clone()));
+    }
+}
+
+/// Walks the manifest: the runs there are, by level. Levels below 0 must be in order.
+fn census(story: &mut Story) -> Vec<Run> {
+    let found = Rc::new(RefCell::new(Vec::<Run>::new()));
+    let runs = found.clone();
+    let world = story.rig.world.clone();
+    let manifest = Manifest::new(world.manifest, VOLUME_BLOCKS);
+    story.run(Box::new(move |_, cache, pins| {
+        loop {
+            let start = manifest::key(0, &Rank { order: 0, first: Key::MIN.into() });
+            let last = found.borrow().last().map(Run::key);
+            let from = last.map_or(start, |last| manifest::key_after(&last).unwrap());
+            match manifest.next(&from, cache, pins)? {
+                Some(run) => found.borrow_mut().push(run),
+                None => return Ok(()),
+            }
+            pins.restart();
+            cache.drop_leftovers(pins);
+        }
+    }));
+    story.settle();
+    let runs = runs.borrow().clone();
+    for pair in runs.windows(2).filter(|pair| pair[0].level == pair[1].level) {
+        assert!(pair[0].level == 0 || pair[0].range().last < pair[1].range().first);
+    }
+    for level in 0..LEVELS {
+        let count = runs.iter().filter(|run| usize::from(run.level) == level).count();
+        assert_eq!(count as u64, world.level_runs[level]);
+    }
+    runs
+}
+
+#[derive(Default, Debug)]
+struct Totals {
+    runs: u64,
+    fills: u64,
+    items: u64,
+    reads: u64,
+    stale: u64,
+    merges: u64,
+    merged_items: u64,
+    moves: u64,
+    joins: u64,
+    tails: u64,
+    abandoned: u64,
+    deepest: u8,
+    commits: u64,
+}
+
+/// Records, merges and reads in any order; every read must be right.
+fn tell(seed: u64, totals: &mut Totals) {
+    let mut story = Story::new(seed, CHANGE_MAX as u32);
+    let mut rng = Rng(!seed);
+    let value_max = [0, 40, 512][rng.below(3) as usize];
+    let (records, merges) = (2 + rng.below(4), 2 + rng.below(12));
+    for _ in 0..150 + rng.below(200) {
+        if rng.one_in(records) {
+            let items = random_items(&mut rng, 60, value_max);
+            story.record(items);
+            totals.runs += 1;
+        } else if rng.one_in(merges) {
+            let op = compact(story.shared.clone(), Rng(rng.next()));
+            story.run(op);
+        } else {
+            story.read(random_read(&mut rng), random_window(&mut rng));
+        }
+        if rng.one_in(8) {
+            story.commit();
+        }
+    }
+    story.settle();
+    story.commit();
+    let deepest = census(&mut story).iter().map(|run| run.level).max();
+    for n in 0..KEYS {
+        story.read(
+            (key(n), KeyRange { first: key(n), last: key(n) }, Reach::Point),
+            WindowLimits { items: 1, bytes: ITEM_BYTES_MAX },
+        );
+    }
+    story.settle();
+    let shared = &story.shared;
+    totals.fills += shared.fills.get();
+    totals.items += shared.items.get();
+    totals.reads += shared.reads.get();
+    totals.stale += shared.stale.get();
+    totals.merges += shared.merges.get();
+    totals.merged_items += shared.merged_items.get();
+    totals.moves += shared.moves.get();
+    totals.joins += shared.joins.get();
+    totals.tails += shared.tails.get();
+    totals.abandoned += shared.abandoned.get();
+    totals.deepest = totals.deepest.max(deepest.unwrap_or(0));
+    totals.commits += story.rig.counts.commits;
+}
+
+#[test]
+fn whatever_is_merged_reads_equal_the_model() {
+    let mut totals = Totals::default();
+    for seed in 0..60 {
+        tell(seed, &mut totals);
+    }
+    std::println!("{totals:?}");
+    assert!(totals.fills > 10_000 && totals.items > 50_000 && totals.stale > 10);
+    assert!(totals.merges > 100 && totals.abandoned > 10 && totals.deepest >= 2);
+}
