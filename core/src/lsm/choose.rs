@@ -24,9 +24,10 @@
 //!   the inputs. While they are merged nothing can get there: whatever moves into those levels comes
 //!   from runs of the level merged into that lie elsewhere, or that are inputs.
 //!
-//! A choice is made in steps, from the manifest as it is at each. What it must not miss is that runs
-//! reappear in level 0 with an old order, as tails do: so it starts over when the caller's count of
-//! finished merges has changed.
+//! A choice is made in steps, from the manifest as it is at each, and runs come and go between them.
+//! What it must not do is take a run and miss an older one that came later to where the walk had been
+//! already. So it doesn't look at runs that were recorded after the walk began; and it starts
+//! over when the count of finished merges has changed, because a tail comes with an old order.
 //!
 //! What this module deliberately doesn't know: who merges, and where space comes from.
 
@@ -132,6 +133,8 @@ pub struct Field<'a> {
     pub busy: &'a [RunId],
     /// Counts up with each change that removes runs.
     pub merges: u64,
+    /// The order number that the next run gets when it is recorded.
+    pub next_order: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +165,8 @@ pub struct Chooser {
     at: ManifestKey,
     /// Uppers that were passed over in this level.
     skipped: u64,
+    /// Runs of level 0 from this order on came after the walk began.
+    order_end: u64,
     /// The oldest runs of level 0, oldest first; and whether there are more.
     oldest: Vec<Run, UPPERS_MAX>,
     choice: Choice,
@@ -187,6 +192,7 @@ impl Chooser {
             merges: 0,
             at: start_of(0),
             skipped: 0,
+            order_end: 0,
             oldest: Vec::new(),
             choice: Choice::NOTHING,
         }
@@ -241,6 +247,7 @@ impl Chooser {
                 return Chosen::Nothing;
             }
             self.oldest.clear();
+            self.order_end = field.next_order;
             (self.at, self.phase) = (start_of(0), Phase::Collect);
         } else if runs > limit(level) {
             let rank = Rank { order: 0, first: self.cursors[usize::from(level)] };
@@ -383,6 +390,10 @@ impl Chooser {
     ) -> Result<Chosen, Stop> {
         let run = field.manifest.next(&self.at, cache, pins)?.filter(|run| run.level == 0);
         let Some(run) = run else { return Ok(self.choose_oldest(field)) };
+        self.at = manifest::key_after(&run.key()).unwrap_or(start_of(1));
+        if run.order >= self.order_end {
+            return Ok(Chosen::Step);
+        }
         let at = self.oldest.partition_point(|other| other.rank() < run.rank());
         if self.oldest.is_full() && at < UPPERS_MAX {
             self.oldest.pop();
@@ -390,7 +401,6 @@ impl Chooser {
         if at < UPPERS_MAX {
             self.oldest.insert(at, run).expect("there is room");
         }
-        self.at = manifest::key_after(&run.key()).unwrap_or(start_of(1));
         Ok(Chosen::Step)
     }
 

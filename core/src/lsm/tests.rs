@@ -219,7 +219,8 @@ fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
                     let manifest = Manifest::new(world.manifest, VOLUME_BLOCKS);
                     let busy = shared.busy.borrow().clone();
                     let (level_runs, merges) = (&world.level_runs, shared.merges.get());
-                    let field = Field { manifest: &manifest, level_runs, busy: &busy, merges };
+                    let (manifest, busy, next_order) = (&manifest, &busy[..], world.next_order);
+                    let field = Field { manifest, level_runs, busy, merges, next_order };
                     let mut chooser = shared.chooser.borrow_mut();
                     if !core::mem::replace(&mut started, true) {
                         chooser.begin(&field);
