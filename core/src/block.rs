@@ -297,14 +297,29 @@ impl<'m> Cache<'m> {
             self.unpin(gone);
         }
         self.make_room(1, pins)?;
+        let id = self.start_read(at, magic, index);
+        self.pin(id, pins);
+        Err(self.wait_for(id, pins))
+    }
+
+    /// Starts to read a block of a run that will be wanted soon, if it isn't there and nobody is short
+    /// of frames. A hint: nothing depends on it.
+    pub fn hint_run(&mut self, at: &RunBlock, magic: Magic) {
+        let spare = self.waiters.frames.is_empty() && self.idle.len() > self.limits.pins;
+        if spare && self.find(at.blkno).is_none() {
+            self.start_read(BlockRef::new(at.blkno, at.run.0), magic, at.index);
+        }
+    }
+
+    /// Takes an idle frame, which must be there, and reads a block into it.
+    fn start_read(&mut self, at: BlockRef, magic: Magic, index: u32) -> FrameId {
         let id = self.take_idle();
         let frame = &mut self.frames[id.0 as usize];
         (frame.at, frame.magic, frame.index) = (at, magic, index);
         frame.state = State::Reading;
         self.enter(id);
         self.transfers.push_back(self.frames, id.0);
-        self.pin(id, pins);
-        Err(self.wait_for(id, pins))
+        id
     }
 
     /// The block in a frame, between transfers.

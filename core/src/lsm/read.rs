@@ -110,8 +110,12 @@ pub struct Fill<'m> {
     batch: Vec<Candidate, WIDTH>,
     /// More runs were found than the batch takes.
     overflowed: bool,
+    /// The cache knows what the batch will be asked for.
+    hinted: bool,
     extras: u32,
     reads: u32,
+    /// The last key of a search, if this is one.
+    sought: Option<KeyBytes>,
 }
 
 /// Whether the error may come from a root that is out of date: something else stands where the root
@@ -158,18 +162,33 @@ impl<'m> Fill<'m> {
             below: None,
             batch: Vec::new(),
             overflowed: false,
+            hinted: false,
             extras: 0,
             reads: 0,
+            sought: None,
         })
     }
 
     /// Starts to read around a key in this range, from the runs of this root.
     pub fn begin(&mut self, manifest: &Manifest, key: &KeyBytes, range: &KeyRange, reach: Reach) {
         self.manifest = *manifest;
+        (self.sought, self.reads) = (None, 0);
+        self.start(key, range, reach);
+    }
+
+    /// Starts to look for the first item of this range: one wide fill behind the other, until there is
+    /// an item in the window or the range has ended.
+    pub fn begin_search(&mut self, manifest: &Manifest, range: &KeyRange) {
+        self.manifest = *manifest;
+        (self.sought, self.reads) = (Some(range.last), 0);
+        self.start(&range.first, range, Reach::Wide);
+    }
+
+    fn start(&mut self, key: &KeyBytes, range: &KeyRange, reach: Reach) {
         self.window.begin(key, range);
         (self.reach, self.phase) = (reach, Phase::Collect);
         (self.cursor, self.below) = (start_of_level_0(), None);
-        (self.overflowed, self.extras, self.reads) = (false, 0, 0);
+        (self.overflowed, self.extras) = (false, 0);
         self.batch.clear();
     }
 
@@ -222,6 +241,18 @@ impl<'m> Fill<'m> {
         }
     }
 
+    /// The first item of the window: of a search, what was looked for.
+    #[must_use]
+    pub fn first(&self) -> Option<(&KeyBytes, &[u8])> {
+        if self.window.is_empty() {
+            return None;
+        }
+        match self.window.get(0) {
+            (key, Value::Bytes(bytes)) => Some((key, bytes)),
+            (_, Value::Tombstone) => None,
+        }
+    }
+
     fn advance(&mut self, cache: &mut Cache<'_>, pins: &mut Pins<'_>) -> Result<(), Stop> {
         match self.phase {
             Phase::Collect => self.collect(cache, pins),
@@ -237,7 +268,7 @@ impl<'m> Fill<'m> {
         let last = self.window.range().last;
         let run = run.filter(|run| run.level == 0 && run.range().first <= last);
         let Some(run) = run else {
-            self.phase = Phase::Probe(0);
+            (self.phase, self.hinted) = (Phase::Probe(0), false);
             return Ok(());
         };
         if self.below.is_none_or(|below| run.rank() < below) {
@@ -245,7 +276,7 @@ impl<'m> Fill<'m> {
         }
         match manifest::key_after(&run.key()) {
             Some(next) => self.cursor = next,
-            None => self.phase = Phase::Probe(0),
+            None => (self.phase, self.hinted) = (Phase::Probe(0), false),
         }
         Ok(())
     }
@@ -300,6 +331,9 @@ impl<'m> Fill<'m> {
             }
             return Ok(());
         };
+        if !core::mem::replace(&mut self.hinted, true) {
+            self.hint(cache);
+        }
         self.probe(&candidate, cache, pins)?;
         self.batch.pop();
         self.below = Some(candidate.rank);
@@ -308,6 +342,16 @@ impl<'m> Fill<'m> {
             self.finish();
         }
         Ok(())
+    }
+
+    /// Lets the cache read at once what each run of the batch will be asked for first.
+    fn hint(&self, cache: &mut Cache<'_>) {
+        for Candidate { place, .. } in self.batch.iter().rev() {
+            match self.filter_of(place).filter(|_| self.reach == Reach::Point) {
+                Some((at, _)) => cache.hint_run(&at, Magic::RunFilter),
+                None => cache.hint_run(&place.index(0), Magic::RunIndex),
+            }
+        }
     }
 
     fn descend(&mut self, level: u8) {
@@ -322,6 +366,13 @@ impl<'m> Fill<'m> {
         self.window.drop_tombstones();
         self.batch.clear();
         self.phase = Phase::Done;
+        if let Some(end) = self.sought
+            && self.window.is_empty()
+            && self.window.range().last < end
+        {
+            let first = after(&self.window.range().last).expect("below the end");
+            self.start(&first, &KeyRange { first, last: end }, Reach::Wide);
+        }
     }
 
     /// Finds the run of a level that holds the key, or the gap between two that the key is in.
@@ -415,13 +466,16 @@ impl<'m> Fill<'m> {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<bool, Stop> {
-        if run.filter_blocks() == 0 {
-            return Ok(false);
-        }
-        let hash = filter_hash(&self.filter_key, self.window.key());
-        let nth = filter_block(hash, run.filter_blocks().into()) as u16;
-        let frame = cache.get_run(&run.filter(nth), Magic::RunFilter, pins)?;
+        let Some((at, hash)) = self.filter_of(run) else { return Ok(false) };
+        let frame = cache.get_run(&at, Magic::RunFilter, pins)?;
         Ok(!Filter::opened(cache.block(frame)).may_contain(hash))
+    }
+
+    /// The filter block that knows of the key, and the hash it knows it by; a run may have no filter.
+    fn filter_of(&self, run: &RunPlace) -> Option<(RunBlock, u64)> {
+        let hash = filter_hash(&self.filter_key, self.window.key());
+        let blocks = u32::from(run.filter_blocks());
+        (blocks > 0).then(|| (run.filter(filter_block(hash, blocks) as u16), hash))
     }
 }
 

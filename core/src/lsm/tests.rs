@@ -10,7 +10,7 @@ use super::window::{ITEM_BYTES_MAX, WindowLimits};
 use crate::block::{Cache, Limits, Pins};
 use crate::btree::rig::{Op, Rig, Rng, Setup, VOLUME, carve};
 use crate::btree::{Tree, TreeKind};
-use crate::error::Stop;
+use crate::error::{Error, Stop};
 use crate::format::key::{Key, KeyBytes};
 use crate::format::records::ManifestEntry;
 use crate::format::root::{Extent, LEVELS};
@@ -206,7 +206,7 @@ fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
     for _ in 0..POOL_MIN as u64 + rng.below((POOL_MAX - POOL_MIN + 1) as u64) {
         merge.give_block(fresh());
     }
-    let segment = [4, 9, SEGMENT_BLOCKS][rng.below(3) as usize];
+    let segment = [3, 4, 5, 9, SEGMENT_BLOCKS][rng.below(5) as usize];
     let patience = if rng.one_in(3) { 1 + rng.below(40) } else { u64::MAX };
     let (mut steps, mut stage, mut started) = (0, Stage::Choosing, false);
     Box::new(move |world, cache, pins| {
@@ -365,17 +365,26 @@ fn compare(fill: &Fill<'_>, model: &Model, key: &KeyBytes, within: &KeyRange) {
     assert_eq!(fill.found(), model.get(key).map(|bytes| &bytes[..]));
 }
 
-/// A request that reads around a key from a root, which may be out of date.
+/// What is read: around a key, or the first item of a range.
+#[derive(Clone, Copy)]
+enum What {
+    Around(KeyBytes, KeyRange, Reach),
+    First(KeyRange),
+}
+
+/// A request that reads from a root, which may be out of date.
 fn read(
-    root: Manifest,
-    model: Rc<Model>,
-    (key, range, reach): (KeyBytes, KeyRange, Reach),
+    (root, model): (Manifest, Rc<Model>),
+    what: What,
     limits: WindowLimits,
     budget: u32,
     shared: Rc<Shared>,
 ) -> Op<World> {
     let mut fill = carve(|arena| Fill::carve(arena, &limits, &FILTER_KEY));
-    fill.begin(&root, &key, &range, reach);
+    match what {
+        What::Around(key, range, reach) => fill.begin(&root, &key, &range, reach),
+        What::First(range) => fill.begin_search(&root, &range),
+    }
     Box::new(move |_, cache: &mut Cache<'static>, pins: &mut Pins<'static>| {
         loop {
             match fill.step(budget, cache, pins) {
@@ -388,7 +397,14 @@ fn read(
                 Err(stop) => return Err(stop),
             }
         }
-        compare(&fill, &model, &key, &range);
+        match what {
+            What::Around(key, range, _) => compare(&fill, &model, &key, &range),
+            What::First(range) => {
+                let expected = model.range(range.first..=range.last).next();
+                assert_eq!(fill.first(), expected.map(|(key, bytes)| (key, &bytes[..])));
+                compare(&fill, &model, &fill.window().key().clone(), &range);
+            }
+        }
         add(&shared.fills, 1);
         add(&shared.items, fill.window().len() as u64);
         add(&shared.reads, fill.reads().into());
@@ -396,19 +412,25 @@ fn read(
     })
 }
 
-fn random_read(rng: &mut Rng) -> (KeyBytes, KeyRange, Reach) {
+fn point(n: u64) -> What {
+    What::Around(key(n), KeyRange { first: key(n), last: key(n) }, Reach::Point)
+}
+
+fn random_read(rng: &mut Rng) -> What {
     let at = key(rng.below(KEYS));
     let reach = if rng.one_in(2) { Reach::Point } else { Reach::Wide };
-    let other = [key(rng.below(KEYS)), key(rng.below(KEYS))];
-    let range = match rng.below(3) {
-        0 => KeyRange { first: at, last: at },
-        1 => KeyRange::all(),
-        _ => {
-            KeyRange { first: at.min(other[0]).min(other[1]), last: at.max(other[0]).max(other[1]) }
-        }
-    };
-    (at, range, reach)
+    let others = [key(rng.below(KEYS)), key(rng.below(KEYS))];
+    let first = at.min(others[0]).min(others[1]);
+    let last = at.max(others[0]).max(others[1]);
+    match rng.below(4) {
+        0 => What::Around(at, KeyRange { first: at, last: at }, reach),
+        1 => What::Around(at, KeyRange::all(), reach),
+        2 => What::Around(at, KeyRange { first, last }, reach),
+        _ => What::First(KeyRange { first: at, last }),
+    }
 }
+
+const SMALLEST: WindowLimits = WindowLimits { items: 1, bytes: ITEM_BYTES_MAX };
 
 fn random_window(rng: &mut Rng) -> WindowLimits {
     match rng.below(3) {
@@ -450,6 +472,8 @@ struct Story {
     shared: Rc<Shared>,
     /// Extents that merges have freed and that have been given back.
     freed: usize,
+    /// A root that readers may still have.
+    old: (Manifest, Rc<Model>),
     names: u64,
 }
 
@@ -467,6 +491,7 @@ impl Story {
             rig: Rig::new(setup(&mut rng, updates), world, rng.next()),
             shared: Rc::new(Shared::new()),
             freed: 0,
+            old: (Manifest::new(Tree::empty(KIND), VOLUME_BLOCKS), Rc::default()),
             names: 0,
         }
     }
@@ -530,12 +555,21 @@ impl Story {
         self.run(record(Rc::new(items), entry));
     }
 
-    fn read(&mut self, what: (KeyBytes, KeyRange, Reach), limits: WindowLimits) {
+    fn root(&self) -> (Manifest, Rc<Model>) {
         let durable = &self.rig.durable.world;
-        let root = Manifest::new(durable.manifest, VOLUME_BLOCKS);
-        let budget = 1 + self.rig.rng.below(20) as u32;
-        let model = durable.model.clone();
-        self.run(read(root, model, what, limits, budget, self.shared.clone()));
+        (Manifest::new(durable.manifest, VOLUME_BLOCKS), durable.model.clone())
+    }
+
+    /// Reads from the durable root, or from one that was so once.
+    fn read(&mut self, what: What, limits: WindowLimits) {
+        let rng = &mut self.rig.rng;
+        let (outdated, renewed) = (rng.one_in(4), rng.one_in(20));
+        let budget = 1 + rng.below(20) as u32;
+        if renewed {
+            self.old = self.root();
+        }
+        let root = if outdated { self.old.clone() } else { self.root() };
+        self.run(read(root, what, limits, budget, self.shared.clone()));
     }
 }
 
@@ -591,7 +625,7 @@ struct Totals {
 fn tell(seed: u64, totals: &mut Totals) {
     let mut story = Story::new(seed, CHANGE_MAX as u32);
     let mut rng = Rng(!seed);
-    let value_max = [0, 40, 512][rng.below(3) as usize];
+    let value_max = [0, 60, 512, 512][rng.below(4) as usize];
     let (records, merges) = (2 + rng.below(4), 2 + rng.below(12));
     for _ in 0..150 + rng.below(200) {
         if rng.one_in(records) {
@@ -612,10 +646,7 @@ fn tell(seed: u64, totals: &mut Totals) {
     story.commit();
     let deepest = census(&mut story).iter().map(|run| run.level).max();
     for n in 0..KEYS {
-        story.read(
-            (key(n), KeyRange { first: key(n), last: key(n) }, Reach::Point),
-            WindowLimits { items: 1, bytes: ITEM_BYTES_MAX },
-        );
+        story.read(point(n), SMALLEST);
     }
     story.settle();
     let shared = &story.shared;
@@ -642,4 +673,157 @@ fn whatever_is_merged_reads_equal_the_model() {
     std::println!("{totals:?}");
     assert!(totals.fills > 10_000 && totals.items > 50_000 && totals.stale > 10);
     assert!(totals.merges > 100 && totals.abandoned > 10 && totals.deepest >= 2);
+}
+
+#[test]
+fn level_0_out_of_order_is_noticed() {
+    LEVEL_0_OUT_OF_ORDER.set(true);
+    let noticed = (0..10).position(|seed| {
+        let story = std::panic::AssertUnwindSafe(|| tell(seed, &mut Totals::default()));
+        std::panic::catch_unwind(story).is_err()
+    });
+    LEVEL_0_OUT_OF_ORDER.set(false);
+    assert!(noticed.is_some(), "nothing noticed that newer runs went below older ones");
+}
+
+/// Merges until there is nothing to merge.
+fn merge_all(story: &mut Story) {
+    for round in 0.. {
+        let merges = story.shared.merges.get();
+        let abandoned = story.shared.abandoned.get();
+        let op = compact(story.shared.clone(), Rng(round));
+        story.run(op);
+        story.settle();
+        if (story.shared.merges.get(), story.shared.abandoned.get()) == (merges, abandoned) {
+            return;
+        }
+        assert!(round < 1000, "merging doesn't end");
+    }
+}
+
+#[test]
+fn merging_comes_to_an_end() {
+    for seed in 0..10 {
+        let mut story = Story::new(seed, CHANGE_MAX as u32);
+        let mut rng = Rng(!seed);
+        for _ in 0..120 {
+            story.record(random_items(&mut rng, 60, 300));
+        }
+        story.settle();
+        merge_all(&mut story);
+        let runs = census(&mut story);
+        assert!(runs.iter().filter(|run| run.level == 0).count() < 8);
+        assert!(runs.iter().filter(|run| run.level == 1).count() <= 10);
+        story.commit();
+        for n in 0..KEYS {
+            story.read(point(n), SMALLEST);
+        }
+        story.settle();
+    }
+}
+
+#[test]
+fn all_deleted_leaves_nothing() {
+    let mut story = Story::new(5, CHANGE_MAX as u32);
+    let all = |stored: Stored| (0..KEYS).map(|n| (key(n), stored.clone())).collect::<Items>();
+    story.record(all(Some(std::vec![1; 100])));
+    for _ in 0..8 {
+        story.record(all(None));
+    }
+    story.settle();
+    merge_all(&mut story);
+    // What is left of level 0 is below its threshold; below it nothing is.
+    let runs = census(&mut story);
+    assert!(runs.iter().all(|run| run.level == 0), "{:?}", story.rig.world.level_runs);
+}
+
+#[test]
+fn a_cold_key_costs_few_reads_whatever_level_0_holds() {
+    let mut rng = Rng(3);
+    let mut story = Story::new(8, 1);
+    let roomy = Limits { frames: 4000, dirty: 500, ..story.rig.setup.limits };
+    story.rig = Rig::new(
+        Setup { limits: roomy, chaos: false, ..story.rig.setup },
+        story.rig.world.clone(),
+        1,
+    );
+    // Each run has keys of every owner's, but few of each; all ranges overlap.
+    for _ in 0..200 {
+        story.record((0..6).map(|_| (key(rng.below(KEYS)), Some(std::vec![7; 300]))).collect());
+    }
+    story.settle();
+    story.commit();
+    story.read(point(1), SMALLEST);
+    story.settle();
+    let cold = story.shared.reads.get();
+    let (mut most, mut sum) = (0, 0);
+    for n in 2..KEYS {
+        let before = story.shared.reads.get();
+        story.read(point(n), SMALLEST);
+        story.settle();
+        let reads = story.shared.reads.get() - before;
+        (most, sum) = (most.max(reads), sum + reads);
+    }
+    std::println!("the first waits {cold} times, the others {sum} in {KEYS}, {most} at the most");
+    assert!(sum < 3 * KEYS && most < 20);
+}
+
+/// Changes one block of a run or of the manifest. Returns its address.
+fn harm(story: &mut Story, runs: &[Run], rng: &mut Rng) -> BlockNo {
+    let run = &runs[rng.below(runs.len() as u64) as usize];
+    let extent = run.entry.extent();
+    let blkno = extent.start().plus(rng.below(extent.len()));
+    let disk = &mut story.rig.disk;
+    let mut block = disk.read(blkno);
+    match rng.below(3) {
+        0 => block.0[rng.below(4096) as usize] ^= 1 << rng.below(8),
+        1 => block = disk.read(extent.start().plus(rng.below(extent.len()))),
+        _ => block = Block::ZERO,
+    }
+    disk.0.insert(blkno.0, block);
+    blkno
+}
+
+#[test]
+fn harm_is_reported_with_its_address() {
+    let (mut reported, mut right) = (0, 0);
+    for seed in 0..40 {
+        let mut rng = Rng(seed);
+        let mut story = Story::new(seed, CHANGE_MAX as u32);
+        for _ in 0..12 {
+            story.record(random_items(&mut rng, 80, 512));
+        }
+        story.settle();
+        if rng.one_in(2) {
+            merge_all(&mut story);
+        }
+        story.commit();
+        let runs = census(&mut story);
+        let blkno = harm(&mut story, &runs, &mut rng);
+        let (setup, durable) = (story.rig.setup, story.rig.durable.clone());
+        let mut rig = Rig::open(setup, story.rig.disk.clone(), durable, seed);
+        let root = story.root();
+        for n in 0..KEYS {
+            let mut fill = carve(|arena| Fill::carve(arena, &SMALLEST, &FILTER_KEY));
+            let (at, model) = (key(n), root.1.clone());
+            fill.begin(&root.0, &at, &KeyRange { first: at, last: at }, Reach::Point);
+            let op: Op<World> = Box::new(move |_, cache, pins| {
+                while fill.step(10, cache, pins)? == More::Yes {}
+                compare(&fill, &model, &at, &KeyRange { first: at, last: at });
+                Ok(())
+            });
+            assert!(rig.submit(n, op));
+            rig.settle();
+            match rig.finished.pop_front().unwrap().1 {
+                Ok(()) => right += 1,
+                Err(Error::Corrupt { blkno: of, .. }) => {
+                    assert_eq!(of, blkno);
+                    reported += 1;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+    std::println!("{reported} lookups reported the harm, {right} did not need the block");
+    assert!(reported > 500 && right > 1000);
 }
