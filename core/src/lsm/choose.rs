@@ -49,14 +49,36 @@ pub const UPPERS_MAX: usize = 24;
 pub const UPPERS_DOWN_MAX: usize = 8;
 /// Most runs of the level below that are merged with them.
 pub const LOWERS_MAX: usize = 8;
-/// Blocks of level 0 that are worth merging down: 4 MiB.
-pub const LEVEL_0_BLOCKS: u64 = 4 * SEGMENT_BLOCKS;
-/// Level 0 is merged when it has as many runs.
-pub const LEVEL_0_RUNS: u64 = 8;
-/// Runs of level 0 with fewer blocks are small.
-const SMALL_BLOCKS: u64 = SEGMENT_BLOCKS / 2;
 /// Most blocks that a step obtains.
 pub const PINS_PER_CHOOSE: u32 = 2 * PINS_PER_READ;
+
+/// When there is something to merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Level 0 is merged when it has as many runs. At least 1.
+    pub level_0_runs: u64,
+    /// Blocks of level 0 that are worth merging down together.
+    pub level_0_blocks: u64,
+    /// Runs of level 0 with fewer blocks are small.
+    pub small_blocks: u64,
+    /// Level n, from 1 on, has at most this to the nth runs. At least 2.
+    pub fanout: u64,
+}
+
+impl Policy {
+    /// 4 MiB of level 0 at a time, and each level ten times as large as the one above.
+    pub const STANDARD: Policy = Policy {
+        level_0_runs: 8,
+        level_0_blocks: 4 * SEGMENT_BLOCKS,
+        small_blocks: SEGMENT_BLOCKS / 2,
+        fanout: 10,
+    };
+
+    /// Runs this level, which is not 0, may have.
+    fn runs_max(&self, level: u8) -> u64 {
+        self.fanout.saturating_pow(level.into())
+    }
+}
 
 /// What is to be merged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +179,7 @@ enum Phase {
 /// See the module.
 #[derive(Debug)]
 pub struct Chooser {
+    policy: Policy,
     /// Where the next upper run of each level is looked for.
     cursors: [KeyBytes; LEVELS],
     phase: Phase,
@@ -172,12 +195,6 @@ pub struct Chooser {
     choice: Choice,
 }
 
-impl Default for Chooser {
-    fn default() -> Chooser {
-        Chooser::new()
-    }
-}
-
 fn start_of(level: u8) -> ManifestKey {
     manifest::key(level, &Rank { order: 0, first: Key::MIN.into() })
 }
@@ -185,8 +202,10 @@ fn start_of(level: u8) -> ManifestKey {
 impl Chooser {
     /// A chooser that begins with the least keys.
     #[must_use]
-    pub fn new() -> Chooser {
+    pub fn new(policy: Policy) -> Chooser {
+        assert!(policy.level_0_runs > 0 && policy.fanout > 1);
         Chooser {
+            policy,
             cursors: [Key::MIN.into(); LEVELS],
             phase: Phase::Chosen,
             merges: 0,
@@ -243,13 +262,13 @@ impl Chooser {
     fn enter_level(&mut self, level: u8, field: &Field<'_>) -> Chosen {
         let runs = field.level_runs[usize::from(level)];
         if level == 0 {
-            if runs < LEVEL_0_RUNS {
+            if runs < self.policy.level_0_runs {
                 return Chosen::Nothing;
             }
             self.oldest.clear();
             self.order_end = field.next_order;
             (self.at, self.phase) = (start_of(0), Phase::Collect);
-        } else if runs > limit(level) {
+        } else if runs > self.policy.runs_max(level) {
             let rank = Rank { order: 0, first: self.cursors[usize::from(level)] };
             (self.at, self.skipped) = (manifest::key(level, &rank), 0);
             self.phase = Phase::Upper { level, wrapped: false };
@@ -409,10 +428,11 @@ impl Chooser {
         if super::tests::LEVEL_0_OUT_OF_ORDER.get() && !self.oldest.is_empty() {
             self.oldest.remove(0);
         }
+        let Policy { level_0_blocks, small_blocks, .. } = self.policy;
         let idle = |run: &Run| !field.busy.contains(&run.id());
         let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
         let ready = self.oldest.iter().take_while(|run| idle(run)).count();
-        let enough = (1..=ready).find(|&count| blocks(&self.oldest[..count]) >= LEVEL_0_BLOCKS);
+        let enough = (1..=ready).find(|&count| blocks(&self.oldest[..count]) >= level_0_blocks);
         let count = enough.unwrap_or(ready);
         if count > 0 && count <= UPPERS_DOWN_MAX {
             self.choose_aged(0, count);
@@ -420,11 +440,11 @@ impl Chooser {
             return Chosen::Step;
         }
         // Too many small ones, or an older merge is still on its way: join neighbours in age.
-        let small = |run: &&Run| run.entry.blocks() < SMALL_BLOCKS && idle(run);
+        let small = |run: &&Run| run.entry.blocks() < small_blocks && idle(run);
         let skipped = self.oldest.iter().take_while(|run| !small(run)).count();
         let small = self.oldest[skipped..].iter().take_while(small).count();
         let joined = (1..=small)
-            .take_while(|count| blocks(&self.oldest[skipped..][..*count]) <= LEVEL_0_BLOCKS);
+            .take_while(|count| blocks(&self.oldest[skipped..][..*count]) <= level_0_blocks);
         let joined = joined.count();
         if joined >= UPPERS_DOWN_MAX {
             self.choose_aged(skipped, joined);
@@ -455,9 +475,4 @@ impl Chooser {
         self.choice.uppers.clear();
         self.choice.uppers.extend(runs[..whole.unwrap_or(count)].iter().copied());
     }
-}
-
-/// Runs a level may have, from 1 on: each level ten times as many as the one above.
-fn limit(level: u8) -> u64 {
-    10u64.pow(u32::from(level))
 }
