@@ -7,8 +7,10 @@ use super::{
 };
 use crate::btree::rig::carve;
 use crate::error::{Corruption, Error, Stop, Wait};
+use crate::format::RunId;
 use crate::format::block::{Magic, Volume, seal};
 use crate::format::btree::BlockRef;
+use crate::format::run::{FilterWriter, RunBlock};
 use crate::node::More;
 use outrider_hal::{BlockNo, BlockOp, BlockRequest, BlockResult, Completion, IoError};
 use proptest::prelude::*;
@@ -503,4 +505,57 @@ fn leftovers_make_room_when_nothing_else_can() {
     bench.fetch(0, 4);
     assert!(bench.get(0, 2).is_ok());
     assert_eq!(bench.pins[0].len, 3);
+}
+
+#[test]
+fn blocks_of_runs_are_held_against_their_place_in_the_run() {
+    let mut bench = Bench::new();
+    let at = |index| RunBlock { blkno: BlockNo(9), run: RunId(4), index };
+    let filter = |buffer: &mut outrider_hal::Block| {
+        buffer.0.copy_from_slice(
+            &FilterWriter::new(&mut outrider_hal::Block::ZERO.clone()).seal(&VOLUME, &at(3)).0,
+        );
+    };
+    let mut get = |index, pins: usize| {
+        let wait = bench.cache.get_run(&at(index), Magic::RunFilter, &mut bench.pins[pins]);
+        assert_eq!(wait, waits(Wait::Block(BlockNo(9))));
+        let request = bench.cache.poll_transfer().unwrap();
+        let BlockRequest { tag, op: BlockOp::Read(blkno, buffer) } = request else { panic!() };
+        filter(buffer);
+        let op = BlockOp::Read(blkno, buffer);
+        bench.cache.handle_completion(Completion { tag, op, result: Ok(()) });
+        bench.cache.get_run(&at(index), Magic::RunFilter, &mut bench.pins[pins])
+    };
+    assert!(get(3, 0).is_ok());
+    let misdirected = Error::Corrupt { blkno: BlockNo(9), what: Corruption::Misdirected };
+    assert_eq!(get(2, 1), Err(misdirected.into()));
+}
+
+#[test]
+fn hints_are_read_and_pin_nothing() {
+    let mut bench = Bench::new();
+    let at = |blkno| RunBlock { blkno: BlockNo(blkno), run: RunId(1), index: 0 };
+    (1..=9).for_each(|blkno| bench.cache.hint_run(&at(blkno), Magic::RunItems));
+    // As many frames as a request may pin are left alone.
+    let mut reads = 0;
+    while let Some(BlockRequest { tag, op }) = bench.cache.poll_transfer() {
+        bench.cache.handle_completion(Completion { tag, op, result: Err(IoError::Device) });
+        reads += 1;
+    }
+    assert_eq!(reads, LIMITS.frames - LIMITS.pins);
+    assert_eq!(bench.cache.poll_wake(), None);
+    bench.cache.check();
+}
+
+#[test]
+fn leftovers_can_be_dropped() {
+    let mut bench = Bench::new();
+    for blkno in 1..=3 {
+        bench.fetch(0, blkno);
+    }
+    bench.pins[0].restart();
+    bench.get(0, 2).unwrap();
+    bench.cache.drop_leftovers(&mut bench.pins[0]);
+    assert_eq!(bench.pins[0].len, 1);
+    bench.cache.check();
 }

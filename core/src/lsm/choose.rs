@@ -31,11 +31,11 @@
 //!
 //! What this module deliberately doesn't know: who merges, and where space comes from.
 
-use super::manifest::{self, Change, Manifest, Rank, Run};
+use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run};
 use super::range::KeyRange;
 use crate::block::{Cache, Pins};
 use crate::btree::PINS_PER_READ;
-use crate::error::Stop;
+use crate::error::{Corruption, Stop};
 use crate::format::RunId;
 use crate::format::key::{Key, KeyBytes};
 use crate::format::records::ManifestKey;
@@ -117,6 +117,51 @@ impl Choice {
         let down = run.level != self.target && self.lowers.is_empty();
         let whole = !self.drop_tombstones || run.entry.tombstones == 0;
         (down && whole).then_some(Run { level: self.target, ..*run })
+    }
+
+    /// Whether a choice that somebody else made can be merged.
+    pub fn check(&self) -> Result<(), Corruption> {
+        let Some(level) = self.uppers.first().map(|run| run.level) else {
+            return Err(Corruption::Bounds);
+        };
+        let below = self.lowers.iter().all(|run| run.level == self.target);
+        let one_level = self.uppers.iter().all(|run| run.level == level);
+        if !below || !one_level || self.uppers.len() > 1 && level > 0 {
+            return Err(Corruption::Level);
+        }
+        let joins = self.target == level && self.lowers.is_empty() && !self.drop_tombstones;
+        let down = self.target == level + 1 && usize::from(self.target) < LEVELS;
+        if !(down || joins && self.tail_after.is_none()) {
+            return Err(Corruption::Value);
+        }
+        match self.lowers.is_sorted_by(|a, b| a.range().last < b.range().first) {
+            true => Ok(()),
+            false => Err(Corruption::Order),
+        }
+    }
+
+    /// Whether these runs, which somebody else made, can be what the choice was merged to: in the
+    /// order in which they were made. What is in them can't be checked, nor where they stand.
+    pub fn check_outputs(&self, outputs: &[Run]) -> Result<(), Corruption> {
+        if self.uppers.len() + self.lowers.len() + outputs.len() > CHANGE_MAX {
+            return Err(Corruption::Bounds);
+        }
+        let (hull, order) = (self.hull(), self.uppers.iter().map(|run| run.order).max());
+        for run in outputs {
+            let range = run.range();
+            let fits = match self.tail_after {
+                Some(after) if range.first > after => run.level == self.uppers[0].level,
+                Some(after) => run.level == self.target && range.last <= after,
+                None => run.level == self.target,
+            };
+            if !fits || hull.common(&range) != Some(range) || Some(run.order) != order {
+                return Err(Corruption::Mismatch);
+            }
+        }
+        match outputs.is_sorted_by(|a, b| a.range().last < b.range().first) {
+            true => Ok(()),
+            false => Err(Corruption::Order),
+        }
     }
 
     /// From the least key of all inputs to the greatest.
@@ -207,7 +252,7 @@ impl Chooser {
         Chooser {
             policy,
             cursors: [Key::MIN.into(); LEVELS],
-            phase: Phase::Chosen,
+            phase: Phase::Level(LEVELS as u8 - 2),
             merges: 0,
             at: start_of(0),
             skipped: 0,
@@ -344,10 +389,10 @@ impl Chooser {
         if let Some(last) = self.choice.lowers.last()
             && last.range().last >= run.range().first
         {
-            return Err(field.manifest.corrupt(crate::error::Corruption::Order).into());
+            return Err(field.manifest.corrupt(Corruption::Order).into());
         }
         if field.busy.contains(&run.id()) && !self.choice.lowers.is_full() {
-            // In level 0 there is no other choice.
+            // Level 0 has no other choice.
             let level = target - 1;
             if level == 0 {
                 return Ok(Chosen::Nothing);

@@ -59,20 +59,26 @@ impl Run {
         Run { level, order, entry }
     }
 
-    fn open(item: &Item<'_>, blocks: u64) -> Result<Run, Error> {
+    /// A run as it is told by somebody else, on a volume of so many blocks.
+    pub fn parse(
+        key: &ManifestKey,
+        entry: &ManifestEntry,
+        volume_blocks: u64,
+    ) -> Result<Run, Corruption> {
+        entry.check(volume_blocks)?;
+        if usize::from(key.level) >= LEVELS {
+            return Err(Corruption::Value);
+        }
+        let run = Run { level: key.level, order: key.order.get(), entry: *entry };
+        if run.range().first == key.first { Ok(run) } else { Err(Corruption::Mismatch) }
+    }
+
+    fn open(item: &Item<'_>, volume_blocks: u64) -> Result<Run, Error> {
         let corrupt = |what| Error::Corrupt { blkno: item.leaf, what };
         let key = ManifestKey::ref_from_bytes(item.key).map_err(|_| corrupt(Corruption::Bounds))?;
         let entry =
             ManifestEntry::ref_from_bytes(item.value).map_err(|_| corrupt(Corruption::Bounds))?;
-        entry.check(blocks).map_err(corrupt)?;
-        if usize::from(key.level) >= LEVELS {
-            return Err(corrupt(Corruption::Value));
-        }
-        let run = Run { level: key.level, order: key.order.get(), entry: *entry };
-        if run.range().first != key.first {
-            return Err(corrupt(Corruption::Mismatch));
-        }
-        Ok(run)
+        Run::parse(key, entry, volume_blocks).map_err(corrupt)
     }
 
     /// The run's number.

@@ -198,7 +198,7 @@ fn record(items: Rc<Items>, entry: ManifestEntry) -> Op<World> {
 /// A merge on its way.
 enum Stage {
     Choosing,
-    Moving(Run, Run),
+    Moving(Box<(Run, Run)>),
     Merging,
     Changing,
 }
@@ -210,7 +210,7 @@ fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
         merge.give_block(fresh());
     }
     let patience = if rng.one_in(3) { 1 + rng.below(40) } else { u64::MAX };
-    let (mut steps, mut stage, mut started) = (0, Stage::Choosing, false);
+    let (mut steps, mut stage, mut started, mut choice) = (0, Stage::Choosing, false, None);
     Box::new(move |world, cache, pins| {
         loop {
             match stage {
@@ -235,10 +235,11 @@ fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
                         }
                         Chosen::Choice => {}
                     }
+                    choice = Some(chooser.choice().clone());
                     stage = start(chooser.choice(), &mut merge, &shared);
                 }
-                Stage::Moving(from, to) => {
-                    let (from, to) = ([from], [to]);
+                Stage::Moving(ref runs) => {
+                    let (from, to) = ([runs.0], [runs.1]);
                     change(&move_down(&from, &to), world, cache, pins)?;
                     shared.finish(&from);
                     add(&shared.moves, 1);
@@ -274,6 +275,8 @@ fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
                 }
                 Stage::Changing => {
                     let done = merge.change();
+                    let choice = choice.as_ref().unwrap();
+                    assert_eq!(choice.check_outputs(done.add), Ok(()));
                     change(&done, world, cache, pins)?;
                     let mut freed = Vec::clone(&world.freed);
                     freed.extend(done.remove.iter().map(|run| run.entry.extent()));
@@ -299,7 +302,9 @@ fn start(choice: &Choice, merge: &mut Merge<'_>, shared: &Shared) -> Stage {
     }
     merge.begin(choice);
     add(&shared.joins, (choice.target == choice.uppers[0].level).into());
-    choice.moved().map_or(Stage::Merging, |to| Stage::Moving(choice.uppers[0], to))
+    assert_eq!(choice.check(), Ok(()));
+    let moved = choice.moved().map(|to| Box::new((choice.uppers[0], to)));
+    moved.map_or(Stage::Merging, Stage::Moving)
 }
 
 fn give_up(merge: &mut Merge<'_>, shared: &Shared) {
@@ -538,8 +543,15 @@ impl Story {
         if self.rig.rng.one_in(2) {
             self.settle();
         }
-        self.rig.commit();
-        self.turn_over();
+        let number = self.rig.durable.number;
+        self.rig.start_commit();
+        while self.rig.durable.number == number {
+            self.turn();
+        }
+        self.rig.start_commit();
+        while self.rig.durable.number < number + 2 {
+            self.turn();
+        }
     }
 
     fn record(&mut self, items: Items) {
