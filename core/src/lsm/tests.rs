@@ -7,7 +7,7 @@ use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run, pins_per_ch
 use super::merge::{Merge, PINS_PER_MERGE, POOL_MAX, POOL_MIN, Progress};
 use super::read::{Fill, PINS_PER_FILL, Reach, is_stale};
 use super::window::{ITEM_BYTES_MAX, WindowLimits};
-use crate::block::{Cache, Limits, Pins};
+use crate::block::{Cache, Limits, Pins, RequestId};
 use crate::btree::rig::{Disk, Op, Rig, Rng, Setup, VOLUME, carve};
 use crate::btree::{Tree, TreeKind};
 use crate::error::{Error, Stop};
@@ -18,6 +18,7 @@ use crate::format::root::{Extent, LEVELS};
 use crate::format::run::{SEGMENT_BLOCKS, Value, item_bytes};
 use crate::format::{Block, BlockNo, Ino, RunId};
 use crate::node::More;
+use outrider_hal::{BlockOp, BlockRequest, Completion};
 use std::boxed::Box;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -1013,4 +1014,103 @@ fn choose_blindly(manifest: Manifest, level_runs: [u64; LEVELS]) -> Op<World> {
         while chooser.step(&field, cache, pins)? == Chosen::Step {}
         Ok(())
     })
+}
+
+#[test]
+fn the_largest_run_is_read_through_both_of_its_index_blocks() {
+    let mut story = Story::new(4, 1);
+    let stored = |n: u64| (n % 9 > 0).then(|| std::vec![n as u8; 512]);
+    let keys = (1..=1650).map(|n| KeyBytes::from(Key::inode(Ino(2 * n))));
+    story.record(keys.enumerate().map(|(n, key)| (key, stored(n as u64))).collect());
+    story.settle();
+    story.commit();
+    assert_eq!(census(&mut story)[0].entry.index_blocks.get(), 2);
+    for n in 1..=3310 {
+        let key = KeyBytes::from(Key::inode(Ino(n)));
+        let what = match n % 3 {
+            0 => What::Around(key, KeyRange { first: key, last: key }, Reach::Point),
+            1 => What::Around(key, KeyRange::all(), Reach::Wide),
+            _ => What::First(KeyRange { first: key, last: KeyRange::all().last }),
+        };
+        let limits = random_window(&mut story.rig.rng);
+        let root = story.root();
+        story.run(read(root, what, limits, 5, story.shared.clone()));
+    }
+    story.settle();
+    assert_eq!((story.shared.fills.get(), story.shared.stale.get()), (3310, 0));
+}
+
+/// Three readers share a cache that only reads, and has no frame to spare.
+#[test]
+fn a_mount_reads_with_the_least_cache_there_can_be() {
+    let mut rng = Rng(11);
+    let mut story = Story::new(11, CHANGE_MAX as u32);
+    for _ in 0..30 {
+        story.record(random_items(&mut rng, 60, 300));
+    }
+    story.settle();
+    merge_all(&mut story);
+    for _ in 0..30 {
+        story.record(random_items(&mut rng, 10, 300));
+    }
+    story.settle();
+    story.commit();
+    let (root, model) = story.root();
+    let limits = Limits {
+        frames: PINS_PER_FILL,
+        dirty: 0,
+        pins: PINS_PER_FILL,
+        creates: 0,
+        requests: 3,
+        fresh: 0,
+        freed: 0,
+    };
+    assert_eq!(limits.validate(), Ok(()));
+    let mut cache = carve(|arena| Cache::carve(arena, &limits, VOLUME));
+    let window = WindowLimits { items: 40, bytes: 8000 };
+    let mut readers: Vec<_> = (0..3)
+        .map(|index| {
+            let mut pins = carve(|arena| Pins::carve(arena, &limits));
+            pins.begin(RequestId { index, generation: 1 });
+            let mut fill = carve(|arena| Fill::carve(arena, &window, &FILTER_KEY));
+            let (at, all) = (key(rng.below(KEYS)), KeyRange::all());
+            fill.begin(&root, &at, &all, Reach::Wide);
+            (pins, fill, at, true)
+        })
+        .collect();
+    let (mut fills, mut transfers) = (0, Vec::new());
+    while fills < 300 {
+        let (pins, fill, at, ready) = &mut readers[rng.below(3) as usize];
+        if core::mem::take(ready) {
+            match fill.step(3, &mut cache, pins) {
+                Ok(More::Yes) => *ready = true,
+                Ok(More::No) => {
+                    compare(fill, &model, at, &KeyRange::all());
+                    fills += 1;
+                    cache.release(pins);
+                    *at = key(rng.below(KEYS));
+                    let reach = if rng.one_in(2) { Reach::Point } else { Reach::Wide };
+                    fill.begin(&root, at, &KeyRange::all(), reach);
+                    *ready = true;
+                }
+                Err(Stop::Wait(_)) => {}
+                Err(Stop::Fail(error)) => panic!("{error:?}"),
+            }
+        }
+        transfers.extend(core::iter::from_fn(|| cache.poll_transfer()));
+        if !transfers.is_empty() && rng.one_in(2) {
+            let at = rng.below(transfers.len() as u64) as usize;
+            let BlockRequest { tag, op } = transfers.swap_remove(at);
+            let BlockOp::Read(blkno, buffer) = op else { panic!("it only reads") };
+            buffer.0.copy_from_slice(&story.rig.disk.read(blkno).0);
+            let op = BlockOp::Read(blkno, buffer);
+            cache.handle_completion(Completion { tag, op, result: Ok(()) });
+        }
+        while let Some(request) = cache.poll_wake() {
+            readers[request.index as usize].3 = true;
+        }
+        cache.check();
+        let stuck = transfers.is_empty() && readers.iter().all(|reader| !reader.3);
+        assert!(!stuck, "everybody waits");
+    }
 }
