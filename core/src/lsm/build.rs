@@ -9,8 +9,8 @@
 //! # Invariants
 //!
 //! * Blocks come out in the order in which they stand on the device, each exactly once.
-//! * The run never outgrows the extent it was given: an item is refused while there is still room for
-//!   the index and filter blocks of what is in already.
+//! * The run never outgrows the extent it was given: an item is refused while there is still room
+//!   for the index and filter blocks of what is in already.
 //! * Memory is bounded by the caller's: one block for items at a time, the filter's blocks, and the
 //!   first keys of at most a segment's item blocks.
 //!

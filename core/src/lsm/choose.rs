@@ -13,21 +13,22 @@
 //!
 //! # Invariants
 //!
-//! * Level 0 is merged in the order of age: what goes down are its oldest runs, together, and they end
-//!   before the first that is busy. Until they are gone no other leaves the level.
-//! * If its oldest runs are many and small, neighbours in age are first merged into one that stays in
-//!   level 0 and takes their place: the order number of the newest of them.
+//! * Level 0 is merged in the order of age: what goes down are its oldest runs, together, and they
+//!   end before the first that is busy. Until they are gone no other leaves the level.
+//! * If its oldest runs are many and small, neighbours in age are first merged into one that stays
+//!   in level 0 and takes their place: the order number of the newest of them.
 //! * In the levels below a cursor goes round: each run has its turn, and busy ones are passed over.
 //! * What is chosen has at most [`LOWERS_MAX`] runs of the level below. If the keys of the
 //!   uppers go on behind the last of these, what lies there stays in its level: the tail.
 //! * Tombstones are left out when no level below that merged into has a run between the ends of
-//!   the inputs. While they are merged nothing can get there: whatever moves into those levels comes
-//!   from runs of the level merged into that lie elsewhere, or that are inputs.
+//!   the inputs. While they are merged nothing can get there: whatever moves into those levels
+//!   comes from runs of the level merged into that lie elsewhere, or that are inputs.
 //!
-//! A choice is made in steps, from the manifest as it is at each, and runs come and go between them.
-//! What it must not do is take a run and miss an older one that came later to where the walk had been
-//! already. So it doesn't look at runs that were recorded after the walk began; and it starts
-//! over when the count of finished merges has changed, because a tail comes with an old order.
+//! A choice is made in steps, from the manifest as it is at each, and runs come and go between
+//! them. What it must not do is take a run and miss an older one that came later to where the walk
+//! had been already. So it doesn't look at runs that were recorded after the walk began; and it
+//! starts over when the count of finished merges has changed, because a tail comes with an old
+//! order.
 //!
 //! What this module deliberately doesn't know: who merges, and where space comes from.
 
@@ -507,8 +508,8 @@ impl Chooser {
     }
 
     /// Chooses so many of the oldest, from this one on. Fewer if that would take apart runs of one
-    /// order, unless all are: what is made of them gets that order, and could not be told from those
-    /// left, which are newer than the rest of it.
+    /// order, unless all are: what is made of them gets that order, and could not be told from
+    /// those left, which are newer than the rest of it.
     fn choose_aged(&mut self, from: usize, count: usize) {
         let runs = &self.oldest[from..];
         let splits = |count: &usize| match runs.get(*count) {

@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! * A run that was read from the tree has been checked: it can be one of this volume, and its key is
-//!   that of its least item. What doesn't pass is reported with the address of the leaf.
-//! * A [`Change`] is all or nothing: it is planned as a whole and then applied, and the counts of runs
-//!   in each level change with it.
+//! * A run that was read from the tree has been checked: it can be one of this volume, and its key
+//!   is that of its least item. What doesn't pass is reported with the address of the leaf.
+//! * A [`Change`] is all or nothing: it is planned as a whole and then applied, and the counts of
+//!   runs in each level change with it.
 //! * Runs are ranked by [`Rank`]: in level 0 the greater is newer. Runs of the same order don't
 //!   overlap, as they are parts of one merge's output.
 //!
@@ -230,8 +230,8 @@ impl Manifest {
         Ok(item.map(|item| Run::open(&item, self.volume_blocks)).transpose()?)
     }
 
-    /// The run of this level, which is not 0, with the greatest least key up to this one: if any run
-    /// of the level has the key, it is this.
+    /// The run of this level, which is not 0, with the greatest least key up to this one: if any
+    /// run of the level has the key, it is this.
     pub fn floor(
         &self,
         level: u8,

@@ -12,16 +12,17 @@
 //!
 //! * Nothing of a merge can be seen before its [`change`](Merge::change) is applied, so it may be
 //!   abandoned at any point.
-//! * Inputs are ordered: the newer a run, the earlier it stands; the runs of the level below come last,
-//!   and they are disjoint. Of several items with one key the first input's counts.
+//! * Inputs are ordered: the newer a run, the earlier it stands; the runs of the level below come
+//!   last, and they are disjoint. Of several items with one key the first input's counts.
 //! * A tombstone is left out only if whoever chose the inputs knows that nothing older lies below.
 //! * Keys behind the *tail's* start stay in the level they come from, tombstones with them; what is
 //!   merged down ends there, before the next run of the level below.
 //! * An output has at most as many blocks as its extent. The outputs of a level are disjoint.
-//! * A step obtains at most one block of each input, and keeps the place it has got to in numbers: it
-//!   needs no block to be still there.
+//! * A step obtains at most one block of each input, and keeps the place it has got to in numbers:
+//!   it needs no block to be still there.
 //!
-//! What this module deliberately doesn't know: what to merge, where space comes from, and who writes.
+//! What this module deliberately doesn't know: what to merge, where space comes from, and who
+//! writes.
 
 use super::build::{BuildSpace, FILTER_BLOCKS_MAX, Refused, RunBuilder, Sealed, filter_blocks};
 use super::choose::{Choice, LOWERS_MAX, UPPERS_MAX};
@@ -176,8 +177,8 @@ impl<'m> Merge<'m> {
         self.pool.pop()
     }
 
-    /// Gives the merge space for a run of this number: at most a segment. Shorter extents make shorter
-    /// runs, of which a merge can't have more than [`CHANGE_MAX`], its inputs counted.
+    /// Gives the merge space for a run of this number: at most a segment. Shorter extents make
+    /// shorter runs, of which a merge can't have more than [`CHANGE_MAX`], its inputs counted.
     pub fn give_space(&mut self, run: RunId, extent: Extent) -> Result<(), OutputsFull> {
         assert!(extent.len() <= SEGMENT_BLOCKS);
         if self.inputs.len() + self.grants.len() >= CHANGE_MAX {

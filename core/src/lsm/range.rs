@@ -58,8 +58,8 @@ pub fn before(key: &KeyBytes) -> Option<KeyBytes> {
     Key::from(*key).prev().map(KeyBytes::from)
 }
 
-/// The keys around this one of which a filter says the same: when it denies this key, none of them is
-/// in the run. See [`filter_hash`](crate::format::run::filter_hash).
+/// The keys around this one of which a filter says the same: when it denies this key, none of them
+/// is in the run. See [`filter_hash`](crate::format::run::filter_hash).
 #[must_use]
 pub fn filter_class(key: &KeyBytes) -> KeyRange {
     const XATTR: u8 = FsKind::Xattr as u8;

@@ -1,15 +1,16 @@
 //! Reading: everything the log-structured tree has in a range around a key, as of one root.
 //!
 //! ```text
-//!            begin                               level 0 is done
-//!   Done ------------> Collect --> Probe* ------+---------------> Below(1) --> Probe* --> Below(2) ...
-//!                         ^                     |                                           |
-//!                         +--- older runs left -+                    no deeper levels: Done <
+//!        begin                     all probed                      all probed
+//!   Done -----> Collect ---> Probe -----------> Below(1) ---> Probe ---------> Below(2) ...
+//!                  ^           |                                                  |
+//!                  +-----------+                                                  v
+//!                older runs are left                               no deeper level: Done
 //! ```
 //!
-//! A fill goes from newer runs to older ones and puts what each has into a [`Window`] around the key.
-//! Each run makes the window narrower: to that part of it in which everything the run has is in the
-//! window. So at the end the window says exactly what there is in its range.
+//! A fill goes from newer runs to older ones and puts what each has into a [`Window`] around the
+//! key. Each run makes the window narrower: to that part of it in which everything the run has is
+//! in the window. So at the end the window says exactly what there is in its range.
 //!
 //! # What is known of a run after looking at it
 //!
@@ -20,16 +21,16 @@
 //!   first key to just before the next block's first, and from there to either end of all keys at
 //!   the run's ends.
 //!
-//! A level below 0 is looked at in the same way: the run that holds the key, or the gap it lies in, ends
-//! where the next run begins.
+//! A level below 0 is looked at in the same way: the run that holds the key, or the gap it lies in,
+//! ends where the next run begins.
 //!
 //! # Invariants
 //!
 //! * Of the runs looked at so far, each is newer than each of the rest; and the window has exactly
 //!   the newest versions, among them, of the keys in its range.
 //! * The window always has its key in it, so it is never empty and each fill gets on.
-//! * A run is looked at as a whole, after all blocks that takes have been obtained, or not at all. What
-//!   has been looked at needs no blocks any more: a unit of work obtains at most
+//! * A run is looked at as a whole, after all blocks that takes have been obtained, or not at all.
+//!   What has been looked at needs no blocks any more: a unit of work obtains at most
 //!   [`PINS_PER_FILL`] blocks, and drops them all at its end.
 //! * Level 0 may have any number of runs: they are collected [`WIDTH`] at a time, the newest first.
 //! * A fill belongs to one root. When blocks of that root's runs are used for something else,
@@ -57,8 +58,8 @@ use heapless::Vec;
 
 /// Runs of level 0 that are collected at a time.
 pub const WIDTH: usize = 8;
-/// Most blocks that a step of a fill obtains and must keep while it waits: two walks of the manifest.
-/// What one run takes (a filter block, two index blocks, an item block) is less.
+/// Most blocks that a step of a fill obtains and must keep while it waits: two walks of the
+/// manifest. What one run takes (a filter block, two index blocks, an item block) is less.
 pub const PINS_PER_FILL: u32 = 2 * PINS_PER_READ;
 /// Runs that a [`Reach::Wide`] fill reads although the key is not between their ends.
 const EXTRAS_MAX: u32 = 16;
@@ -176,8 +177,8 @@ impl<'m> Fill<'m> {
         self.start(key, range, reach);
     }
 
-    /// Starts to look for the first item of this range: one wide fill behind the other, until there is
-    /// an item in the window or the range has ended.
+    /// Starts to look for the first item of this range: one wide fill behind the other, until there
+    /// is an item in the window or the range has ended.
     pub fn begin_search(&mut self, manifest: &Manifest, range: &KeyRange) {
         self.manifest = *manifest;
         (self.sought, self.reads) = (Some(range.last), 0);
@@ -218,8 +219,8 @@ impl<'m> Fill<'m> {
         Ok(if self.phase == Phase::Done { More::No } else { More::Yes })
     }
 
-    /// What was found: when the fill is done, these are the items there are in the window's range, and
-    /// there are no others.
+    /// What was found: when the fill is done, these are the items there are in the window's range,
+    /// and there are no others.
     #[must_use]
     pub fn window(&self) -> &Window<'m> {
         &self.window
@@ -471,7 +472,8 @@ impl<'m> Fill<'m> {
         Ok(!Filter::opened(cache.block(frame)).may_contain(hash))
     }
 
-    /// The filter block that knows of the key, and the hash it knows it by; a run may have no filter.
+    /// The filter block that knows of the key, and the hash it knows it by; a run may have no
+    /// filter.
     fn filter_of(&self, run: &RunPlace) -> Option<(RunBlock, u64)> {
         let hash = filter_hash(&self.filter_key, self.window.key());
         let blocks = u32::from(run.filter_blocks());

@@ -892,7 +892,8 @@ fn harm_is_reported_with_its_address() {
     assert!(reported > 500 && right > 1000);
 }
 
-/// Changes some bytes of a block and seals it again: what whoever knows the volume's secret could do.
+/// Changes some bytes of a block and seals it again: what whoever knows the volume's secret could
+/// do.
 fn forge(disk: &mut Disk, blkno: BlockNo, rng: &mut Rng) {
     let mut block = disk.read(blkno);
     let (magic, seq) = {
@@ -1019,7 +1020,7 @@ fn choose_blindly(manifest: Manifest, level_runs: [u64; LEVELS]) -> Op<World> {
 #[test]
 fn the_largest_run_is_read_through_both_of_its_index_blocks() {
     let mut story = Story::new(4, 1);
-    let stored = |n: u64| (n % 9 > 0).then(|| std::vec![n as u8; 512]);
+    let stored = |n: u64| (!n.is_multiple_of(9)).then(|| std::vec![n as u8; 512]);
     let keys = (1..=1650).map(|n| KeyBytes::from(Key::inode(Ino(2 * n))));
     story.record(keys.enumerate().map(|(n, key)| (key, stored(n as u64))).collect());
     story.settle();

@@ -3,12 +3,12 @@
 //! # Invariants
 //!
 //! * The window always has its key in it, and only gets narrower.
-//! * Of every key in the window that has been put in, the first put in is what the window holds: callers
-//!   go from newer runs to older ones.
+//! * Of every key in the window that has been put in, the first put in is what the window holds:
+//!   callers go from newer runs to older ones.
 //! * When memory ends, the window gives up keys from the side of its key that has more items, the
 //!   farthest first: so what it holds never has gaps. The item of its own key is never given up.
-//! * Items are records in `bytes`, in the order in which they came; `table` has their offsets in key
-//!   order. Records that no offset leads to are garbage, and are closed up when room runs out.
+//! * Items are records in `bytes`, in the order in which they came; `table` has their offsets in
+//!   key order. Records that no offset leads to are garbage, and are closed up when room runs out.
 //!
 //! What this module deliberately doesn't know: where items come from.
 
@@ -192,7 +192,8 @@ impl<'m> Window<'m> {
         }
     }
 
-    /// Gives up the farthest key of the fuller side, the new one counted. False: that is the new one.
+    /// Gives up the farthest key of the fuller side, the new one counted. False: that is the new
+    /// one.
     fn give_up_one(&mut self, new: &KeyBytes) -> bool {
         let middle = self.search(&self.key);
         let below = middle.unwrap_or_else(|above| above);
@@ -286,7 +287,8 @@ mod tests {
             let range = *window.range();
             assert!(range.contains(&key(middle)));
             cut += usize::from(range.first > key(0) || range.last < key(60));
-            // What was put in after the window had given its key up is not in it, so neither counts.
+            // What was put in after the window had given its key up is not in it, so neither
+            // counts.
             let inside: Vec<_> = model.range(range.first..=range.last).collect();
             assert_eq!(inside.len(), window.len());
             for (at, (key, stored)) in inside.iter().enumerate() {
