@@ -72,8 +72,10 @@ pub use space::{Extent, Space, SpaceFull};
 
 use crate::arena::{Arena, ArenaFull};
 use crate::error::{Corruption, Error, Stop, Wait};
+use crate::format::RunId;
 use crate::format::block::{Magic, Promise, Volume, open};
 use crate::format::btree::{self, BlockRef};
+use crate::format::run::{Filter, Index, Items, RunBlock};
 use commit::Commit;
 use list::{Linked, Links, List};
 use outrider_hal::{Block, BlockNo, BlockOp, BlockRequest, Completion, Tag};
@@ -114,6 +116,8 @@ struct Frame<'m> {
     buffer: Option<&'m mut Block>,
     at: BlockRef,
     magic: Magic,
+    /// Which block of its run; 0 for a block that is of none.
+    index: u32,
     state: State,
     pins: u32,
     /// The plan that last counted on changing this block.
@@ -193,6 +197,7 @@ impl<'m> Cache<'m> {
             buffer: buffers.next(),
             at: BlockRef::NONE,
             magic: Magic::Btree,
+            index: 0,
             state: State::Free,
             pins: 0,
             plan: 0,
@@ -237,6 +242,27 @@ impl<'m> Cache<'m> {
         magic: Magic,
         pins: &mut Pins<'_>,
     ) -> Result<FrameId, Stop> {
+        self.obtain(at, magic, 0, pins)
+    }
+
+    /// Obtains a block of a run, as [`get`](Self::get) does. Its structure has been checked too, so
+    /// that it may be looked at with `Items::opened` and its like.
+    pub fn get_run(
+        &mut self,
+        at: &RunBlock,
+        magic: Magic,
+        pins: &mut Pins<'_>,
+    ) -> Result<FrameId, Stop> {
+        self.obtain(BlockRef::new(at.blkno, at.run.0), magic, at.index, pins)
+    }
+
+    fn obtain(
+        &mut self,
+        at: BlockRef,
+        magic: Magic,
+        index: u32,
+        pins: &mut Pins<'_>,
+    ) -> Result<FrameId, Stop> {
         if self.chaos.as_mut().is_some_and(Chaos::strikes) {
             pins.restart();
             return Err(Wait::Again.into());
@@ -247,7 +273,7 @@ impl<'m> Cache<'m> {
         }
         if let Some(id) = self.find(blkno) {
             let frame = &self.frames[id.0 as usize];
-            let (state, wrong) = (frame.state, check(frame, at, magic));
+            let (state, wrong) = (frame.state, check(frame, at, magic, index));
             match (state, wrong) {
                 (State::Clean | State::Dirty, None) => {
                     self.pin(id, pins);
@@ -267,14 +293,34 @@ impl<'m> Cache<'m> {
                 }
             }
         }
+        // A full list gives way first: the request must not wait for a frame that it holds itself.
+        if let Some(gone) = pins.give_way() {
+            self.unpin(gone);
+        }
         self.make_room(1, pins)?;
-        let id = self.take_idle();
-        let frame = &mut self.frames[id.0 as usize];
-        (frame.at, frame.magic, frame.state) = (at, magic, State::Reading);
-        self.enter(id);
-        self.transfers.push_back(self.frames, id.0);
+        let id = self.start_read(at, magic, index);
         self.pin(id, pins);
         Err(self.wait_for(id, pins))
+    }
+
+    /// Starts to read a block of a run that will be wanted soon, if it isn't there and nobody is short
+    /// of frames. A hint: nothing depends on it.
+    pub fn hint_run(&mut self, at: &RunBlock, magic: Magic) {
+        let spare = self.waiters.frames.is_empty() && self.idle.len() > self.limits.pins;
+        if spare && self.find(at.blkno).is_none() {
+            self.start_read(BlockRef::new(at.blkno, at.run.0), magic, at.index);
+        }
+    }
+
+    /// Takes an idle frame, which must be there, and reads a block into it.
+    fn start_read(&mut self, at: BlockRef, magic: Magic, index: u32) -> FrameId {
+        let id = self.take_idle();
+        let frame = &mut self.frames[id.0 as usize];
+        (frame.at, frame.magic, frame.index) = (at, magic, index);
+        frame.state = State::Reading;
+        self.enter(id);
+        self.transfers.push_back(self.frames, id.0);
+        id
     }
 
     /// The block in a frame, between transfers.
@@ -329,22 +375,9 @@ impl<'m> Cache<'m> {
 
     fn on_read(&mut self, id: FrameId, result: Result<(), Error>) {
         let frame = &self.frames[id.0 as usize];
-        let (blkno, magic) = (frame.at.blkno(), frame.magic);
-        let promise = Promise { magic, blkno, seq: Some(frame.at.seq()) };
-        let verify = |block| {
-            open(block, &self.volume, &promise)?;
-            match magic {
-                Magic::Btree => btree::parse(block),
-                Magic::Super
-                | Magic::Quorum
-                | Magic::Root
-                | Magic::RunItems
-                | Magic::RunIndex
-                | Magic::RunFilter => Ok(()),
-            }
-        };
-        let verdict = result
-            .and_then(|()| verify(self.block(id)).map_err(|what| Error::Corrupt { blkno, what }));
+        let blkno = frame.at.blkno();
+        let verdict =
+            result.and_then(|()| self.verify(frame).map_err(|what| Error::Corrupt { blkno, what }));
         match verdict {
             Ok(()) => self.settle(id),
             Err(_) => {
@@ -353,6 +386,21 @@ impl<'m> Cache<'m> {
             }
         }
         self.wake_waiters(id, verdict.err().map(|error| (blkno, error)));
+    }
+
+    /// Checks what a frame's read has brought.
+    fn verify(&self, frame: &Frame<'_>) -> Result<(), Corruption> {
+        let block = frame.buffer.as_deref().expect("the transfer has ended");
+        let (blkno, seq, volume) = (frame.at.blkno(), frame.at.seq(), &self.volume);
+        let of_run = RunBlock { blkno, run: RunId(seq), index: frame.index };
+        let promise = Promise { magic: frame.magic, blkno, seq: Some(seq) };
+        match frame.magic {
+            Magic::Btree => open(block, volume, &promise).and_then(|()| btree::parse(block)),
+            Magic::RunItems => Items::open(block, volume, &of_run).map(drop),
+            Magic::RunIndex => Index::open(block, volume, &of_run).map(drop),
+            Magic::RunFilter => Filter::open(block, volume, &of_run).map(drop),
+            Magic::Super | Magic::Quorum | Magic::Root => open(block, volume, &promise),
+        }
     }
 
     /// A request to run again. Called until it answers `None`, after any other call.
@@ -377,6 +425,16 @@ impl<'m> Cache<'m> {
         if self.waiters.senior == Some(pins.request.index) {
             self.waiters.elect();
         }
+    }
+
+    /// Drops the pins that the present run has not obtained. For jobs that have got on, and will not
+    /// ask for what was behind them again.
+    pub fn drop_leftovers(&mut self, pins: &mut Pins<'_>) {
+        while pins.len > pins.cursor {
+            pins.len -= 1;
+            self.unpin(pins.frames[pins.len]);
+        }
+        self.waiters.call_frames(self.idle.len());
     }
 
     /// Transfers that the device has not given back.
@@ -509,7 +567,8 @@ impl<'m> Cache<'m> {
                 unreachable!("an idle frame is free or clean")
             }
         }
-        self.frames[id.0 as usize].plan = 0;
+        let frame = &mut self.frames[id.0 as usize];
+        (frame.plan, frame.index) = (0, 0);
         id
     }
 
@@ -591,11 +650,13 @@ impl<'m> Cache<'m> {
 }
 
 /// What is wrong if this frame is taken for what the reference says.
-fn check(frame: &Frame<'_>, at: BlockRef, magic: Magic) -> Option<Corruption> {
+fn check(frame: &Frame<'_>, at: BlockRef, magic: Magic, index: u32) -> Option<Corruption> {
     if frame.magic != magic {
         Some(Corruption::Kind)
     } else if frame.at != at {
         Some(Corruption::Stale)
+    } else if frame.index != index {
+        Some(Corruption::Misdirected)
     } else {
         None
     }

@@ -62,15 +62,19 @@ impl<'m> Pins<'m> {
         held[..self.cursor].contains(&frame)
     }
 
+    /// Takes a leftover out of a list that is full.
+    pub(super) fn give_way(&mut self) -> Option<FrameId> {
+        if self.len < self.frames.len() || self.cursor == self.len {
+            return None;
+        }
+        self.len -= 1;
+        Some(self.frames[self.len])
+    }
+
     /// Adds a frame that is not in the list. Returns the one that gives way, if the list was full.
     pub(super) fn add(&mut self, frame: FrameId) -> Option<FrameId> {
         assert!(self.cursor < self.frames.len(), "a run obtained more blocks than it may");
-        let gone = if self.len == self.frames.len() {
-            self.len -= 1;
-            Some(self.frames[self.len])
-        } else {
-            None
-        };
+        let gone = self.give_way();
         self.frames[self.len] = frame;
         self.frames.swap(self.cursor, self.len);
         self.len += 1;

@@ -9,8 +9,10 @@ use super::{
 };
 use crate::btree::rig::carve;
 use crate::error::{Corruption, Error, Stop, Wait};
+use crate::format::RunId;
 use crate::format::block::{Magic, Volume, seal};
 use crate::format::btree::BlockRef;
+use crate::format::run::{FilterWriter, RunBlock};
 use crate::node::More;
 use outrider_hal::{BlockNo, BlockOp, BlockRequest, BlockResult, Completion, IoError};
 use proptest::prelude::*;
@@ -82,7 +84,7 @@ impl Bench {
 
     fn get(&mut self, request: usize, blkno: u64) -> Result<FrameId, Stop> {
         let at = BlockRef::new(BlockNo(blkno), 1);
-        let got = self.cache.get(at, Magic::RunItems, &mut self.pins[request]);
+        let got = self.cache.get(at, Magic::Root, &mut self.pins[request]);
         self.cache.check();
         got
     }
@@ -99,7 +101,7 @@ impl Bench {
         let BlockRequest { tag, mut op } = request;
         if let BlockOp::Read(blkno, buffer) = &mut op {
             buffer.0.fill(blkno.0 as u8);
-            seal(buffer, &VOLUME, Magic::RunItems, *blkno, 1);
+            seal(buffer, &VOLUME, Magic::Root, *blkno, 1);
         }
         self.cache.handle_completion(Completion { tag, op, result });
         self.cache.check();
@@ -196,20 +198,20 @@ fn what_is_read_is_verified_against_the_reference() {
     let mut bench = Bench::new();
     let at = BlockRef::new(BlockNo(5), 2);
     let wait = Err(Wait::Block(BlockNo(5)).into());
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), wait);
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), wait);
     bench.serve(|_| Ok(()));
     let stale = Error::Corrupt { blkno: BlockNo(5), what: Corruption::Stale };
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), Err(stale.into()));
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), Err(stale.into()));
     bench.release(0);
     bench.wakes();
     // A reference to another version than the one in memory is looked up on the device, and the
     // frame with the old one is there for those who have it.
     let frame = bench.fetch(1, 5);
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), wait);
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), wait);
     assert_eq!(bench.cache.block(frame).0[100], 5);
     bench.cache.check();
     bench.serve(|_| Ok(()));
-    assert_eq!(bench.cache.get(at, Magic::RunItems, &mut bench.pins[0]), Err(stale.into()));
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), Err(stale.into()));
     bench.release(1);
     bench.release(0);
 }
@@ -360,7 +362,7 @@ fn a_failed_write_is_reported_and_can_be_repeated() {
     assert_eq!(bench.cache.step_write_back(9), More::No);
     // Whoever needs a block that is being written waits for it.
     let at = BlockRef::new(BlockNo(1000), 9);
-    let get = |bench: &mut Bench| bench.cache.get(at, Magic::RunItems, &mut bench.pins[1]);
+    let get = |bench: &mut Bench| bench.cache.get(at, Magic::Root, &mut bench.pins[1]);
     assert_eq!(get(&mut bench), waits(Wait::Block(BlockNo(1000))));
     bench.serve(|blkno| if blkno == 1000 { Err(IoError::Device) } else { Ok(()) });
     let failed = Error::Io { blkno: BlockNo(1000), error: IoError::Device };
@@ -491,4 +493,72 @@ proptest! {
         }
         prop_assert!(fresh.is_empty() && space.available() == 0);
     }
+}
+
+#[test]
+fn leftovers_make_room_when_nothing_else_can() {
+    let limits = Limits { frames: 3, dirty: 0, pins: 3, creates: 0, fresh: 0, freed: 0, ..LIMITS };
+    assert_eq!(limits.validate(), Ok(()));
+    let mut bench = Bench::new();
+    bench.cache = carve(|arena| Cache::carve(arena, &limits, VOLUME));
+    for blkno in 1..=3 {
+        bench.fetch(0, blkno);
+    }
+    bench.pins[0].restart();
+    bench.fetch(0, 4);
+    assert!(bench.get(0, 2).is_ok());
+    assert_eq!(bench.pins[0].len, 3);
+}
+
+#[test]
+fn blocks_of_runs_are_held_against_their_place_in_the_run() {
+    let mut bench = Bench::new();
+    let at = |index| RunBlock { blkno: BlockNo(9), run: RunId(4), index };
+    let filter = |buffer: &mut outrider_hal::Block| {
+        buffer.0.copy_from_slice(
+            &FilterWriter::new(&mut outrider_hal::Block::ZERO.clone()).seal(&VOLUME, &at(3)).0,
+        );
+    };
+    let mut get = |index, pins: usize| {
+        let wait = bench.cache.get_run(&at(index), Magic::RunFilter, &mut bench.pins[pins]);
+        assert_eq!(wait, waits(Wait::Block(BlockNo(9))));
+        let request = bench.cache.poll_transfer().unwrap();
+        let BlockRequest { tag, op: BlockOp::Read(blkno, buffer) } = request else { panic!() };
+        filter(buffer);
+        let op = BlockOp::Read(blkno, buffer);
+        bench.cache.handle_completion(Completion { tag, op, result: Ok(()) });
+        bench.cache.get_run(&at(index), Magic::RunFilter, &mut bench.pins[pins])
+    };
+    assert!(get(3, 0).is_ok());
+    let misdirected = Error::Corrupt { blkno: BlockNo(9), what: Corruption::Misdirected };
+    assert_eq!(get(2, 1), Err(misdirected.into()));
+}
+
+#[test]
+fn hints_are_read_and_pin_nothing() {
+    let mut bench = Bench::new();
+    let at = |blkno| RunBlock { blkno: BlockNo(blkno), run: RunId(1), index: 0 };
+    (1..=9).for_each(|blkno| bench.cache.hint_run(&at(blkno), Magic::RunItems));
+    // As many frames as a request may pin are left alone.
+    let mut reads = 0;
+    while let Some(BlockRequest { tag, op }) = bench.cache.poll_transfer() {
+        bench.cache.handle_completion(Completion { tag, op, result: Err(IoError::Device) });
+        reads += 1;
+    }
+    assert_eq!(reads, LIMITS.frames - LIMITS.pins);
+    assert_eq!(bench.cache.poll_wake(), None);
+    bench.cache.check();
+}
+
+#[test]
+fn leftovers_can_be_dropped() {
+    let mut bench = Bench::new();
+    for blkno in 1..=3 {
+        bench.fetch(0, blkno);
+    }
+    bench.pins[0].restart();
+    bench.get(0, 2).unwrap();
+    bench.cache.drop_leftovers(&mut bench.pins[0]);
+    assert_eq!(bench.pins[0].len, 1);
+    bench.cache.check();
 }

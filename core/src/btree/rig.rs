@@ -251,6 +251,13 @@ impl<W: Clone> Rig<W> {
         }
     }
 
+    /// Begins to write the open commit, unless the one before still is.
+    pub(crate) fn start_commit(&mut self) {
+        if self.closing.is_none() {
+            self.begin_commit();
+        }
+    }
+
     fn run_one(&mut self) -> bool {
         self.wake();
         let ready = self.slots.iter().filter(|slot| slot.phase == Phase::Ready).count() as u64;

@@ -3,6 +3,7 @@
 use super::Tree;
 use crate::block::{Cache, FrameId, Pins};
 use crate::error::{Corruption, Error, Stop};
+use crate::format::BlockNo;
 use crate::format::block::Magic;
 use crate::format::btree::{BlockRef, HEIGHT_MAX, KEY_BYTES_MAX, Node};
 use heapless::Vec;
@@ -10,6 +11,8 @@ use heapless::Vec;
 /// An item of a tree. Valid until the cache is used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Item<'c> {
+    /// Address of the leaf it stands in, to be named if the item turns out to mean nothing.
+    pub leaf: BlockNo,
     /// Its key.
     pub key: &'c [u8],
     /// Its value.
@@ -114,7 +117,7 @@ impl Tree {
             pins.drop_to(mark);
         };
         let (key, value) = node(cache, frame).item(index);
-        Ok(Some(Item { key, value }))
+        Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
     }
 
     /// The item with the highest key that is not above this one. `&[0xff; KEY_BYTES_MAX]` finds the
@@ -144,7 +147,7 @@ impl Tree {
             pins.drop_to(mark);
         };
         let (key, value) = node(cache, frame).item(index);
-        Ok(Some(Item { key, value }))
+        Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
     }
 
     /// The item with the lowest key.

@@ -142,6 +142,12 @@ impl<'b> ItemsWriter<'b> {
         self.bytes_used += item_bytes(value);
     }
 
+    /// Gives the block back, with nothing in it that means anything.
+    #[must_use]
+    pub fn abandon(self) -> &'b mut Block {
+        self.block
+    }
+
     /// Closes the block, which holds at least one item, and gives it back.
     pub fn seal(self, volume: &Volume, at: &RunBlock) -> &'b mut Block {
         assert!(self.count > 0);
@@ -421,6 +427,12 @@ impl<'b> FilterWriter<'b> {
         for bit in filter_bits(hash) {
             self.0.0[size_of::<RunHeader>() + bit / 8] |= 1 << (bit % 8);
         }
+    }
+
+    /// Gives the block back, with nothing in it that means anything.
+    #[must_use]
+    pub fn abandon(self) -> &'b mut Block {
+        self.0
     }
 
     /// Closes the block, and gives it back.

@@ -31,6 +31,9 @@ use zerocopy::FromZeros;
 /// Filter blocks of a run at the most: enough for as many items as fit a segment at their smallest.
 pub const FILTER_BLOCKS_MAX: usize = 10;
 
+/// Blocks of memory that a run being built holds at the most: its filter, and one for items.
+pub const BLOCKS_HELD_MAX: usize = FILTER_BLOCKS_MAX + 1;
+
 /// Memory for building one run at a time.
 #[derive(Debug)]
 pub struct BuildSpace<'m> {
@@ -206,6 +209,15 @@ impl<'m> RunBuilder<'m> {
         self.filter_written += 1;
         let block = self.filter.remove(0).seal(&self.volume, &at);
         (Some(Sealed { blkno: at.blkno, block }), Some(fresh))
+    }
+
+    /// Gives up: all the memory comes back.
+    #[must_use]
+    pub fn abandon(self) -> (BuildSpace<'m>, heapless::Vec<&'m mut Block, BLOCKS_HELD_MAX>) {
+        let mut blocks: heapless::Vec<_, BLOCKS_HELD_MAX> = heapless::Vec::new();
+        blocks.extend(self.filter.into_iter().map(FilterWriter::abandon));
+        blocks.extend(self.items.map(ItemsWriter::abandon));
+        (self.space, blocks)
     }
 
     /// What the manifest is to say of the run, once [`finish`](Self::finish) has given its last

@@ -1,0 +1,524 @@
+//! Choosing what to merge next.
+//!
+//! ```text
+//!   Level(9) ... Level(1) ------------------------------------------> Level 0
+//!     | too many runs?                                                  | too many runs?
+//!     v                                                                 v
+//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers or a Choice
+//!     ^           | one is busy: the next upper
+//!     +-----------+
+//! ```
+//!
+//! The deepest level comes first, so that there is room below before something is merged down.
+//!
+//! # Invariants
+//!
+//! * Level 0 is merged in the order of age: what goes down are its oldest runs, together, and they
+//!   end before the first that is busy. Until they are gone no other leaves the level.
+//! * If its oldest runs are many and small, neighbours in age are first merged into one that stays
+//!   in level 0 and takes their place: the order number of the newest of them.
+//! * In the levels below a cursor goes round: each run has its turn, and busy ones are passed over.
+//! * What is chosen has at most [`LOWERS_MAX`] runs of the level below. If the keys of the
+//!   uppers go on behind the last of these, what lies there stays in its level: the tail.
+//! * Tombstones are left out when no level below that merged into has a run between the ends of
+//!   the inputs. While they are merged nothing can get there: whatever moves into those levels
+//!   comes from runs of the level merged into that lie elsewhere, or that are inputs.
+//!
+//! A choice is made in steps, from the manifest as it is at each, and runs come and go between
+//! them. What it must not do is take a run and miss an older one that came later to where the walk
+//! had been already. So it doesn't look at runs that were recorded after the walk began; and it
+//! starts over when the count of finished merges has changed, because a tail comes with an old
+//! order.
+//!
+//! What this module deliberately doesn't know: who merges, and where space comes from.
+
+use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run};
+use super::range::KeyRange;
+use crate::block::{Cache, Pins};
+use crate::btree::PINS_PER_READ;
+use crate::error::{Corruption, Stop};
+use crate::format::RunId;
+use crate::format::key::{Key, KeyBytes};
+use crate::format::records::ManifestKey;
+use crate::format::root::LEVELS;
+use crate::format::run::SEGMENT_BLOCKS;
+use heapless::Vec;
+
+/// Most runs merged together, of one level.
+pub const UPPERS_MAX: usize = 24;
+/// Most runs merged down together.
+pub const UPPERS_DOWN_MAX: usize = 8;
+/// Most runs of the level below that are merged with them.
+pub const LOWERS_MAX: usize = 8;
+/// Most blocks that a step obtains.
+pub const PINS_PER_CHOOSE: u32 = 2 * PINS_PER_READ;
+
+/// When there is something to merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Level 0 is merged when it has as many runs. At least 1.
+    pub level_0_runs: u64,
+    /// Blocks of level 0 that are worth merging down together.
+    pub level_0_blocks: u64,
+    /// Runs of level 0 with fewer blocks are small.
+    pub small_blocks: u64,
+    /// Level n, from 1 on, has at most this to the nth runs. At least 2.
+    pub fanout: u64,
+}
+
+impl Policy {
+    /// 4 MiB of level 0 at a time, and each level ten times as large as the one above.
+    pub const STANDARD: Policy = Policy {
+        level_0_runs: 8,
+        level_0_blocks: 4 * SEGMENT_BLOCKS,
+        small_blocks: SEGMENT_BLOCKS / 2,
+        fanout: 10,
+    };
+
+    /// Runs this level, which is not 0, may have.
+    fn runs_max(&self, level: u8) -> u64 {
+        self.fanout.saturating_pow(level.into())
+    }
+}
+
+/// What is to be merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Runs of one level. In level 0 neighbours in age.
+    pub uppers: Vec<Run, UPPERS_MAX>,
+    /// Runs of the level below, in the order of keys.
+    pub lowers: Vec<Run, LOWERS_MAX>,
+    /// The level to merge into: that of `lowers`, or that of `uppers`.
+    pub target: u8,
+    /// Keys of the uppers behind this one stay in their level.
+    pub tail_after: Option<KeyBytes>,
+    /// Tombstones needn't be kept.
+    pub drop_tombstones: bool,
+}
+
+impl Choice {
+    const NOTHING: Choice = Choice {
+        uppers: Vec::new(),
+        lowers: Vec::new(),
+        target: 0,
+        tail_after: None,
+        drop_tombstones: false,
+    };
+
+    /// The runs that are busy from now on.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.uppers.iter().chain(&self.lowers)
+    }
+
+    /// The run as it is one level further down, if that is all there is to do: nothing is read or
+    /// written. To be [moved](move_down) by the caller.
+    #[must_use]
+    pub fn moved(&self) -> Option<Run> {
+        let [run] = &self.uppers[..] else { return None };
+        let down = run.level != self.target && self.lowers.is_empty();
+        let whole = !self.drop_tombstones || run.entry.tombstones == 0;
+        (down && whole).then_some(Run { level: self.target, ..*run })
+    }
+
+    /// Whether a choice that somebody else made can be merged.
+    pub fn check(&self) -> Result<(), Corruption> {
+        let Some(level) = self.uppers.first().map(|run| run.level) else {
+            return Err(Corruption::Bounds);
+        };
+        let below = self.lowers.iter().all(|run| run.level == self.target);
+        let one_level = self.uppers.iter().all(|run| run.level == level);
+        if !below || !one_level || self.uppers.len() > 1 && level > 0 {
+            return Err(Corruption::Level);
+        }
+        let joins = self.target == level && self.lowers.is_empty() && !self.drop_tombstones;
+        let down = self.target == level + 1 && usize::from(self.target) < LEVELS;
+        if !(down || joins && self.tail_after.is_none()) {
+            return Err(Corruption::Value);
+        }
+        match self.lowers.is_sorted_by(|a, b| a.range().last < b.range().first) {
+            true => Ok(()),
+            false => Err(Corruption::Order),
+        }
+    }
+
+    /// Whether these runs, which somebody else made, can be what the choice was merged to: in the
+    /// order in which they were made. What is in them can't be checked, nor where they stand.
+    pub fn check_outputs(&self, outputs: &[Run]) -> Result<(), Corruption> {
+        if self.uppers.len() + self.lowers.len() + outputs.len() > CHANGE_MAX {
+            return Err(Corruption::Bounds);
+        }
+        let (hull, order) = (self.hull(), self.uppers.iter().map(|run| run.order).max());
+        for run in outputs {
+            let range = run.range();
+            let fits = match self.tail_after {
+                Some(after) if range.first > after => run.level == self.uppers[0].level,
+                Some(after) => run.level == self.target && range.last <= after,
+                None => run.level == self.target,
+            };
+            if !fits || hull.common(&range) != Some(range) || Some(run.order) != order {
+                return Err(Corruption::Mismatch);
+            }
+        }
+        match outputs.is_sorted_by(|a, b| a.range().last < b.range().first) {
+            true => Ok(()),
+            false => Err(Corruption::Order),
+        }
+    }
+
+    /// From the least key of all inputs to the greatest.
+    fn hull(&self) -> KeyRange {
+        let ranges = self.runs().map(Run::range);
+        ranges.reduce(|a, b| a.hull(&b)).expect("something was chosen")
+    }
+}
+
+/// The change that moves a run down.
+#[must_use]
+pub fn move_down<'a>(from: &'a [Run; 1], to: &'a [Run; 1]) -> Change<'a> {
+    Change { remove: from, add: to }
+}
+
+/// What has come of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Chosen {
+    /// Nothing yet: step again.
+    Step,
+    /// There is a [`Chooser::choice`].
+    Choice,
+    /// There is nothing to merge now.
+    Nothing,
+}
+
+/// What a choice is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Field<'a> {
+    /// The runs there are.
+    pub manifest: &'a Manifest,
+    /// How many in each level.
+    pub level_runs: &'a [u64; LEVELS],
+    /// Those that are being merged.
+    pub busy: &'a [RunId],
+    /// Counts up with each change that removes runs.
+    pub merges: u64,
+    /// The order number that the next run gets when it is recorded.
+    pub next_order: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Level(u8),
+    /// Looking for a run of this level that isn't busy; whether the cursor went round.
+    Upper {
+        level: u8,
+        wrapped: bool,
+    },
+    /// Going through level 0.
+    Collect,
+    /// Going through the level below the uppers.
+    Lowers,
+    /// Looking at this level, below the target, for anything older.
+    Deeper(u8),
+    Chosen,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Chooser {
+    policy: Policy,
+    /// Where the next upper run of each level is looked for.
+    cursors: [KeyBytes; LEVELS],
+    phase: Phase,
+    merges: u64,
+    /// Where the walk goes on.
+    at: ManifestKey,
+    /// Uppers that were passed over in this level.
+    skipped: u64,
+    /// Runs of level 0 from this order on came after the walk began.
+    order_end: u64,
+    /// The oldest runs of level 0, oldest first; and whether there are more.
+    oldest: Vec<Run, UPPERS_MAX>,
+    choice: Choice,
+}
+
+fn start_of(level: u8) -> ManifestKey {
+    manifest::key(level, &Rank { order: 0, first: Key::MIN.into() })
+}
+
+impl Chooser {
+    /// A chooser that begins with the least keys.
+    #[must_use]
+    pub fn new(policy: Policy) -> Chooser {
+        assert!(policy.level_0_runs > 0 && policy.fanout > 1);
+        Chooser {
+            policy,
+            cursors: [Key::MIN.into(); LEVELS],
+            phase: Phase::Level(LEVELS as u8 - 2),
+            merges: 0,
+            at: start_of(0),
+            skipped: 0,
+            order_end: 0,
+            oldest: Vec::new(),
+            choice: Choice::NOTHING,
+        }
+    }
+
+    /// Starts to choose.
+    pub fn begin(&mut self, field: &Field<'_>) {
+        self.merges = field.merges;
+        self.choice.uppers.clear();
+        self.choice.lowers.clear();
+        (self.choice.tail_after, self.choice.drop_tombstones) = (None, false);
+        self.phase = Phase::Level(LEVELS as u8 - 2);
+    }
+
+    /// What was chosen.
+    #[must_use]
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// Goes on choosing, by one entry of the manifest. Stops like any restartable function.
+    pub fn step(
+        &mut self,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Chosen, Stop> {
+        if self.merges != field.merges {
+            self.begin(field);
+        }
+        let mark = pins.mark();
+        let chosen = match self.phase {
+            Phase::Level(level) => self.enter_level(level, field),
+            Phase::Upper { level, wrapped } => {
+                self.find_upper(level, wrapped, field, cache, pins)?;
+                Chosen::Step
+            }
+            Phase::Collect => self.collect(field, cache, pins)?,
+            Phase::Lowers => self.find_lower(field, cache, pins)?,
+            Phase::Deeper(level) => self.look_deeper(level, field, cache, pins)?,
+            Phase::Chosen => Chosen::Choice,
+        };
+        pins.drop_to(mark);
+        cache.drop_leftovers(pins);
+        Ok(chosen)
+    }
+
+    fn enter_level(&mut self, level: u8, field: &Field<'_>) -> Chosen {
+        let runs = field.level_runs[usize::from(level)];
+        if level == 0 {
+            if runs < self.policy.level_0_runs {
+                return Chosen::Nothing;
+            }
+            self.oldest.clear();
+            self.order_end = field.next_order;
+            (self.at, self.phase) = (start_of(0), Phase::Collect);
+        } else if runs > self.policy.runs_max(level) {
+            let rank = Rank { order: 0, first: self.cursors[usize::from(level)] };
+            (self.at, self.skipped) = (manifest::key(level, &rank), 0);
+            self.phase = Phase::Upper { level, wrapped: false };
+        } else {
+            self.phase = Phase::Level(level - 1);
+        }
+        Chosen::Step
+    }
+
+    /// Looks at the run of this level under the cursor.
+    fn find_upper(
+        &mut self,
+        level: u8,
+        wrapped: bool,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<(), Stop> {
+        let run = field.manifest.next(&self.at, cache, pins)?.filter(|run| run.level == level);
+        let Some(run) = run else {
+            if wrapped || self.skipped > field.level_runs[usize::from(level)] {
+                self.phase = Phase::Level(level - 1);
+            } else {
+                (self.at, self.phase) = (start_of(level), Phase::Upper { level, wrapped: true });
+            }
+            return Ok(());
+        };
+        self.skipped += 1;
+        if self.skipped > 2 * field.level_runs[usize::from(level)] {
+            self.phase = Phase::Level(level - 1);
+            return Ok(());
+        }
+        self.at = manifest::key_after(&run.key()).unwrap_or(self.at);
+        if !field.busy.contains(&run.id()) {
+            let next = super::range::after(&run.range().first);
+            self.cursors[usize::from(level)] = next.unwrap_or(Key::MIN.into());
+            self.choice.uppers.clear();
+            self.choice.uppers.push(run).expect("there is room for one");
+            self.merge_down(level);
+        }
+        Ok(())
+    }
+
+    /// The uppers are chosen: goes on with the level below.
+    fn merge_down(&mut self, level: u8) {
+        self.choice.lowers.clear();
+        (self.choice.target, self.choice.tail_after) = (level + 1, None);
+        self.phase = Phase::Lowers;
+    }
+
+    /// Looks for the next run of the level below that lies between the ends of the uppers.
+    fn find_lower(
+        &mut self,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Chosen, Stop> {
+        let target = self.choice.target;
+        let uppers = self.choice.uppers.iter().map(Run::range);
+        let hull = uppers.reduce(|a, b| a.hull(&b)).expect("chosen before");
+        let found = match self.choice.lowers.last() {
+            None => self.first_lower(&hull, field, cache, pins)?,
+            Some(last) => match manifest::key_after(&last.key()) {
+                Some(from) => field.manifest.next(&from, cache, pins)?,
+                None => None,
+            },
+        };
+        let found = found.filter(|run| run.level == target && run.range().overlaps(&hull));
+        let Some(run) = found else {
+            self.phase = Phase::Deeper(target + 1);
+            return Ok(Chosen::Step);
+        };
+        if let Some(last) = self.choice.lowers.last()
+            && last.range().last >= run.range().first
+        {
+            return Err(field.manifest.corrupt(Corruption::Order).into());
+        }
+        if field.busy.contains(&run.id()) && !self.choice.lowers.is_full() {
+            // Level 0 has no other choice.
+            let level = target - 1;
+            if level == 0 {
+                return Ok(Chosen::Nothing);
+            }
+            self.phase = Phase::Upper { level, wrapped: false };
+            return Ok(Chosen::Step);
+        }
+        if let Err(_too_many) = self.choice.lowers.push(run) {
+            self.choice.tail_after = self.choice.lowers.last().map(|last| last.range().last);
+            self.phase = Phase::Deeper(target + 1);
+        }
+        Ok(Chosen::Step)
+    }
+
+    /// The first run of the level below that may lie between the ends.
+    fn first_lower(
+        &self,
+        hull: &KeyRange,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Run>, Stop> {
+        let target = self.choice.target;
+        let floor = field.manifest.floor(target, &hull.first, cache, pins)?;
+        if floor.is_some_and(|run| run.range().overlaps(hull)) {
+            return Ok(floor);
+        }
+        let from = manifest::key(target, &Rank { order: 0, first: hull.first });
+        field.manifest.next(&from, cache, pins)
+    }
+
+    /// Looks whether a deeper level has anything that a tombstone might have to hide.
+    fn look_deeper(
+        &mut self,
+        level: u8,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Chosen, Stop> {
+        self.choice.drop_tombstones = usize::from(level) >= LEVELS;
+        if !self.choice.drop_tombstones {
+            let hull = self.choice.hull();
+            let floor = field.manifest.floor(level, &hull.last, cache, pins)?;
+            if floor.is_none_or(|run| !run.range().overlaps(&hull)) {
+                self.phase = Phase::Deeper(level + 1);
+                return Ok(Chosen::Step);
+            }
+        }
+        self.phase = Phase::Chosen;
+        Ok(Chosen::Choice)
+    }
+
+    /// Notes the next run of level 0, if it is one of the oldest.
+    fn collect(
+        &mut self,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Chosen, Stop> {
+        let run = field.manifest.next(&self.at, cache, pins)?.filter(|run| run.level == 0);
+        let Some(run) = run else { return Ok(self.choose_oldest(field)) };
+        self.at = manifest::key_after(&run.key()).unwrap_or(start_of(1));
+        if run.order >= self.order_end {
+            return Ok(Chosen::Step);
+        }
+        let at = self.oldest.partition_point(|other| other.rank() < run.rank());
+        if self.oldest.is_full() && at < UPPERS_MAX {
+            self.oldest.pop();
+        }
+        if at < UPPERS_MAX {
+            self.oldest.insert(at, run).expect("there is room");
+        }
+        Ok(Chosen::Step)
+    }
+
+    fn choose_oldest(&mut self, field: &Field<'_>) -> Chosen {
+        #[cfg(test)]
+        if super::tests::LEVEL_0_OUT_OF_ORDER.get() && !self.oldest.is_empty() {
+            self.oldest.remove(0);
+        }
+        let Policy { level_0_blocks, small_blocks, .. } = self.policy;
+        let idle = |run: &Run| !field.busy.contains(&run.id());
+        let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
+        let ready = self.oldest.iter().take_while(|run| idle(run)).count();
+        let enough = (1..=ready).find(|&count| blocks(&self.oldest[..count]) >= level_0_blocks);
+        let count = enough.unwrap_or(ready);
+        if count > 0 && count <= UPPERS_DOWN_MAX {
+            self.choose_aged(0, count);
+            self.merge_down(0);
+            return Chosen::Step;
+        }
+        // Too many small ones, or an older merge is still on its way: join neighbours in age.
+        let small = |run: &&Run| run.entry.blocks() < small_blocks && idle(run);
+        let skipped = self.oldest.iter().take_while(|run| !small(run)).count();
+        let small = self.oldest[skipped..].iter().take_while(small).count();
+        let joined = (1..=small)
+            .take_while(|count| blocks(&self.oldest[skipped..][..*count]) <= level_0_blocks);
+        let joined = joined.count();
+        if joined >= UPPERS_DOWN_MAX {
+            self.choose_aged(skipped, joined);
+            self.choice.lowers.clear();
+            (self.choice.target, self.choice.tail_after) = (0, None);
+            (self.choice.drop_tombstones, self.phase) = (false, Phase::Chosen);
+            return Chosen::Choice;
+        }
+        if ready == 0 {
+            return Chosen::Nothing;
+        }
+        self.choose_aged(0, ready.min(UPPERS_DOWN_MAX));
+        self.merge_down(0);
+        Chosen::Step
+    }
+
+    /// Chooses so many of the oldest, from this one on. Fewer if that would take apart runs of one
+    /// order, unless all are: what is made of them gets that order, and could not be told from
+    /// those left, which are newer than the rest of it.
+    fn choose_aged(&mut self, from: usize, count: usize) {
+        let runs = &self.oldest[from..];
+        let splits = |count: &usize| match runs.get(*count) {
+            Some(next) => runs[*count - 1].order == next.order,
+            // There may be more that were not collected.
+            None => self.oldest.is_full() && *count == runs.len(),
+        };
+        let whole = (1..=count).rev().find(|count| !splits(count));
+        self.choice.uppers.clear();
+        self.choice.uppers.extend(runs[..whole.unwrap_or(count)].iter().copied());
+    }
+}
