@@ -303,8 +303,8 @@ impl<'m> Cache<'m> {
         Err(self.wait_for(id, pins))
     }
 
-    /// Starts to read a block of a run that will be wanted soon, if it isn't there and nobody is short
-    /// of frames. A hint: nothing depends on it.
+    /// Starts to read a block of a run that will be wanted soon, if it isn't there and nobody is
+    /// short of frames. A hint: nothing depends on it.
     pub fn hint_run(&mut self, at: &RunBlock, magic: Magic) {
         let spare = self.waiters.frames.is_empty() && self.idle.len() > self.limits.pins;
         if spare && self.find(at.blkno).is_none() {
@@ -427,8 +427,8 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// Drops the pins that the present run has not obtained. For jobs that have got on, and will not
-    /// ask for what was behind them again.
+    /// Drops the pins that the present run has not obtained. For jobs that have got on, and will
+    /// not ask for what was behind them again.
     pub fn drop_leftovers(&mut self, pins: &mut Pins<'_>) {
         while pins.len > pins.cursor {
             pins.len -= 1;

@@ -10,8 +10,8 @@
 //!   manifest ---> choose ---> merge ---> blocks, and a change of the manifest
 //! ```
 //!
-//! All of it works on a [block cache](crate::block) and on space the caller gives, on a server as on a
-//! mount, whose cache only reads.
+//! All of it works on a [block cache](crate::block) and on space the caller gives, on a server as
+//! on a mount, whose cache only reads.
 //!
 //! # Invariants
 //!

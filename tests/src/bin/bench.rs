@@ -1,5 +1,5 @@
-//! Benchmarks: each measures something of ours and something to compare it with, in one run, so that
-//! a slow or busy machine shows in both.
+//! Benchmarks: each measures something of ours and something to compare it with, in one run, so
+//! that a slow or busy machine shows in both.
 //!
 //! ```text
 //! bench [NAME]...
