@@ -1,3 +1,5 @@
+//! Histories of runs and merges against a map, under faults of the cache and the device.
+
 extern crate std;
 
 use super::KeyRange;
