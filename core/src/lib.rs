@@ -23,6 +23,7 @@ pub mod error;
 pub mod format;
 pub mod lock;
 pub mod lsm;
+pub mod mkfs;
 pub mod mutant;
 pub mod net;
 pub mod node;
