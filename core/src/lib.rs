@@ -17,6 +17,7 @@ pub mod alloc;
 pub mod arena;
 pub mod block;
 pub mod btree;
+pub mod check;
 pub mod client;
 pub mod crc32c;
 pub mod error;
