@@ -4,7 +4,9 @@
 //! `OUTRIDER_BLESS=1 cargo test -p outrider-core --test format_document` rewrites the offsets and
 //! sizes in the document; what a field means is written by hand.
 
-use outrider_core::format::{Record, block, btree, item, key, records, root, run, super_block};
+use outrider_core::format::{
+    Record, block, btree, item, key, quorum, records, root, run, super_block,
+};
 use std::fmt::Write as _;
 
 /// The table of one record: a heading, then a row for each field, meanings taken from `document`.
@@ -70,6 +72,7 @@ records! {
     super_block::SuperBlock,
     super_block::ClusterLimits,
     super_block::VoterSlot,
+    quorum::QuorumBlock,
     root::RootBlock,
     root::Extent,
     btree::BlockRef,

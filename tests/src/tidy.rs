@@ -62,6 +62,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("server", ON_ALL),
     ("client", ON_ALL),
     ("check", ON_LOGS),
+    ("mkfs", &["format", "block", "btree", "alloc", "lsm", "txn"]),
 ];
 
 /// Words that no code of core and hal contains outside tests, with what is wrong about them.

@@ -245,20 +245,29 @@ fn an_interrupted_mkfs_leaves_no_volume_or_a_clean_one() {
         let mut disk = start.clone();
         make(&mut disk, &recipe(), 8).unwrap();
         let (mut olds, mut news) = (0, 0);
-        let mut now = start;
+        let (mut now, mut flushed) = (start.clone(), start);
         let steps = core::mem::take(&mut disk.steps);
         for step in &steps {
-            if let Step::Write(blkno, block) = step {
-                now.blocks.insert(*blkno, block.clone());
+            // All that was written is there; or, of what was not flushed, only the last write.
+            let mut only = flushed.clone();
+            match step {
+                Step::Write(blkno, block) => {
+                    now.blocks.insert(*blkno, block.clone());
+                    only.blocks.insert(*blkno, block.clone());
+                }
+                Step::Flush => flushed = now.clone(),
             }
-            let Some(volume) = found(&now) else { continue };
-            assert_eq!(check(&mut now, &volume).0, []);
-            match volume.fsid() {
-                5 => olds += 1,
-                _ => news += 1,
+            for cut in [&mut now, &mut only, &mut flushed] {
+                let Some(volume) = found(cut) else { continue };
+                assert_eq!(check(cut, &volume).0, []);
+                match volume.fsid() {
+                    5 => olds += 1,
+                    _ => news += 1,
+                }
             }
         }
-        assert_eq!((olds, news), (0, 2), "the last write, and the flush behind it");
+        // The old one: while its super block's end may be lost. The new one: from the last write on.
+        assert!(olds <= 1 && news >= 4, "{olds} {news}");
     }
 }
 

@@ -80,29 +80,39 @@ impl Image {
         Ok(block)
     }
 
-    /// The volume on the device, by its super block.
-    pub(crate) fn volume(&self) -> Result<Super, Failure> {
+    fn verify(&self) -> Result<Result<Super, SuperError>, Failure> {
         if self.blocks <= SUPER_BLKNO.0 {
-            return Err(self.no_volume());
+            return Ok(Err(SuperError::NoVolume));
         }
         let block = self.read(SUPER_BLKNO)?;
-        let verified = Unverified::new(&block).verify(SUPER_BLKNO, self.blocks);
-        verified.map_err(|error| self.explain(error))
+        Ok(Unverified::new(&block).verify(SUPER_BLKNO, self.blocks))
     }
 
-    /// The volume on the device, by its super block or else its spare.
+    /// The volume on the device, by its super block.
+    pub(crate) fn volume(&self) -> Result<Super, Failure> {
+        self.verify()?.map_err(|error| self.explain(error))
+    }
+
+    /// The volume on the device, by its super block, or by the spare if that is damaged.
     pub(crate) fn volume_or_spare(&self) -> Result<Super, Failure> {
-        let failure = match self.volume() {
+        let error = match self.verify()? {
             Ok(volume) => return Ok(volume),
-            Err(failure) => failure,
+            Err(error) => error,
         };
-        if self.blocks <= SUPER_BLKNO.0 || self.read(SUPER_BLKNO)?.0 == [0; BLOCK_BYTES] {
-            // mkfs was interrupted, or this was wiped on purpose.
-            return Err(failure);
+        let damaged = match error {
+            SuperError::Corrupt(_) => true,
+            // Zeroes are no damage: mkfs was interrupted, or somebody wiped it.
+            SuperError::NoVolume => {
+                self.blocks > SUPER_BLKNO.0 && self.read(SUPER_BLKNO)?.0 != [0; BLOCK_BYTES]
+            }
+            SuperError::UnknownFeatures(_) | SuperError::Truncated { .. } => false,
+        };
+        if !damaged {
+            return Err(self.explain(error));
         }
         let at = spare_blkno(self.blocks);
         let spare = self.read(at)?;
-        Unverified::new(&spare).verify(at, self.blocks).map_err(|_| failure)
+        Unverified::new(&spare).verify(at, self.blocks).map_err(|_| self.explain(error))
     }
 
     fn no_volume(&self) -> Failure {

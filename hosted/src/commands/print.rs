@@ -230,7 +230,7 @@ impl Volume {
         Slot::ALL.into_iter().map(show).collect()
     }
 
-    fn ring(&self) -> Result<Vec<(BlockNo, Result<Option<Root>, Corruption>)>, Failure> {
+    fn ring(&self) -> Result<Vec<Place>, Failure> {
         let (volume, blocks) = (self.found.volume(), self.found.blocks());
         let read = |at| {
             let blkno = ROOT_BLKNO.plus(at);
@@ -257,7 +257,7 @@ impl Volume {
 
     fn roots(&self) -> Result<Value, Failure> {
         let newest = self.newest().ok().map(|root| root.rank());
-        let show = |(blkno, root): (BlockNo, Result<Option<Root>, Corruption>)| match root {
+        let show = |(blkno, root): Place| match root {
             Ok(None) => None,
             Err(what) => Some(json!({ "blkno": blkno.0, "damaged": corruption(what) })),
             Ok(Some(root)) => {
@@ -402,6 +402,9 @@ impl Volume {
         self.image.read(run.entry.extent().start().plus(index.into()))
     }
 }
+
+/// A block of the ring, and what stands there: nothing, a root, or something else.
+type Place = (BlockNo, Result<Option<Root>, Corruption>);
 
 /// What is shown of a list's key.
 type Show = fn(&[u8]) -> Result<Value, Corruption>;
