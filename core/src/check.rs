@@ -13,26 +13,26 @@
 //!   tree, that both free trees hold the same and add up to `free_blocks`, the runs of each level,
 //!   and that runs of levels from 1 up don't overlap.
 //! * Every block of every run, and every item by itself: order, index, filter, key, value.
-//! * That every block of the volume is in exactly one place: free, freed, lent, quarantined, a reserve,
-//!   a node, a run, or a file. Blocks in two are told as doubles, blocks in none as leaks.
+//! * That every block of the volume is in exactly one place: free, freed, lent, quarantined, a
+//!   reserve, a node, a run, or a file. Blocks in two are told as doubles, blocks in none as leaks.
 //!
-//! What items must have in common (an entry's three items, a directory's counts, which version of an
-//! item counts) is not checked. So blocks that any version of a file's extent names are no leaks, and
-//! a file's blocks are not looked at for doubles.
+//! What items must have in common (an entry's three items, a directory's counts, which version of
+//! an item counts) is not checked. So blocks that any version of a file's extent names are no
+//! leaks, and a file's blocks are not looked at for doubles.
 //!
 //! # Invariants
 //!
 //! * It ends, whatever the blocks hold: nodes are visited once, runs are bounded.
-//! * What is damaged is told, and checking goes on beside it. Leaks are told only if everything that
-//!   could have named the blocks was read.
+//! * What is damaged is told, and checking goes on beside it. Leaks are told only if everything
+//!   that could have named the blocks was read.
 //! * Memory is three bits for each block of the volume, and a fixed part, whatever is on it.
 //! * A step looks at one node, item, record or extent, or passes once over the bits.
 //!
-//! A root that was being written when power failed can't be told from one that was damaged later: both
-//! are told, as what stands in the ring beside the newest root.
+//! A root that was being written when power failed can't be told from one that was damaged later:
+//! both are told, as what stands in the ring beside the newest root.
 //!
-//! What this module deliberately doesn't know: how to repair anything, and whether someone writes to
-//! the volume meanwhile.
+//! What this module deliberately doesn't know: how to repair anything, and whether someone writes
+//! to the volume meanwhile.
 
 mod map;
 mod records;

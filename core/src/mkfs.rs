@@ -1,4 +1,5 @@
-//! Makes a volume: the fixed blocks, and a first commit that holds free space and the root directory.
+//! Makes a volume: the fixed blocks, and a first commit that holds free space and the root
+//! directory.
 //!
 //! ```text
 //!  Unmake ----> Clear -------> Record -------> Commit ------> Spare -----> Publish ----> done
@@ -9,15 +10,16 @@
 //!
 //! # Invariants
 //!
-//! * Until the last write nobody finds a volume: what stood in the place of the super block is gone,
-//!   durably, before anything else is overwritten, and the new one is written when all it leads to is
-//!   durable. So a volume that was there is whole or gone, and the new one is whole or not there.
+//! * Until the last write nobody finds a volume: what stood in the place of the super block is
+//!   gone, durably, before anything else is overwritten, and the new one is written when all it
+//!   leads to is durable. So a volume that was there is whole or gone, and the new one is whole or
+//!   not there.
 //! * Trees and root are made by the same [`Store`] that serves the volume later; only the run of
 //!   the root directory and the fixed blocks are written from here.
 //! * Any failed transfer ends it. Nothing is tried again, and nothing is written after it.
 //!
-//! What this module deliberately doesn't know: what stood on the device before, and who is to be asked
-//! whether that may go.
+//! What this module deliberately doesn't know: what stood on the device before, and who is to be
+//! asked whether that may go.
 
 use crate::arena::{Arena, ArenaFull};
 use crate::block::{Limits, Pins, RequestId};

@@ -1,6 +1,7 @@
 //! The commands, as they are typed.
 //!
-//! What this module deliberately doesn't know: how a volume is made or checked, which the core does.
+//! What this module deliberately doesn't know: how a volume is made or checked, which the core
+//! does.
 
 mod check;
 mod device;

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! * Every error is one line on stderr that names what to do, and a status that isn't 0.
-//! * Called as `mkfs.outrider` or `fsck.outrider` it is the command of that name, so that `mkfs -t`,
-//!   `fsck -t` and fstab work.
+//! * Called as `mkfs.outrider` or `fsck.outrider` it is the command of that name, so that `mkfs
+//!   -t`, `fsck -t` and fstab work.
 //!
 //! What this file deliberately doesn't know: what the commands do.
 

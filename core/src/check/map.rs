@@ -4,8 +4,8 @@
 //! # Invariants
 //!
 //! * Three bits for each block of the volume, and nothing else that grows with it.
-//! * An edge is toggled where a free extent begins and behind its last block, by both free trees. So
-//!   edges are left exactly where a block is free in one tree and not in the other.
+//! * An edge is toggled where a free extent begins and behind its last block, by both free trees.
+//!   So edges are left exactly where a block is free in one tree and not in the other.
 //!
 //! What this module deliberately doesn't know: whose a block is.
 

@@ -252,8 +252,8 @@ fn an_interrupted_mkfs_leaves_no_volume_or_a_clean_one() {
             let mut only = flushed.clone();
             match step {
                 Step::Write(blkno, block) => {
-                    now.blocks.insert(*blkno, block.clone());
-                    only.blocks.insert(*blkno, block.clone());
+                    now.blocks.insert(*blkno, (**block).clone());
+                    only.blocks.insert(*blkno, (**block).clone());
                 }
                 Step::Flush => flushed = now.clone(),
             }

@@ -13,6 +13,7 @@ use crate::format::super_block::{Identity, Super, Unverified};
 use crate::format::{Block, BlockNo};
 use crate::node::{Action, Event, More, Node};
 use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, IoError};
+use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
@@ -30,7 +31,7 @@ pub(crate) struct Disk {
 
 #[derive(Clone)]
 pub(crate) enum Step {
-    Write(u64, Block),
+    Write(u64, Box<Block>),
     Flush,
 }
 
@@ -47,7 +48,7 @@ impl Disk {
             BlockOp::Write(blkno, block) => {
                 assert!(blkno.0 < BLOCKS);
                 self.blocks.insert(blkno.0, block.clone());
-                self.steps.push(Step::Write(blkno.0, block.clone()));
+                self.steps.push(Step::Write(blkno.0, Box::new(block.clone())));
             }
             BlockOp::Flush => self.steps.push(Step::Flush),
         }

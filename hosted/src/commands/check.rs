@@ -21,8 +21,8 @@ const OPERATION: u8 = 8;
 
 /// Check a volume that is not mounted; nothing is changed.
 ///
-/// Exits with 0 if nothing is wrong, 4 if errors were found, 8 if the check could not be made, and 16
-/// if the command line is wrong, as fsck(8) says.
+/// Exits with 0 if nothing is wrong, 4 if errors were found, 8 if the check could not be made, and
+/// 16 if the command line is wrong, as fsck(8) says.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Report as JSON.

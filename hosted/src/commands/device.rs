@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! * Who only reads opens the device read-only.
-//! * Who writes holds the device for itself: a block device is opened exclusively, and either kind is
-//!   locked, so that two programs never make a volume on it at one time.
+//! * Who writes holds the device for itself: a block device is opened exclusively, and either kind
+//!   is locked, so that two programs never make a volume on it at one time.
 //!
 //! What this module deliberately doesn't know: what is read and written.
 

@@ -36,8 +36,8 @@ pub(crate) struct Options {
     /// The volume's UUID; random if not given.
     #[arg(short = 'U', value_name = "UUID", value_parser = parse_uuid)]
     uuid: Option<Uuid>,
-    /// Make a sparse file of this size, or give the file this size: a number of bytes, or one with K,
-    /// M, G or T behind it.
+    /// Make a sparse file of this size, or give the file this size: a number of bytes, or one with
+    /// K, M, G or T behind it.
     #[arg(short = 's', value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
     /// The block device or file.
