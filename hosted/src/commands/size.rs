@@ -26,7 +26,10 @@ pub(crate) fn show(bytes: u64) -> String {
     let one = 1u64 << (10 * unit);
     match bytes % one {
         0 => format!("{} {}", bytes / one, units[unit]),
-        rest => format!("{}.{} {}", bytes / one, rest / (one / 10).max(1) % 10, units[unit]),
+        rest => {
+            let tenths = u128::from(rest) * 10 / u128::from(one);
+            format!("{}.{tenths} {}", bytes / one, units[unit])
+        }
     }
 }
 
