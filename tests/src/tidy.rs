@@ -62,7 +62,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("server", ON_ALL),
     ("client", ON_ALL),
     ("check", ON_LOGS),
-    ("mkfs", ON_ALL),
+    ("mkfs", &["format", "block", "btree", "alloc", "lsm", "txn"]),
 ];
 
 /// Files of core that are compiled for tests only, although their names don't say so.

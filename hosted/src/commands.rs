@@ -1,0 +1,88 @@
+//! The commands, as they are typed.
+//!
+//! What this module deliberately doesn't know: how a volume is made or checked, which the core
+//! does.
+
+mod check;
+mod device;
+mod items;
+mod mkfs;
+mod pages;
+mod print;
+mod report;
+mod signature;
+mod size;
+
+use clap::{Parser, Subcommand};
+use outrider_core::error::Corruption;
+
+/// Status of a command line that isn't understood.
+pub(crate) const USAGE: u8 = 2;
+/// The same for `check`, as fsck(8) has it.
+pub(crate) const FSCK_USAGE: u8 = 16;
+
+/// A cluster file system on one shared block device.
+#[derive(Debug, Parser)]
+#[command(name = "outrider", version, about, max_term_width = 100, subcommand_required = true)]
+pub(crate) struct Program {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Mkfs(mkfs::Options),
+    Print(print::Options),
+    Check(check::Options),
+    Completions(pages::CompletionsOptions),
+    Man(pages::ManOptions),
+}
+
+impl Command {
+    /// What they are called.
+    pub(crate) const NAMES: [&str; 5] = ["mkfs", "print", "check", "completions", "man"];
+}
+
+/// Why a command ended.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The status of the process.
+    pub(crate) status: u8,
+    /// One line for people, with what to do.
+    pub(crate) what: String,
+}
+
+impl Failure {
+    /// With the usual status.
+    pub(crate) fn new(what: impl Into<String>) -> Failure {
+        Failure { status: 1, what: what.into() }
+    }
+}
+
+/// Carries out a command; its status.
+pub(crate) fn run(program: Program) -> Result<u8, Failure> {
+    match program.command {
+        Command::Mkfs(options) => mkfs::run(&options).map(|()| 0),
+        Command::Print(options) => print::run(&options).map(|()| 0),
+        Command::Check(options) => check::run(&options),
+        Command::Completions(options) => pages::completions(&options).map(|()| 0),
+        Command::Man(options) => pages::man(&options).map(|()| 0),
+    }
+}
+
+/// The name of a check that failed, in reports: stable.
+pub(crate) const fn corruption(what: Corruption) -> &'static str {
+    match what {
+        Corruption::Checksum => "checksum",
+        Corruption::Kind => "kind",
+        Corruption::Volume => "volume",
+        Corruption::Misdirected => "misdirected",
+        Corruption::Stale => "stale",
+        Corruption::Bounds => "bounds",
+        Corruption::Order => "order",
+        Corruption::Level => "level",
+        Corruption::Reserved => "reserved",
+        Corruption::Value => "value",
+        Corruption::Mismatch => "mismatch",
+    }
+}
