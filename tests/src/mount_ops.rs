@@ -194,7 +194,7 @@ impl<'m> Mount<'m> {
             retries: 200,
         };
         lock_limits.validate().expect("they go together");
-        let limits = fs::Limits { inodes: 600, handles: 64 };
+        let limits = fs::Limits { inodes: 4096, handles: 4096 };
         Mount {
             id,
             items: ItemCache::carve(arena, &item_limits).expect("measured"),

@@ -151,13 +151,13 @@ pub enum Step {
 }
 
 /// Why a run stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "as for steps")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Wait(Wait),
     Fail(OpError),
     Ask(u32),
-    Transfer(Transfer),
+    /// For [`Task::transfer`].
+    Transfer,
     Zero(super::op::Extent),
 }
 
@@ -230,6 +230,8 @@ pub struct Task {
     pair: Option<Pair>,
     walk: Option<Walk>,
     moving: Moving,
+    /// The transfer to ask for.
+    transfer: Option<Transfer>,
     /// Bytes read, written or listed so far.
     progress: u32,
     /// Where an append goes, or a search is.
@@ -270,6 +272,7 @@ impl Task {
             pair: None,
             walk: None,
             moving: Moving::No,
+            transfer: None,
             progress: 0,
             at: None,
             zeroed: 0,
@@ -328,7 +331,10 @@ impl<'m> Fs<'m> {
             Err(Stop::Fail(error)) => Err(error),
             Err(Stop::Wait(wait)) => return Step::Wait(wait),
             Err(Stop::Ask(gid)) => return Step::AskMember(gid),
-            Err(Stop::Transfer(transfer)) => return Step::Transfer(transfer),
+            Err(Stop::Transfer) => {
+                let transfer = task.transfer.take();
+                return Step::Transfer(transfer.expect("it was just made"));
+            }
             Err(Stop::Zero(extent)) => return Step::Zero(extent),
         };
         self.give_up(cx, task);

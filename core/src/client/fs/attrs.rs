@@ -117,7 +117,7 @@ impl Run<'_, '_, '_, '_> {
             }
         }
         if let Some(uid) = set.uid {
-            refuse(!self.is_root() && !(owner && uid == inode.uid))?;
+            refuse(!(self.is_root() || owner && uid == inode.uid))?;
         }
         if let Some(gid) = set.gid {
             refuse(!owner || !(gid == inode.gid || self.is_member(gid)?))?;

@@ -109,7 +109,8 @@ impl Run<'_, '_, '_, '_> {
         to: u64,
     ) -> Result<Reply, Stop> {
         self.task.moving = Moving::Under((to - from) as u32);
-        Err(Stop::Transfer(Transfer { direction, extents }))
+        self.task.transfer = Some(Transfer { direction, extents });
+        Err(Stop::Transfer)
     }
 
     pub(super) fn write(
@@ -219,7 +220,7 @@ impl Run<'_, '_, '_, '_> {
         };
         let last = FileBlock(first.0 + run.len - 1);
         let (old, _) = self.extents_near(ino, first, last)?;
-        let patch = Patch::plan(old, first, last, Change::Fill(run.first));
+        let patch = Patch::plan(&old, first, last, Change::Fill(run.first));
         self.fs.changes.clear();
         self.put_patch(ino, &patch);
         self.commit()?;
@@ -237,7 +238,7 @@ impl Run<'_, '_, '_, '_> {
         let (first, last) = (FileBlock(from / BLOCK), FileBlock((to - 1) / BLOCK));
         let (old, reached) = self.extents_near(ino, first, last)?;
         assert!(reached >= last, "a transfer names fewer extents than a patch");
-        let patch = Patch::plan(old, first, last, Change::Write);
+        let patch = Patch::plan(&old, first, last, Change::Write);
         new.size = new.size.max(to);
         new.data_version += 1;
         self.touch(&mut new);
@@ -369,7 +370,7 @@ impl Run<'_, '_, '_, '_> {
             };
             let (first, last) = (FileBlock(inode.size.div_ceil(BLOCK)), FileBlock::MAX);
             let (old, reached) = self.extents_near(ino, first, last)?;
-            let patch = Patch::plan(old, first, reached, Change::Free);
+            let patch = Patch::plan(&old, first, reached, Change::Free);
             let new = Inode { truncating: reached < last, ..inode };
             self.apply_patch(ino, &inode, new, &patch)?;
         }

@@ -90,9 +90,9 @@ impl Run<'_, '_, '_, '_> {
                 if self.task.held.contains(name) || self.task.held.len() < HOLDS_MAX {
                     break;
                 }
-                let spare = self.task.held.iter().copied();
-                let spare = spare.filter(|held| wanted.iter().all(|(name, _)| name != held));
-                let spare = spare.last().expect("no more is wanted than can be held");
+                let held = self.task.held.iter().rev().copied();
+                let mut spare = held.filter(|held| wanted.iter().all(|(name, _)| name != held));
+                let spare = spare.next().expect("no more is wanted than can be held");
                 self.release(&spare);
             }
             let (now, op, class) = (self.cx.now, self.cx.op, self.cx.class);

@@ -73,17 +73,12 @@ fn part(extent: &FileExtent, first: u64, last: u64) -> Option<FileExtent> {
 
 impl Patch {
     /// Plans a change of the blocks from `first` to `last`. `old` are all extents that hold one of
-    /// them, in order, and may be their neighbours.
+    /// them, in order, at most [`PATCH_MAX`]; and may be their neighbours.
     #[must_use]
-    pub fn plan(
-        old: Vec<FileExtent, PATCH_MAX>,
-        first: FileBlock,
-        last: FileBlock,
-        change: Change,
-    ) -> Patch {
+    pub fn plan(old: &[FileExtent], first: FileBlock, last: FileBlock, change: Change) -> Patch {
         let new = Vec::new();
-        let mut patch =
-            Patch { old: old.clone(), new, freed: Vec::new(), online: 0, offline_gone: 0 };
+        let old_list = Vec::from_slice(old).expect("no more were asked for");
+        let mut patch = Patch { old: old_list, new, freed: Vec::new(), online: 0, offline_gone: 0 };
         let (first, last) = (first.0, last.0);
         let mut filling = match change {
             Change::Fill(at) => Some(FileExtent {
@@ -93,7 +88,7 @@ impl Patch {
             }),
             Change::Write | Change::Blank | Change::Free => None,
         };
-        for extent in &old {
+        for extent in old {
             if extent.first().0 > last
                 && let Some(filled) = filling.take()
             {

@@ -76,13 +76,13 @@ impl Run<'_, '_, '_, '_> {
         let tail = (end - end % BLOCK).max(head);
         self.zero(ino, tail, end, 2)?;
         let Some(last) = last else { return Ok(()) };
-        while first <= last {
+        loop {
             let from = self.task.at.map_or(first, FileBlock);
             if from > last {
-                break;
+                return Ok(());
             }
             let (old, reached) = self.extents_near(ino, from, last)?;
-            let patch = Patch::plan(old, from, reached, change);
+            let patch = Patch::plan(&old, from, reached, change);
             if patch.old != patch.new {
                 let inode = self.file(ino)?;
                 self.apply_patch(ino, &inode, inode, &patch)?;
@@ -90,7 +90,6 @@ impl Run<'_, '_, '_, '_> {
             // What is behind has been seen to; it may have extents again, but reserved ones.
             self.task.at = Some(reached.0 + 1);
         }
-        Ok(())
     }
 
     /// Reserves blocks for all holes in a range.
