@@ -3,5 +3,6 @@
 //! What this module deliberately doesn't know: the server. The two meet in messages and on the
 //! device, never in code.
 
+pub mod fs;
 pub mod items;
 pub mod op;

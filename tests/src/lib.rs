@@ -18,6 +18,7 @@ pub mod disk;
 pub mod faults;
 pub mod image;
 pub mod model;
+pub mod mount_ops;
 pub mod net;
 pub mod node;
 pub mod puppet;
