@@ -322,7 +322,8 @@ pub struct Transaction<'p> {
     /// The manifest it was written over.
     pub root_commit: CommitNo,
     runs: &'p [RunRecord],
-    /// What it used of the client's loans; runs' own blocks included.
+    /// What it used of the client's loans of data blocks and inode numbers. Its runs say themselves
+    /// which blocks and numbers they have.
     pub used: Extents<'p>,
     /// What it freed.
     pub freed: Extents<'p>,
