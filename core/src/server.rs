@@ -37,12 +37,12 @@ use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
 use crate::format::super_block::Super;
-use crate::format::wire::{ErrorCode, Kind};
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
     Statfs, Status, TransactionDone,
 };
+use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::net::{self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, SessionId};
 use crate::node::{Action, Event, More, Node};
@@ -53,7 +53,7 @@ use blake2::{Blake2s256, Digest};
 use core::time::Duration;
 use heapless::Deque;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
-use requests::{Context, Halt, LoanState, Progress, Scratch};
+use requests::{Context, Halt, Progress, Scratch};
 use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
 
 /// Actions decided on and not yet given out.
@@ -64,6 +64,9 @@ const RUNS_PER_STEP: u32 = 64;
 const STORE_STEPS: u32 = 64;
 /// Extents entered into the free trees for each commit.
 const TIDY_PER_COMMIT: u32 = 16;
+/// Transfers submitted again, after they failed, for each commit. A flush never is: it would not tell
+/// that what the one before it lost is there.
+const RETRIES_MAX: u32 = 64;
 /// The flush before a resignation. The voter's tags lie between the store's and this.
 const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
 
@@ -135,6 +138,8 @@ pub struct Counters {
     pub elections: u64,
     /// Terms in which it came to serve.
     pub terms_served: u64,
+    /// Terms that ended against its will: its lease was over, or another leads.
+    pub terms_lost: u64,
     /// Commits confirmed.
     pub commits: u64,
     /// Transactions and loans carried out, those answered again included.
@@ -187,6 +192,10 @@ pub struct Server<'m> {
     closes: Deque<StreamId, 16>,
     /// Requests of the store, and the last flush, that have not completed.
     in_flight: u32,
+    /// Reads and writes that failed, and are to be submitted again.
+    retries: Deque<Completion<'m>, 16>,
+    /// How many more may be, until the next commit is confirmed.
+    retries_left: u32,
     /// Something was written since the term began.
     written: bool,
     stable: Stable,
@@ -248,6 +257,8 @@ impl<'m> Server<'m> {
             actions: Deque::new(),
             closes: Deque::new(),
             in_flight: 0,
+            retries: Deque::new(),
+            retries_left: 0,
             written: false,
             stable: Stable::default(),
             commit_at: None,
@@ -309,6 +320,10 @@ impl<'m> Server<'m> {
         self.links.begin(Term::NONE);
         self.unlisten |= matches!(self.phase, Phase::Serving(_));
         (self.commit_at, self.unconfirmed, self.listen_at) = (None, None, None);
+        while let Some(failed) = self.retries.pop_front() {
+            self.in_flight -= 1;
+            self.store.handle_completion(failed);
+        }
         self.phase = Phase::Draining { flush: self.written.then_some(Instant(0)) };
     }
 
@@ -343,6 +358,7 @@ impl<'m> Server<'m> {
             match notice {
                 Notice::Elected(term) => {
                     self.counters.elections += 1;
+                    self.retries_left = RETRIES_MAX;
                     self.store.load();
                     self.phase = Phase::Loading(term);
                 }
@@ -354,6 +370,7 @@ impl<'m> Server<'m> {
                     }
                 }
                 Notice::Deposed(..) => {
+                    self.counters.terms_lost += 1;
                     self.end_term();
                     if self.phase == Phase::Following {
                         self.voter.resign(now);
@@ -369,6 +386,7 @@ impl<'m> Server<'m> {
     fn on_confirmed(&mut self, now: Instant, commit: CommitNo) {
         self.store.confirm(commit);
         self.confirmed = commit;
+        self.retries_left = RETRIES_MAX;
         self.counters.commits += 1;
         self.stable.confirmed = self.stable.closed;
         self.tidy_left = TIDY_PER_COMMIT;
@@ -402,8 +420,8 @@ impl<'m> Server<'m> {
         slot.stage = Stage::Free;
         let client = slot.client;
         let answer = match &slot.work {
-            Work::Loan(state) => {
-                let lent = Extents::new(&state.lent).expect("of our own making");
+            Work::Loan => {
+                let lent = Extents::new(&slot.loan.lent).expect("of our own making");
                 ServerAnswer::Loan(Loan { number: slot.number, lent })
             }
             Work::Transaction { seq_next } => {
@@ -459,7 +477,7 @@ impl<'m> Server<'m> {
             // Without the records there is no serving.
             Work::Load { .. } => self.end_term(),
             Work::Tidy => self.tidy_left = 0,
-            Work::Loan(_) | Work::Transaction { .. } => {}
+            Work::Loan | Work::Transaction { .. } => {}
         }
     }
 
@@ -500,7 +518,7 @@ impl<'m> Server<'m> {
                 slot.stage = Stage::Free;
                 return;
             }
-            Work::Loan(state) => state.commit,
+            Work::Loan => slot.loan.commit,
             Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell => {
                 open.expect("it has just changed it")
             }
@@ -526,7 +544,7 @@ impl<'m> Server<'m> {
 
     fn carry_out(&mut self, index: usize) -> Result<Progress, Halt> {
         let Server { table, members, store, scratch, stable, config, tidy_left, .. } = self;
-        let Place { work, pins, payload, payload_len, client, .. } = &mut table.slots[index];
+        let Place { work, loan, pins, payload, payload_len, client, .. } = &mut table.slots[index];
         let scratch = scratch.as_deref_mut().expect("carved");
         let volume_blocks = config.volume.blocks();
         let payload = &payload[..*payload_len];
@@ -549,9 +567,9 @@ impl<'m> Server<'m> {
                 *client = new;
                 Ok(Progress::Done)
             }
-            Work::Loan(state) => match ClientRequest::parse(Kind::Loan, payload) {
+            Work::Loan => match ClientRequest::parse(Kind::Loan, payload) {
                 Ok(ClientRequest::Loan(request)) => {
-                    requests::loan(&mut cx, *client, &request, state)
+                    requests::loan(&mut cx, *client, &request, loan)
                 }
                 _ => Err(Halt::Refuse(ErrorCode::Invalid)),
             },
@@ -662,9 +680,7 @@ impl<'m> Server<'m> {
                 ClientRequest::Transaction(request) => {
                     (Ok(Work::Transaction { seq_next: Seq(0) }), request.number)
                 }
-                ClientRequest::Loan(request) => {
-                    (Ok(Work::Loan(LoanState::default())), request.number)
-                }
+                ClientRequest::Loan(request) => (Ok(Work::Loan), request.number),
                 ClientRequest::Farewell if known.is_some() => (Ok(Work::Farewell), 0),
                 ClientRequest::Farewell => (Err(Outcome::Done(ServerAnswer::Farewell)), 0),
                 ClientRequest::Release(_) => (Err(Outcome::Done(ServerAnswer::Release)), 0),
@@ -757,7 +773,8 @@ impl<'m> Server<'m> {
     }
 
     fn step_requests(&mut self, now: Instant) -> More {
-        let tidying = |slot: &Place<'_>| slot.stage != Stage::Free && matches!(slot.work, Work::Tidy);
+        let tidying =
+            |slot: &Place<'_>| slot.stage != Stage::Free && matches!(slot.work, Work::Tidy);
         let serving = matches!(self.phase, Phase::Serving(_));
         if serving
             && self.tidy_left > 0
@@ -832,7 +849,9 @@ impl<'m> Server<'m> {
 
     /// Whether the leader of a term is proven gone: its slot says that it has resigned.
     fn is_gone(&self, term: Term) -> bool {
-        let Some(slot) = Slot::new(term.slot()).filter(|_| term != Term::NONE) else { return false };
+        let Some(slot) = Slot::new(term.slot()).filter(|_| term != Term::NONE) else {
+            return false;
+        };
         let ballot = self.voter.sight(slot).ballot();
         ballot.is_some_and(|ballot| !ballot.state.is_active() && ballot.held >= term)
     }
@@ -851,6 +870,11 @@ impl<'m> Server<'m> {
             } else if self.listen_at.is_some_and(|at| at <= now) {
                 self.listen_at = None;
                 self.act(Action::Listen(self.endpoint));
+            } else if self.is_in_office()
+                && self.voter.may_act(now)
+                && let Some(Completion { tag, op, .. }) = self.retries.pop_front()
+            {
+                self.act(Action::Block(BlockRequest { tag, op }));
             } else if self.is_in_office()
                 && self.voter.may_act(now)
                 && let Some(request) = self.store.poll_request()
@@ -886,6 +910,14 @@ impl<'m> Server<'m> {
             self.on_flushed(now, &done);
         } else if done.tag.0 >= Store::TAGS {
             self.voter.handle_completion(now, done);
+        } else if done.result.is_err()
+            && !matches!(done.op, BlockOp::Flush)
+            && self.is_in_office()
+            && self.retries_left > 0
+            && !self.retries.is_full()
+        {
+            self.retries_left -= 1;
+            assert!(self.retries.push_back(done).is_ok(), "it is not full");
         } else {
             self.in_flight -= 1;
             self.store.handle_completion(done);
@@ -960,7 +992,8 @@ impl<'m> Node<'m> for Server<'m> {
             | Phase::Serving(_) => None,
         };
         let commit = self.commit_at.filter(|_| self.store.open_commit().is_some());
-        let due = [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
+        let due =
+            [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
         due.into_iter().flatten().min()
     }
 

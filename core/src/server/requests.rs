@@ -635,7 +635,10 @@ pub(super) fn next_client(
 }
 
 /// The open transaction that follows this one, and whose it is.
-pub(super) fn next_open(cx: &mut Context<'_, '_>, after: Seq) -> Result<Option<(Seq, ClientId)>, Halt> {
+pub(super) fn next_open(
+    cx: &mut Context<'_, '_>,
+    after: Seq,
+) -> Result<Option<(Seq, ClientId)>, Halt> {
     let (trees, cache) = (&cx.store.trees, &mut cx.store.cache);
     let from = OpenSeqKey { seq: after.next().0.into(), client: 0.into() };
     match trees.open_seqs.next(from.as_bytes(), cache, cx.pins)?.map(|item| open_seq(item.key)) {

@@ -28,7 +28,7 @@ pub(super) enum Work {
     /// Records a new client.
     Greet { stream: StreamId, nonce: [u8; 16], client: ClientId },
     /// A loan.
-    Loan(LoanState),
+    Loan,
     /// A transaction; the next one's number, once it was carried out.
     Transaction { seq_next: Seq },
     /// A farewell.
@@ -54,6 +54,8 @@ pub(super) struct Slot<'m> {
     pub(super) pins: Pins<'m>,
     pub(super) stage: Stage,
     pub(super) work: Work,
+    /// How far a loan is.
+    pub(super) loan: LoanState,
     pub(super) client: ClientId,
     pub(super) asked: Option<(SessionId, Ticket)>,
     /// The client's number for it.
@@ -119,18 +121,14 @@ impl<'m> Table<'m> {
             pins: pins[index as usize].take().expect("as many as slots"),
             stage: Stage::Free,
             work: Work::Tidy,
+            loan: LoanState::default(),
             client: ClientId(0),
             asked: None,
             number: 0,
             payload: bytes.next().expect("as many as slots"),
             payload_len: 0,
         })?;
-        Ok(Table {
-            slots,
-            queue: arena.slice(count, |_| 0)?,
-            queue_at: 0,
-            queue_len: 0,
-        })
+        Ok(Table { slots, queue: arena.slice(count, |_| 0)?, queue_at: 0, queue_len: 0 })
     }
 
     /// Begins a request, which can run from now on.
@@ -141,6 +139,7 @@ impl<'m> Table<'m> {
         slot.id.generation = slot.id.generation.wrapping_add(1);
         slot.pins.begin(slot.id);
         (slot.work, slot.client, slot.asked, slot.payload_len) = (work, client, None, 0);
+        slot.loan = LoanState::default();
         self.ready(index);
         Ok(index)
     }

@@ -153,6 +153,7 @@ pub struct Servers {
     log: Rc<RefCell<Log>>,
     seen: BTreeMap<(HostId, u32), Counters>,
     confirmed: (Term, CommitNo),
+    history: BTreeMap<CommitNo, Term>,
     censuses: u64,
 }
 
@@ -161,7 +162,8 @@ impl Servers {
     #[must_use]
     pub fn new(log: Rc<RefCell<Log>>) -> Servers {
         let confirmed = (Term::NONE, CommitNo(0));
-        Servers { log, seen: BTreeMap::new(), confirmed, censuses: 0 }
+        let (seen, history) = (BTreeMap::new(), BTreeMap::new());
+        Servers { log, seen, confirmed, history, censuses: 0 }
     }
 
     fn check(&mut self, world: &World, root: &Root) -> Result<(), String> {
@@ -169,8 +171,8 @@ impl Servers {
         let mut census = Census::new(world);
         census.take(root)?;
         let log = self.log.borrow();
-        let mut files: BTreeSet<u64> = BTreeSet::new();
-        let mut stamps: BTreeMap<u64, [u8; 16]> = BTreeMap::new();
+        // How often each block was used by transactions, and not freed.
+        let mut files: BTreeMap<u64, i64> = BTreeMap::new();
         let mut runs: BTreeSet<u64> = BTreeSet::new();
         for (client, answered) in &log.answered {
             let there = census.clients.get(client).map(|record| record.transaction.get());
@@ -194,41 +196,35 @@ impl Servers {
                 continue;
             }
             runs.extend(&planned.runs);
-            for blkno in planned.used.iter().flat_map(|&(start, len)| start..start + len) {
-                files.insert(blkno);
-                stamps.insert(blkno, Log::stamp(*client, *number));
+            let stamp = Log::stamp(*client, *number);
+            for extent in planned.runs.iter().filter_map(|run| census.runs.get(run)) {
+                // Written and flushed before the transaction was sent.
+                let blocks = extent.start().0..extent.end().0;
+                let mut blocks = blocks.map(|blkno| world.disk().content(BlockNo(blkno)));
+                if !blocks.all(|block| block.0.starts_with(&stamp)) {
+                    return Err(format!("{extent:?} of client {client} holds something else"));
+                }
             }
-        }
-        for ((client, number), planned) in &log.planned {
-            let done = census.clients.get(client).map_or(u64::MAX, |r| r.transaction.get());
-            if *number <= done {
-                for blkno in planned.freed.iter().flat_map(|&(start, len)| start..start + len) {
-                    // A block may have been used again since by somebody who comes later here.
-                    let owner = stamps.get(&blkno);
-                    if owner.is_some_and(|stamp| owned_before(stamp, *client, *number)) {
-                        files.remove(&blkno);
-                    }
+            for (extents, change) in [(&planned.used, 1), (&planned.freed, -1)] {
+                for blkno in extents.iter().flat_map(|&(start, len)| start..start + len) {
+                    *files.entry(blkno).or_default() += change;
                 }
             }
         }
-        if runs != census.runs {
-            let wrong: Vec<_> = runs.symmetric_difference(&census.runs).collect();
+        let found: BTreeSet<u64> = census.runs.keys().copied().collect();
+        if runs != found {
+            let wrong: Vec<_> = runs.symmetric_difference(&found).collect();
             return Err(format!("runs that should, or should not, be there: {wrong:?}"));
         }
         census.files(&files)
     }
 }
 
-/// Whether this stamp is one of the same client, and of an earlier transaction.
-fn owned_before(stamp: &[u8; 16], client: ClientId, number: u64) -> bool {
-    (0..number).any(|earlier| *stamp == Log::stamp(client, earlier))
-}
-
 struct Census<'w> {
     world: &'w World,
     owners: Vec<Option<&'static str>>,
     clients: BTreeMap<ClientId, ClientRecord>,
-    runs: BTreeSet<u64>,
+    runs: BTreeMap<u64, Extent>,
 }
 
 type Visit<'a> = dyn FnMut(&mut Census<'_>, &[u8], &[u8]) -> Result<(), String> + 'a;
@@ -236,7 +232,7 @@ type Visit<'a> = dyn FnMut(&mut Census<'_>, &[u8], &[u8]) -> Result<(), String> 
 impl<'w> Census<'w> {
     fn new(world: &'w World) -> Census<'w> {
         let owners = vec![None; BLOCKS as usize];
-        Census { world, owners, clients: BTreeMap::new(), runs: BTreeSet::new() }
+        Census { world, owners, clients: BTreeMap::new(), runs: BTreeMap::new() }
     }
 
     fn add(&mut self, extent: Extent, owner: &'static str) -> Result<(), String> {
@@ -316,7 +312,7 @@ impl<'w> Census<'w> {
         }
         self.tree(&fields.manifest, &mut |census, _, value| {
             let entry = ManifestEntry::ref_from_bytes(value).map_err(|_| "an entry")?;
-            if !census.runs.insert(entry.run.get()) {
+            if census.runs.insert(entry.run.get(), entry.extent()).is_some() {
                 return Err(format!("run {} is there twice", entry.run()));
             }
             census.add(entry.extent(), "a run")
@@ -338,8 +334,14 @@ impl<'w> Census<'w> {
     }
 
     /// What is left must be the files', all of it.
-    fn files(&mut self, files: &BTreeSet<u64>) -> Result<(), String> {
-        files.iter().try_for_each(|blkno| self.add(Extent::new(BlockNo(*blkno), 1), "a file"))?;
+    fn files(&mut self, files: &BTreeMap<u64, i64>) -> Result<(), String> {
+        for (blkno, uses) in files {
+            match uses {
+                0 => {}
+                1 => self.add(Extent::new(BlockNo(*blkno), 1), "a file")?,
+                _ => return Err(format!("block {blkno} is in {uses} files")),
+            }
+        }
         let mut all = FIRST_BLKNO.0..spare_blkno(BLOCKS).0;
         match all.find(|blkno| self.owners[*blkno as usize].is_none()) {
             Some(blkno) => Err(format!("block {blkno} has leaked")),
@@ -364,8 +366,18 @@ impl Checker for Servers {
             return Ok(());
         }
         let Some(root) = server.store().root().copied() else { return Ok(()) };
-        if root.rank() <= self.confirmed {
-            return Err(format!("{:?} is confirmed after {:?}", root.rank(), self.confirmed));
+        // A leader that was stopped after it had looked for claims confirms late what its successor has
+        // read. So commits may be confirmed out of order, but they are one history.
+        let (term, commit) = root.rank();
+        let before = self.history.range(..commit).next_back().is_some_and(|(_, of)| *of > term);
+        let after =
+            self.history.range(commit..).next().is_some_and(|(at, of)| *at == commit || *of < term);
+        if before || after {
+            return Err(format!("{term} has confirmed {commit}, against {:?}", self.confirmed));
+        }
+        self.history.insert(commit, term);
+        if root.rank() < self.confirmed {
+            return Ok(());
         }
         self.confirmed = root.rank();
         self.check(world, &root)
@@ -389,6 +401,7 @@ impl Checker for Servers {
         vec![
             ("elections", sum(|counters| counters.elections)),
             ("terms served", sum(|counters| counters.terms_served)),
+            ("terms lost", sum(|counters| counters.terms_lost)),
             ("commits confirmed", sum(|counters| counters.commits)),
             ("requests dropped", sum(|counters| counters.dropped)),
             ("listen failures", sum(|counters| counters.listen_failures)),

@@ -221,10 +221,8 @@ struct Mounting {
     log: Rc<RefCell<Log>>,
 }
 
-const LINK: LinkLimits = LinkLimits {
-    session: SessionLimits { asks_max: 8, answers_max: 16 },
-    line: LineLimits::MIN,
-};
+const LINK: LinkLimits =
+    LinkLimits { session: SessionLimits { asks_max: 8, answers_max: 16 }, line: LineLimits::MIN };
 
 /// What the link, the watcher and the runs are carved from.
 fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
@@ -599,11 +597,11 @@ impl Mount {
         if !dialing && self.link.is_parted() && self.link.is_idle() {
             self.start_over();
         }
-        if !dialing
-            && self.dial_at <= now
-            && self.link.is_idle()
-            && let Some(leader) = self.watcher.leader()
-        {
+        if dialing || self.dial_at > now {
+            return;
+        }
+        self.dial_at = now.plus(100 * MILLI);
+        if let Some(leader) = self.watcher.leader().filter(|_| self.link.is_idle()) {
             self.attempts_ever += 1;
             self.attempt = Some(self.attempts_ever);
             let (attempt, to) = (self.attempts_ever, leader.endpoint);
@@ -663,7 +661,8 @@ impl Node<'static> for Mount {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let work = (self.link.is_up() && !self.waits).then_some(self.next_at);
+        let works = self.link.is_up() && !self.waits && !self.link.is_parted();
+        let work = works.then_some(self.next_at);
         let dial = (self.stream.is_none() && self.attempt.is_none()).then_some(self.dial_at);
         let times = [work, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
         times.into_iter().flatten().min()

@@ -195,7 +195,10 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 8] {
         ("answer release", ServerAnswer::Release),
         ("answer transaction", ServerAnswer::Transaction(done)),
         ("answer loan", ServerAnswer::Loan(Loan { number: 4, lent })),
-        ("answer root", ServerAnswer::Root(RootNow { root: root(), seq_stable, seq_open: Seq(0xab) })),
+        (
+            "answer root",
+            ServerAnswer::Root(RootNow { root: root(), seq_stable, seq_open: Seq(0xab) }),
+        ),
         ("answer statfs", ServerAnswer::Statfs(statfs)),
         ("answer farewell", ServerAnswer::Farewell),
         ("answer status", ServerAnswer::Status(status)),

@@ -2,10 +2,10 @@
 
 use super::super::{Malformed, named, reserved, take, whole};
 use super::Emitter;
+use crate::error::Corruption;
 use crate::format::layout::BLOCKS_MAX;
 use crate::format::records::ManifestEntry;
 use crate::format::{BlockNo, CommitNo, Seq};
-use crate::error::Corruption;
 use crate::record;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -238,11 +238,8 @@ impl ExtentRecord {
 
     fn parse(&self) -> Result<Extent, Malformed> {
         reserved(&self.reserved)?;
-        let extent = Extent {
-            pool: pool(self.pool)?,
-            start: self.start.get(),
-            count: self.count.get(),
-        };
+        let extent =
+            Extent { pool: pool(self.pool)?, start: self.start.get(), count: self.count.get() };
         extends(extent.start, extent.count)?;
         Ok(extent)
     }
