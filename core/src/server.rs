@@ -14,16 +14,17 @@
 //!
 //! * All that a term has in memory dies with it: requests are dropped unanswered, connections are
 //!   closed, and the next term starts from the disk.
-//! * Nothing is submitted for the store, nothing taken from a client and nothing answered unless the
-//!   voter says that the server may act, asked with the time of this very step.
-//! * What changes the volume is answered when the commit it joined is durable *and* a reading of the
-//!   claims that began after that shows no later leader. Nobody can connect before that holds for
+//! * Nothing is submitted for the store, nothing taken from a client and nothing answered unless
+//!   the voter says that the server may act, asked with the time of this very step.
+//! * What changes the volume is answered when the commit it joined is durable *and* a reading of
+//!   the claims that began after that shows no later leader. Nobody can connect before that holds
+//! for
 //!   the first commit of the term.
-//! * Requests that joined a commit are answered in the order of commits; one commit is shared by all
-//!   that came while the one before it was under way.
+//! * Requests that joined a commit are answered in the order of commits; one commit is shared by
+//!   all that came while the one before it was under way.
 //!
-//! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no locks
-//! and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
+//! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no
+//! locks and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
 
 mod limits;
 mod requests;
@@ -64,8 +65,8 @@ const RUNS_PER_STEP: u32 = 64;
 const STORE_STEPS: u32 = 64;
 /// Extents entered into the free trees for each commit.
 const TIDY_PER_COMMIT: u32 = 16;
-/// Transfers submitted again, after they failed, for each commit. A flush never is: it would not tell
-/// that what the one before it lost is there.
+/// Transfers submitted again, after they failed, for each commit. A flush never is: it would not
+/// tell that what the one before it lost is there.
 const RETRIES_MAX: u32 = 64;
 /// The flush before a resignation. The voter's tags lie between the store's and this.
 const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
@@ -656,7 +657,8 @@ impl<'m> Server<'m> {
                 None => {
                     let pending = self.table.slots.iter().any(|slot| {
                         slot.stage != Stage::Free
-                            && matches!(slot.work, Work::Greet { nonce, .. } if nonce == greeting.nonce)
+                            && matches!(slot.work,
+                                Work::Greet { nonce, .. } if nonce == greeting.nonce)
                     });
                     if pending {
                         return Err(ErrorCode::Busy);

@@ -28,8 +28,8 @@ pub enum LimitsError {
     Reserve,
 }
 
-/// Blocks that the largest plan, a transaction's, may obtain. Each tree's updates share the upper part
-/// of their paths.
+/// Blocks that the largest plan, a transaction's, may obtain. Each tree's updates share the upper
+/// part of their paths.
 ///
 /// | for | blocks |
 /// |---|---|

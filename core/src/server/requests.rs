@@ -3,11 +3,13 @@
 //! # Invariants
 //!
 //! * Each plans all it changes, reserves, and applies: one plan for each [`Progress`].
-//! * A transaction is one plan. A loan, a farewell and the reading of the clients take several, each of
-//!   which leaves the trees in a state that is right by itself: a loan's record then holds a whole
+//! * A transaction is one plan. A loan, a farewell and the reading of the clients take several,
+//!   each of which leaves the trees in a state that is right by itself: a loan's record then holds
+//! a whole
 //!   answer that lends less, a leaving client's record goes last.
-//! * A numbered request is carried out if its number follows the one in the client's record, and the same
-//!   plan stores that number and the answer. The stored number is answered again; any other is
+//! * A numbered request is carried out if its number follows the one in the client's record, and
+//!   the same plan stores that number and the answer. The stored number is answered again; any
+//! other is
 //!   refused. One that is refused has changed nothing, and not used its number.
 //! * What a request says is checked against what the trees say, never the other way round.
 //!
@@ -119,8 +121,8 @@ pub(super) struct Context<'a, 'm> {
 }
 
 impl Context<'_, '_> {
-    /// The number of the commit that the request would join. While there is none, nothing it plans is
-    /// reserved either.
+    /// The number of the commit that the request would join. While there is none, nothing it plans
+    /// is reserved either.
     fn commit(&self) -> CommitNo {
         self.store.open_commit().unwrap_or(CommitNo(u64::MAX))
     }
@@ -335,8 +337,8 @@ fn take(
     Ok(())
 }
 
-/// A free extent for runs: what is free from the cursor on, or, where that is too short, the shortest
-/// that will do, or the longest.
+/// A free extent for runs: what is free from the cursor on, or, where that is too short, the
+/// shortest that will do, or the longest.
 fn find_from_cursor(
     wanted: u64,
     trees: &Trees,
@@ -438,8 +440,8 @@ pub(super) fn transaction(
     Ok((seq_next, Some(stable)))
 }
 
-/// Where a run stands in level 0. The number of the transaction that was opened when it was recorded
-/// counts up with each that is.
+/// Where a run stands in level 0. The number of the transaction that was opened when it was
+/// recorded counts up with each that is.
 fn run_key(first: crate::format::key::KeyBytes, opened: Seq, index: usize) -> ManifestKey {
     let order = opened.0 * RUNS_MAX as u64 + index as u64;
     ManifestKey { level: 0, first, order: order.into() }

@@ -4,7 +4,8 @@
 //!
 //! * A request that can run is in the queue once, and those in it run in its order: first come,
 //!   first served.
-//! * What a request has of the cache is released when it joins a commit, ends, or dies with its term.
+//! * What a request has of the cache is released when it joins a commit, ends, or dies with its
+//!   term.
 //!
 //! What this module deliberately doesn't know: what requests do.
 

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! * The lists of a client and pool are numbered from 0 without gaps, and together ascend.
-//! * They are [`PARTS_MAX`] at the most, so that a request which changes all pools of a client still
-//!   is one plan.
+//! * They are [`PARTS_MAX`] at the most, so that a request which changes all pools of a client
+//!   still is one plan.
 //! * A set is read, changed in memory, and written whole: what was taken out is out, and what could
 //!   not be taken out or does not fit has changed nothing in the tree.
 //!
@@ -23,8 +23,8 @@ use zerocopy::IntoBytes;
 pub const PARTS_MAX: usize = 3;
 /// Extents of one client and pool.
 pub const EXTENTS_MAX: usize = PARTS_MAX * LIST_MAX;
-/// With this many extents a client is lent no more of the pool: the rest is room for the holes that its
-/// transactions make.
+/// With this many extents a client is lent no more of the pool: the rest is room for the holes that
+/// its transactions make.
 pub const EXTENTS_HIGH: usize = EXTENTS_MAX / 2;
 
 /// The set does not allow it.
@@ -185,12 +185,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_is_a_set(changes in prop::collection::vec((any::<bool>(), 0u64..600, 1u64..9), 0..400)) {
+        fn a_set_is_a_set(
+            changes in prop::collection::vec((any::<bool>(), 0u64..600, 1u64..9), 0..400),
+        ) {
             let mut loans = Loans::default();
             let mut model: BTreeSet<u64> = BTreeSet::new();
             for (add, start, len) in changes {
                 let extent = Extent::new(BlockNo(start), len);
-                let held = (start..start + len).filter(|blkno| model.contains(blkno)).count() as u64;
+                let held = (start..start + len).filter(|blkno| model.contains(blkno));
+                let held = held.count() as u64;
                 let result = if add { loans.add(extent) } else { loans.remove(extent) };
                 match result {
                     Ok(()) if add => model.extend(start..start + len),

@@ -1,11 +1,14 @@
-//! What a metadata server must keep, looked at with each commit that a server has confirmed: every block
-//! is in one place, every numbered request happened once or not at all, and what was answered is there.
+//! What a metadata server must keep, looked at with each commit that a server has confirmed: every
+//! block is in one place, every numbered request happened once or not at all, and what was answered
+//! is there.
 //!
 //! # Invariants
 //!
-//! * The census is taken of the root a server has confirmed, from the blocks a reader would see then.
-//! * A client's record says up to which number its transactions happened. The files' extents and the runs
-//!   that must be there follow from the logged requests up to that number, and from nothing else.
+//! * The census is taken of the root a server has confirmed, from the blocks a reader would see
+//!   then.
+//! * A client's record says up to which number its transactions happened. The files' extents and
+//!   the runs that must be there follow from the logged requests up to that number, and from
+//! nothing else.
 
 use crate::check::Checker;
 use crate::scenario::server::{BLOCKS, FAREWELLS, Mount, volume};
@@ -366,8 +369,8 @@ impl Checker for Servers {
             return Ok(());
         }
         let Some(root) = server.store().root().copied() else { return Ok(()) };
-        // A leader that was stopped after it had looked for claims confirms late what its successor has
-        // read. So commits may be confirmed out of order, but they are one history.
+        // A leader that was stopped after it had looked for claims confirms late what its successor
+        // has read. So commits may be confirmed out of order, but they are one history.
         let (term, commit) = root.rank();
         let before = self.history.range(..commit).next_back().is_some_and(|(_, of)| *of > term);
         let after =

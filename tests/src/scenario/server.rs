@@ -1,17 +1,17 @@
 //! A metadata server, a second voter, and mounts that speak the bare protocol.
 //!
-//! Each mount greets, borrows space, writes the blocks of its runs to the device, flushes, and records
-//! them in numbered transactions that also free some of the data it used before; after a number of
-//! those it says farewell, and comes back as another client. The servers take turns as they crash, pause
-//! and come back.
+//! Each mount greets, borrows space, writes the blocks of its runs to the device, flushes, and
+//! records them in numbered transactions that also free some of the data it used before; after a
+//! number of those it says farewell, and comes back as another client. The servers take turns as
+//! they crash, pause and come back.
 //!
 //! # Invariants
 //!
-//! * A request is logged before it is sent, and sent again unchanged: what a number stands for is known
-//!   to the checker whatever becomes of the mount.
+//! * A request is logged before it is sent, and sent again unchanged: what a number stands for is
+//!   known to the checker whatever becomes of the mount.
 //!
-//! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of the
-//! one before has ended.
+//! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of
+//! the one before has ended.
 
 use crate::check::server::{Log, Servers};
 use crate::faults::{Fault, FaultSet, Promise};

@@ -16,8 +16,8 @@ pub const RUNS_MAX: usize = 8;
 pub const USED_MAX: usize = 128;
 /// Most extents that a transaction frees.
 pub const FREED_MAX: usize = 254;
-/// Most extents that are lent at once: as many as leave the answer room in the value of a tree's item,
-/// where the client's record keeps it.
+/// Most extents that are lent at once: as many as leave the answer room in the value of a tree's
+/// item, where the client's record keeps it.
 pub const LOAN_EXTENTS_MAX: usize = 48;
 /// Most extents that one loan request gives back.
 pub const RETURNED_MAX: usize = 64;
