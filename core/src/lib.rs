@@ -30,4 +30,5 @@ pub mod net;
 pub mod node;
 pub mod pump;
 pub mod quorum;
+pub mod server;
 pub mod txn;

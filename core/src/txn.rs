@@ -3,8 +3,10 @@
 //! * [`trees`]: all the trees and counters that a root leads to.
 //! * [`store`]: the commits that make new versions of them durable.
 //! * [`settle`]: what a commit does last: it finds the space for the next one.
+//! * [`loans`]: what a client is lent of one pool.
 //! * [`takeover`]: what a term does first: it puts out of use what others may still write.
 
+pub mod loans;
 pub mod settle;
 pub mod store;
 pub mod takeover;

@@ -9,6 +9,7 @@
 
 pub mod counter;
 pub mod scrub;
+pub mod server;
 
 use crate::time::Time;
 use crate::trace::HostId;

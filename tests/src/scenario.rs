@@ -8,6 +8,7 @@
 
 pub mod counter;
 pub mod scrub;
+pub mod server;
 
 use crate::check::Violation;
 use crate::faults::{Coverage, FaultSet};
@@ -29,7 +30,7 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[counter::SCENARIO, scrub::SCENARIO];
+pub const ALL: &[Scenario] = &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO];
 
 /// What came of a run.
 #[derive(Debug, Clone)]

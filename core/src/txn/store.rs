@@ -329,6 +329,29 @@ impl<'m> Store<'m> {
         self.settling.next_list()
     }
 
+    /// The number that [`next_freed_list`](Self::next_freed_list) would give: what a plan counts on.
+    #[must_use]
+    pub fn freed_lists(&self) -> u32 {
+        self.settling.lists()
+    }
+
+    /// Forgets the term and all it changed; what is durable is found again by [`load`](Self::load).
+    /// Every request must have been released, and nothing of the store's may be in flight.
+    pub fn reset(&mut self) {
+        let returned = self.root_buffer.is_some() && self.ring_buffers.iter().all(Option::is_some);
+        assert!(returned && self.cache.in_flight() == 0, "a request is in flight");
+        self.cache.release(&mut self.pins);
+        self.pins.begin(self.job);
+        self.cache.reset(self.volume.volume());
+        self.trees = Trees::empty(self.volume.blocks());
+        (self.front, self.tail) = (Front::Closed, Tail::Idle);
+        (self.root, self.sealed, self.wanted, self.event) = (None, None, None, None);
+        (self.commit_wanted, self.exhausted, self.runnable) = (false, false, false);
+        self.term = Term::NONE;
+        self.settling = Settling::default();
+        self.reserve.clear();
+    }
+
     /// What has happened. Once it has failed it says nothing else.
     pub fn poll_event(&mut self) -> Option<StoreEvent> {
         self.event.take()

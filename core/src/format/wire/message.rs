@@ -38,8 +38,8 @@ pub use lock::{
 pub use space::{
     Extent, ExtentRecord, Extents, FREED_MAX, LOAN_EXTENTS_MAX, Loan, LoanRecord, LoanRequest,
     LoanRequestRecord, ManifestRoot, Pool, RETURNED_MAX, RUNS_MAX, Recall, RecallRecord, RootNow,
-    RootNowRecord, RootRecord, Run, RunRecord, Transaction, TransactionDone, TransactionDoneRecord,
-    TransactionRecord, USED_MAX, ZONES, ZoneRange,
+    RootNowRecord, RootRecord, RunRecord, Transaction, TransactionDone, TransactionDoneRecord,
+    TransactionRecord, USED_MAX,
 };
 pub use status::{Statfs, StatfsRecord, Status, StatusRecord};
 

@@ -9,21 +9,23 @@ use super::message::{
     ClientAnswer, ClientRequest, Emitter, Extent, ExtentRecord, Extents, FREED_MAX, HELD_LOCKS_MAX,
     HeldLock, HeldLocks, KEY_BYTES, KeyBytes, KeyMode, LOAN_EXTENTS_MAX, Loan, LoanRequest,
     LockGrant, LockMode, LockRequest, ManifestRoot, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX,
-    Recall, RootNow, Run, RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction,
-    TransactionDone, USED_MAX, ZoneRange,
+    Recall, RootNow, RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction,
+    TransactionDone, USED_MAX,
 };
 use super::{
     BODY_BYTES_MAX, ErrorCode, Frame, FrameHeader, Kind, Malformed, Message, PAYLOAD_BYTES_MAX,
     Part, Party, RECORD_MAGIC, RecordHeader,
 };
-use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, RunId, Seq, Term};
+use crate::format::key::Key;
+use crate::format::records::ManifestEntry;
+use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, Seq, Term};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::format;
 use std::string::String;
 use std::vec;
 use std::vec::Vec;
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 const GOLDEN: &str = include_str!("golden/version1.hex");
 
@@ -80,15 +82,20 @@ fn extents() -> Vec<ExtentRecord> {
 }
 
 fn run() -> RunRecord {
-    let range = ZoneRange { first: key(1), last: key(2) };
-    RunRecord::new(&Run {
-        id: RunId(77),
-        start: BlockNo(0x2000),
-        blocks: 9,
-        items: 1000,
-        bytes: 30_000,
-        zones: [Some(&range), None, Some(&range), None],
-    })
+    let mut entry = ManifestEntry::new_zeroed();
+    entry.run = 77.into();
+    entry.blkno = 0x2000.into();
+    entry.items = 1000.into();
+    entry.tombstones = 10.into();
+    entry.item_blocks = 7.into();
+    entry.index_blocks = 1.into();
+    entry.filter_blocks = 1.into();
+    for (zone, ino) in [(0, 5), (2, 7)] {
+        let key = |ino| Key { zone: zone + 1, first: ino, ..Key::MIN };
+        entry.zones[usize::from(zone)].append(&key(ino).into());
+        entry.zones[usize::from(zone)].append(&key(ino + 1).into());
+    }
+    RunRecord::new(&entry)
 }
 
 fn greeting() -> Greeting {
@@ -188,7 +195,10 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 8] {
         ("answer release", ServerAnswer::Release),
         ("answer transaction", ServerAnswer::Transaction(done)),
         ("answer loan", ServerAnswer::Loan(Loan { number: 4, lent })),
-        ("answer root", ServerAnswer::Root(RootNow { root: root(), seq_stable })),
+        (
+            "answer root",
+            ServerAnswer::Root(RootNow { root: root(), seq_stable, seq_open: Seq(0xab) }),
+        ),
         ("answer statfs", ServerAnswer::Statfs(statfs)),
         ("answer farewell", ServerAnswer::Farewell),
         ("answer status", ServerAnswer::Status(status)),
@@ -388,11 +398,13 @@ fn meaningless_values_are_refused() {
     assert_eq!(refused("request lock", 29, 1), Malformed::Reserved);
     assert_eq!(refused("request transaction", 0, 0), Malformed::Zero);
     assert_eq!(refused("request transaction", 31, 1), Malformed::Reserved);
-    // A run without zones, with a zone that doesn't exist, with one that its ranges deny.
-    assert_eq!(refused("request transaction", 64, 0), Malformed::Value);
-    assert_eq!(refused("request transaction", 64, 0x15), Malformed::Value);
-    assert_eq!(refused("request transaction", 64, 1), Malformed::Reserved);
-    assert_eq!(refused("request transaction", 72, 9), Malformed::Range);
+    // A run without a number, outside of any volume, with bytes that mean nothing, and with a zone
+    // that isn't one.
+    assert_eq!(refused("request transaction", 32, 0), Malformed::Value);
+    assert_eq!(refused("request transaction", 32 + 15, 1), Malformed::Range);
+    assert_eq!(refused("request transaction", 32 + 30, 1), Malformed::Reserved);
+    assert_eq!(refused("request transaction", 32 + 32, 9), Malformed::Range);
+    assert_eq!(refused("request transaction", 32 + 255, 1), Malformed::Reserved);
     // An extent of nothing, and one of no pool.
     assert_eq!(refused("request loan", 32 + 8, 0), Malformed::Range);
     assert_eq!(refused("request loan", 32 + 12, 9), Malformed::Value);

@@ -1,8 +1,11 @@
 //! Payloads about transactions, runs and space.
 
 use super::super::{Malformed, named, reserved, take, whole};
-use super::{Emitter, KeyBytes};
-use crate::format::{BlockNo, CommitNo, RunId, Seq};
+use super::Emitter;
+use crate::error::Corruption;
+use crate::format::layout::BLOCKS_MAX;
+use crate::format::records::ManifestEntry;
+use crate::format::{BlockNo, CommitNo, Seq};
 use crate::record;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -13,12 +16,11 @@ pub const RUNS_MAX: usize = 8;
 pub const USED_MAX: usize = 128;
 /// Most extents that a transaction frees.
 pub const FREED_MAX: usize = 254;
-/// Most extents that are lent at once.
-pub const LOAN_EXTENTS_MAX: usize = 64;
+/// Most extents that are lent at once: as many as leave the answer room in the value of a tree's
+/// item, where the client's record keeps it.
+pub const LOAN_EXTENTS_MAX: usize = 48;
 /// Most extents that one loan request gives back.
 pub const RETURNED_MAX: usize = 64;
-/// Zones of the key space. A run states its first and last key in each.
-pub const ZONES: usize = 4;
 
 record! {
     /// Where the manifest is.
@@ -47,32 +49,12 @@ record! {
         reserved: [u8; 3],
     }
 
-    /// First and last key in a zone, both of which exist; zero when there are none.
-    pub struct ZoneRange [54] {
-        /// The least.
-        first: KeyBytes,
-        /// The greatest.
-        last: KeyBytes,
-    }
-
-    /// A sorted run that was written.
+    /// A sorted run that was written, as the manifest is to name it.
     pub struct RunRecord [256] {
-        /// Its id, from the client's loan.
-        id: U64,
-        /// Its first block.
-        start: U64,
-        /// Bytes of its items.
-        bytes: U64,
-        /// Its blocks: items, index and filter, one after the other.
-        blocks: U32,
-        /// Its items, deletions included.
-        items: U32,
-        /// Which zones it has keys in: bit n is zone n.
-        zones: u8,
+        /// Its id from the client's loan, where it stands, and its keys.
+        entry: ManifestEntry,
         /// Zero.
-        reserved: [u8; 7],
-        /// Its keys in each zone.
-        ranges: [ZoneRange; ZONES],
+        reserved: [u8; 8],
     }
 
     /// Stands before the lists of a transaction: runs, extents used, extents freed.
@@ -148,38 +130,20 @@ record! {
     }
 
     /// Where the manifest is, and what is visible.
-    pub struct RootNowRecord [40] {
+    pub struct RootNowRecord [48] {
         /// The newest durable manifest.
         root: RootRecord,
         /// No transaction up to this one is open.
         seq_stable: U64,
+        /// The transaction that the asking client has open.
+        seq_open: U64,
     }
 }
 
-/// What an extent consists of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Pool {
-    /// Blocks for file data.
-    Data = 1,
-    /// Blocks for runs.
-    Runs = 2,
-    /// Inode numbers.
-    Inodes = 3,
-    /// Run ids.
-    RunIds = 4,
-}
+pub use crate::format::records::Pool;
 
-impl Pool {
-    fn from_wire(raw: u8) -> Result<Pool, Malformed> {
-        match raw {
-            1 => Ok(Pool::Data),
-            2 => Ok(Pool::Runs),
-            3 => Ok(Pool::Inodes),
-            4 => Ok(Pool::RunIds),
-            _ => Err(Malformed::Value),
-        }
-    }
+fn pool(raw: u8) -> Result<Pool, Malformed> {
+    Pool::parse(raw).map_err(|_| Malformed::Value)
 }
 
 /// Where the manifest is.
@@ -227,17 +191,25 @@ pub struct RootNow {
     pub root: ManifestRoot,
     /// No transaction up to this one is open.
     pub seq_stable: Seq,
+    /// The transaction that the asking client has open: how it learns of its first. Means nothing
+    /// while an answer to a transaction is under way.
+    pub seq_open: Seq,
 }
 
 impl RootNow {
     pub(super) fn parse(payload: &[u8]) -> Result<RootNow, Malformed> {
         let record: &RootNowRecord = whole(payload)?;
         let root = ManifestRoot::parse(&record.root)?;
-        Ok(RootNow { root, seq_stable: record.seq_stable.into() })
+        let (seq_stable, seq_open) = (record.seq_stable.into(), record.seq_open.into());
+        Ok(RootNow { root, seq_stable, seq_open })
     }
 
     pub(super) fn record(&self) -> RootNowRecord {
-        RootNowRecord { root: self.root.record(), seq_stable: self.seq_stable.into() }
+        RootNowRecord {
+            root: self.root.record(),
+            seq_stable: self.seq_stable.into(),
+            seq_open: self.seq_open.into(),
+        }
     }
 }
 
@@ -266,11 +238,8 @@ impl ExtentRecord {
 
     fn parse(&self) -> Result<Extent, Malformed> {
         reserved(&self.reserved)?;
-        let extent = Extent {
-            pool: Pool::from_wire(self.pool)?,
-            start: self.start.get(),
-            count: self.count.get(),
-        };
+        let extent =
+            Extent { pool: pool(self.pool)?, start: self.start.get(), count: self.count.get() };
         extends(extent.start, extent.count)?;
         Ok(extent)
     }
@@ -314,70 +283,28 @@ impl<'p> Extents<'p> {
     }
 }
 
-/// A sorted run that was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run<'p> {
-    /// Its id.
-    pub id: RunId,
-    /// Its first block.
-    pub start: BlockNo,
-    /// Its blocks; at least one, and the last exists.
-    pub blocks: u32,
-    /// Its items, deletions included.
-    pub items: u32,
-    /// Bytes of its items.
-    pub bytes: u64,
-    /// Its keys in each zone, at least in one.
-    pub zones: [Option<&'p ZoneRange>; ZONES],
-}
-
 impl RunRecord {
     /// This run, as it travels.
     #[must_use]
-    pub fn new(run: &Run<'_>) -> RunRecord {
-        let empty = ZoneRange { first: [0; _], last: [0; _] };
-        let mut zones = 0;
-        for (zone, range) in run.zones.iter().enumerate() {
-            zones |= u8::from(range.is_some()) << zone;
-        }
-        RunRecord {
-            id: run.id.into(),
-            start: run.start.0.into(),
-            bytes: run.bytes.into(),
-            blocks: run.blocks.into(),
-            items: run.items.into(),
-            zones,
-            reserved: [0; 7],
-            ranges: run.zones.map(|range| range.copied().unwrap_or(empty)),
-        }
+    pub fn new(entry: &ManifestEntry) -> RunRecord {
+        RunRecord { entry: *entry, reserved: [0; 8] }
     }
 
-    fn parse(&self) -> Result<Run<'_>, Malformed> {
+    fn parse(&self) -> Result<&ManifestEntry, Malformed> {
         reserved(&self.reserved)?;
-        if self.zones == 0 || self.zones >> ZONES != 0 {
-            return Err(Malformed::Value);
-        }
-        let mut zones = [None; ZONES];
-        for (zone, range) in self.ranges.iter().enumerate() {
-            if self.zones & 1 << zone == 0 {
-                reserved(&range.first)?;
-                reserved(&range.last)?;
-            } else if range.first > range.last {
-                return Err(Malformed::Range);
-            } else {
-                zones[zone] = Some(range);
-            }
-        }
-        let (start, blocks) = (self.start.get(), self.blocks.get());
-        extends(start, blocks)?;
-        Ok(Run {
-            id: RunId(named(self.id)?),
-            start: BlockNo(start),
-            blocks,
-            items: self.items.get(),
-            bytes: self.bytes.get(),
-            zones,
-        })
+        self.entry.check(BLOCKS_MAX).map_err(|what| match what {
+            Corruption::Reserved => Malformed::Reserved,
+            Corruption::Bounds | Corruption::Order => Malformed::Range,
+            Corruption::Checksum
+            | Corruption::Kind
+            | Corruption::Volume
+            | Corruption::Misdirected
+            | Corruption::Stale
+            | Corruption::Level
+            | Corruption::Value
+            | Corruption::Mismatch => Malformed::Value,
+        })?;
+        Ok(&self.entry)
     }
 }
 
@@ -392,7 +319,8 @@ pub struct Transaction<'p> {
     /// The manifest it was written over.
     pub root_commit: CommitNo,
     runs: &'p [RunRecord],
-    /// What it used of the client's loans; runs' own blocks included.
+    /// What it used of the client's loans of data blocks and inode numbers. Its runs say themselves
+    /// which blocks and numbers they have.
     pub used: Extents<'p>,
     /// What it freed.
     pub freed: Extents<'p>,
@@ -422,9 +350,9 @@ impl<'p> Transaction<'p> {
         Ok(Transaction { number, seq, root_commit, runs, used, freed })
     }
 
-    /// The runs.
-    pub fn runs(&self) -> impl ExactSizeIterator<Item = Run<'p>> + use<'p> {
-        self.runs.iter().map(|run| run.parse().expect("checked when this was made"))
+    /// The runs. Each can be one of the largest volume; whether it can of this one, is not checked.
+    pub fn runs(&self) -> impl ExactSizeIterator<Item = &'p ManifestEntry> + use<'p> {
+        self.runs.iter().map(|run| &run.entry)
     }
 
     pub(super) fn parse(payload: &'p [u8]) -> Result<Transaction<'p>, Malformed> {
@@ -595,7 +523,7 @@ impl Recall {
     pub(super) fn parse(payload: &[u8]) -> Result<Recall, Malformed> {
         let record: &RecallRecord = whole(payload)?;
         reserved(&record.reserved)?;
-        Ok(Recall { pool: Pool::from_wire(record.pool)?, count: record.count.get() })
+        Ok(Recall { pool: pool(record.pool)?, count: record.count.get() })
     }
 
     pub(super) fn record(&self) -> RecallRecord {

@@ -1,0 +1,1051 @@
+//! The metadata server: a voter that, while it is elected, carries out what mounts ask.
+//!
+//! ```text
+//!              Elected            root found       first commit           records read
+//!   Following --------> Loading -----------> TakingOver -------> Reading -----------> Serving
+//!       ^                  |                     |    confirmed     |                    |
+//!       |                  +---------------------+------------------+--------------------+
+//!       |                         deposed, or anything failed       v
+//!       +------------------------------------------------------- Draining
+//!                    all I/O has ended and is flushed: resign
+//! ```
+//!
+//! # Invariants
+//!
+//! * All that a term has in memory dies with it: requests are dropped unanswered, connections are
+//!   closed, and the next term starts from the disk.
+//! * Nothing is submitted for the store, nothing taken from a client and nothing answered unless
+//!   the voter says that the server may act, asked with the time of this very step.
+//! * What changes the volume is answered when the commit it joined is durable *and* a reading of
+//!   the claims that began after that shows no later leader. Nobody can connect before that holds
+//! for
+//!   the first commit of the term.
+//! * Requests that joined a commit are answered in the order of commits; one commit is shared by
+//!   all that came while the one before it was under way.
+//!
+//! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no
+//! locks and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
+
+mod limits;
+mod requests;
+mod table;
+
+pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
+
+use crate::arena::{Arena, ArenaFull};
+use crate::block::RequestId;
+use crate::error::{Stop, Wait};
+use crate::format::layout::QUORUM_BLKNO;
+use crate::format::quorum::Slot;
+use crate::format::super_block::Super;
+use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
+use crate::format::wire::message::{
+    ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
+    Statfs, Status, TransactionDone,
+};
+use crate::format::wire::{ErrorCode, Kind};
+use crate::format::{ClientId, CommitNo, Seq, Term};
+use crate::net::{self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, SessionId};
+use crate::node::{Action, Event, More, Node};
+use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
+use crate::txn::settle::FREE_MIN;
+use crate::txn::store::{Store, StoreEvent};
+use blake2::{Blake2s256, Digest};
+use core::time::Duration;
+use heapless::Deque;
+use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
+use requests::{Context, Halt, Progress, Scratch};
+use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
+
+/// Actions decided on and not yet given out.
+const ACTIONS: usize = 64;
+/// Requests run in a step.
+const RUNS_PER_STEP: u32 = 64;
+/// Steps of the store in a step.
+const STORE_STEPS: u32 = 64;
+/// Extents entered into the free trees for each commit.
+const TIDY_PER_COMMIT: u32 = 16;
+/// Transfers submitted again, after they failed, for each commit. A flush never is: it would not
+/// tell that what the one before it lost is there.
+const RETRIES_MAX: u32 = 64;
+/// The flush before a resignation. The voter's tags lie between the store's and this.
+const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
+
+/// How long the server waits for things.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerTiming {
+    /// A commit is begun this long after the first request joined it.
+    pub gather: Duration,
+    /// Or this long after the first change that nobody waits for.
+    pub tidy: Duration,
+    /// An endpoint that can't be listened at is tried again after this.
+    pub listen_retry: Duration,
+    /// A flush that failed while a term ends is tried again after this.
+    pub flush_retry: Duration,
+}
+
+impl ServerTiming {
+    /// For real devices.
+    pub const NORMAL: ServerTiming = ServerTiming {
+        gather: Duration::from_millis(1),
+        tidy: Duration::from_secs(1),
+        listen_retry: Duration::from_secs(1),
+        flush_retry: Duration::from_millis(200),
+    };
+}
+
+/// What a server is told at its start.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerConfig {
+    /// The volume, verified.
+    pub volume: Super,
+    /// The slot it votes and listens in.
+    pub slot: Slot,
+    /// Who it is.
+    pub identity: quorum::Identity,
+    /// The election's constants.
+    pub quorum: quorum::Timing,
+    /// Those of connections.
+    pub net: net::Timing,
+    /// Its own.
+    pub timing: ServerTiming,
+    /// Random: what it challenges clients with is made from this.
+    pub secret: [u8; 32],
+}
+
+/// Why a server can't be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartError {
+    /// The memory is too small.
+    Memory,
+    /// The limits don't hold.
+    Limits(LimitsError),
+    /// The volume has no voter in this slot, or the constants don't fit together.
+    Voter(quorum::ConfigError),
+    /// The volume can't be written by this code.
+    ReadOnly,
+}
+
+impl From<ArenaFull> for StartError {
+    fn from(_: ArenaFull) -> StartError {
+        StartError::Memory
+    }
+}
+
+/// What a server has done since it started, for status and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Terms it was elected in.
+    pub elections: u64,
+    /// Terms in which it came to serve.
+    pub terms_served: u64,
+    /// Terms that ended against its will: its lease was over, or another leads.
+    pub terms_lost: u64,
+    /// Commits confirmed.
+    pub commits: u64,
+    /// Transactions and loans carried out, those answered again included.
+    pub requests: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Requests that died with their term.
+    pub dropped: u64,
+    /// Times its endpoint could not be listened at.
+    pub listen_failures: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Following,
+    Loading(Term),
+    TakingOver(Term),
+    Reading(Term),
+    Serving(Term),
+    /// Until nothing is in flight. Then a flush, if one is still to be done, at this time.
+    Draining {
+        flush: Option<Instant>,
+    },
+}
+
+/// The last numbers such that no transaction up to them is open.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stable {
+    /// As the open commit has it.
+    open: Seq,
+    /// As the commit under way has it.
+    closed: Seq,
+    /// As the confirmed one has it.
+    confirmed: Seq,
+}
+
+/// The server. See the module.
+pub struct Server<'m> {
+    config: ServerConfig,
+    endpoint: Endpoint,
+    voter: Voter<'m>,
+    store: Store<'m>,
+    links: Links<'m>,
+    table: Table<'m>,
+    members: Members<'m>,
+    scratch: Option<&'m mut Scratch>,
+    phase: Phase,
+    actions: Deque<Action<'m>, ACTIONS>,
+    /// Connections that had to make room.
+    closes: Deque<StreamId, 16>,
+    /// Requests of the store, and the last flush, that have not completed.
+    in_flight: u32,
+    /// Reads and writes that failed, and are to be submitted again.
+    retries: Deque<Completion<'m>, 16>,
+    /// How many more may be, until the next commit is confirmed.
+    retries_left: u32,
+    /// Something was written since the term began.
+    written: bool,
+    stable: Stable,
+    /// When the open commit is to be ended.
+    commit_at: Option<Instant>,
+    /// The last commit that was confirmed in this term.
+    confirmed: CommitNo,
+    /// Durable, and not known to be answerable.
+    unconfirmed: Option<CommitNo>,
+    tidy_left: u32,
+    listen_at: Option<Instant>,
+    unlisten: bool,
+    serving_since: Instant,
+    draws: u64,
+    counters: Counters,
+}
+
+impl<'m> Server<'m> {
+    /// Carves a server of valid limits, or measures it.
+    pub fn carve(
+        arena: &mut Arena<'m>,
+        limits: &ServerLimits,
+        config: &ServerConfig,
+    ) -> Result<Server<'m>, StartError> {
+        limits.validate().map_err(StartError::Limits)?;
+        let volume = &config.volume;
+        if !volume.is_writable() {
+            return Err(StartError::ReadOnly);
+        }
+        let voters = Slot::ALL.into_iter().filter(|slot| volume.voter(slot.number()).is_some());
+        let voters = voters.fold(Slots::NONE, Slots::with);
+        let endpoint = volume.voter(config.slot.number());
+        let endpoint = endpoint.ok_or(StartError::Voter(quorum::ConfigError::NotAVoter))?;
+        let voter = quorum::Config {
+            volume: volume.volume(),
+            base: QUORUM_BLKNO,
+            slot: config.slot,
+            voters,
+            config_gen: volume.generation(),
+            timing: config.quorum,
+            tag_base: Store::TAGS,
+        };
+        let blocks = VoterBlocks::carve(arena)?;
+        let links = LinksConfig {
+            cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
+            timing: config.net,
+        };
+        let job = RequestId { index: 0, generation: 0 };
+        Ok(Server {
+            config: *config,
+            endpoint,
+            voter: Voter::new(voter, config.identity, blocks).map_err(StartError::Voter)?,
+            store: Store::carve(arena, &limits.cache, volume, job)?,
+            links: Links::carve(arena, limits.links, links)?,
+            table: Table::carve(arena, limits)?,
+            members: Members::carve(arena, limits.links.clients_max.into())?,
+            scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
+            phase: Phase::Following,
+            actions: Deque::new(),
+            closes: Deque::new(),
+            in_flight: 0,
+            retries: Deque::new(),
+            retries_left: 0,
+            written: false,
+            stable: Stable::default(),
+            commit_at: None,
+            confirmed: CommitNo(0),
+            unconfirmed: None,
+            tidy_left: 0,
+            listen_at: None,
+            unlisten: false,
+            serving_since: Instant(0),
+            draws: 0,
+            counters: Counters::default(),
+        })
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The term in which it serves, if it does.
+    #[must_use]
+    pub fn serving(&self) -> Option<Term> {
+        match self.phase {
+            Phase::Serving(term) => Some(term),
+            Phase::Following
+            | Phase::Loading(_)
+            | Phase::TakingOver(_)
+            | Phase::Reading(_)
+            | Phase::Draining { .. } => None,
+        }
+    }
+
+    /// The newest root that is durable, and the number of the commit that was confirmed last.
+    #[must_use]
+    pub fn store(&self) -> &Store<'m> {
+        &self.store
+    }
+
+    /// The voter.
+    #[must_use]
+    pub fn voter(&self) -> &Voter<'m> {
+        &self.voter
+    }
+
+    fn is_in_office(&self) -> bool {
+        !matches!(self.phase, Phase::Following | Phase::Draining { .. })
+    }
+
+    /// The term is over: what it had in memory dies.
+    fn end_term(&mut self) {
+        if !self.is_in_office() {
+            return;
+        }
+        let dropped = self.table.slots.iter().filter(|slot| slot.stage != Stage::Free).count();
+        self.counters.dropped += dropped as u64;
+        self.table.clear(&mut self.store.cache);
+        self.members.clear();
+        self.links.begin(Term::NONE);
+        self.unlisten |= matches!(self.phase, Phase::Serving(_));
+        (self.commit_at, self.unconfirmed, self.listen_at) = (None, None, None);
+        while let Some(failed) = self.retries.pop_front() {
+            self.in_flight -= 1;
+            self.store.handle_completion(failed);
+        }
+        self.phase = Phase::Draining { flush: self.written.then_some(Instant(0)) };
+    }
+
+    /// Goes on ending a term, whose I/O may still be under way.
+    fn step_draining(&mut self, now: Instant) {
+        let Phase::Draining { flush } = self.phase else { return };
+        match flush {
+            _ if self.in_flight > 0 => {}
+            Some(at) if at > now => {}
+            Some(_) => {
+                let request = BlockRequest { tag: TAG_FLUSH, op: BlockOp::Flush };
+                if self.actions.push_back(Action::Block(request)).is_ok() {
+                    self.in_flight += 1;
+                }
+            }
+            None => {
+                self.store.reset();
+                self.written = false;
+                self.phase = Phase::Following;
+                self.voter.resign(now);
+            }
+        }
+    }
+
+    fn on_flushed(&mut self, now: Instant, done: &Completion<'m>) {
+        let retry = now.plus(self.config.timing.flush_retry);
+        self.phase = Phase::Draining { flush: done.result.is_err().then_some(retry) };
+    }
+
+    fn step_notices(&mut self, now: Instant) {
+        while let Some(notice) = self.voter.poll_notice(now) {
+            match notice {
+                Notice::Elected(term) => {
+                    self.counters.elections += 1;
+                    self.retries_left = RETRIES_MAX;
+                    self.store.load();
+                    self.phase = Phase::Loading(term);
+                }
+                Notice::ClaimsClear(CheckToken(commit)) => {
+                    let confirmed = self.unconfirmed.filter(|waiting| waiting.0 == commit);
+                    if let Some(commit) = confirmed.filter(|_| self.voter.may_act(now)) {
+                        self.unconfirmed = None;
+                        self.on_confirmed(now, commit);
+                    }
+                }
+                Notice::Deposed(..) => {
+                    self.counters.terms_lost += 1;
+                    self.end_term();
+                    if self.phase == Phase::Following {
+                        self.voter.resign(now);
+                    }
+                }
+                Notice::Refused(_) | Notice::Stopped(_) => self.end_term(),
+                Notice::Listening(_) | Notice::Resigned(_) => {}
+            }
+        }
+    }
+
+    /// The commit may be answered: all that joined it are.
+    fn on_confirmed(&mut self, now: Instant, commit: CommitNo) {
+        self.store.confirm(commit);
+        self.confirmed = commit;
+        self.retries_left = RETRIES_MAX;
+        self.counters.commits += 1;
+        self.stable.confirmed = self.stable.closed;
+        self.tidy_left = TIDY_PER_COMMIT;
+        if let Phase::TakingOver(term) = self.phase {
+            self.phase = Phase::Reading(term);
+            let load = Work::Load { client: ClientId(0), seq: None };
+            self.table.begin(load, ClientId(0)).expect("no other request");
+        }
+        for index in 0..self.table.slots.len() {
+            if self.table.slots[index].stage == Stage::Joined(commit) {
+                self.answer_durable(now, index);
+            }
+        }
+    }
+
+    fn manifest_root(&self) -> ManifestRoot {
+        let Some(root) = self.store.root() else { return ManifestRoot::default() };
+        let manifest = &root.fields().manifest;
+        ManifestRoot {
+            commit: root.commit(),
+            blkno: manifest.node.blkno(),
+            seq: manifest.node.seq(),
+            height: manifest.height,
+        }
+    }
+
+    /// Answers a request that was carried out, its commit being confirmed.
+    fn answer_durable(&mut self, now: Instant, index: usize) {
+        let root = self.manifest_root();
+        let slot = &mut self.table.slots[index];
+        slot.stage = Stage::Free;
+        let client = slot.client;
+        let answer = match &slot.work {
+            Work::Loan => {
+                let lent = Extents::new(&slot.loan.lent).expect("of our own making");
+                ServerAnswer::Loan(Loan { number: slot.number, lent })
+            }
+            Work::Transaction { seq_next } => {
+                if let Some(member) = self.members.find(client) {
+                    member.seq = *seq_next;
+                }
+                ServerAnswer::Transaction(TransactionDone {
+                    number: slot.number,
+                    seq_next: *seq_next,
+                    seq_stable: self.stable.confirmed,
+                    root,
+                    lent: Extents::default(),
+                })
+            }
+            Work::Farewell => {
+                self.members.remove(client);
+                ServerAnswer::Farewell
+            }
+            Work::Greet { stream, client, .. } => {
+                if let Some(member) = self.members.find(*client) {
+                    member.standing = Standing::Mounted;
+                }
+                // Who has gone meanwhile comes back with the same nonce.
+                let _ = self.links.admit(now, *stream, *client);
+                return;
+            }
+            Work::Load { .. } | Work::Tidy => return,
+        };
+        self.counters.requests += 1;
+        if let Some((session, ticket)) = slot.asked {
+            // A session that is over has nobody who waits.
+            let _ = self.links.answer(session, ticket, &Outcome::Done(answer));
+        }
+    }
+
+    /// Refuses a request, which has changed nothing.
+    fn refuse(&mut self, now: Instant, index: usize, error: ErrorCode) {
+        let slot = &mut self.table.slots[index];
+        self.store.cache.release(&mut slot.pins);
+        slot.stage = Stage::Free;
+        self.counters.refused += 1;
+        if let Some((session, ticket)) = slot.asked {
+            let _ = self.links.answer(session, ticket, &Outcome::Failed(error, None));
+        }
+        match slot.work {
+            Work::Greet { stream, .. } => self.links.refuse(now, stream, error),
+            Work::Farewell => {
+                let client = slot.client;
+                if let Some(member) = self.members.find(client) {
+                    member.standing = Standing::Mounted;
+                }
+            }
+            // Without the records there is no serving.
+            Work::Load { .. } => self.end_term(),
+            Work::Tidy => self.tidy_left = 0,
+            Work::Loan | Work::Transaction { .. } => {}
+        }
+    }
+
+    /// Runs a request once.
+    fn run(&mut self, now: Instant, index: usize) {
+        let result = self.carry_out(index);
+        let slot = &mut self.table.slots[index];
+        match result {
+            Ok(progress) => {
+                self.store.cache.release(&mut slot.pins);
+                slot.pins.begin(slot.id);
+                match progress {
+                    Progress::More => self.table.ready(index),
+                    Progress::Done => self.on_done(now, index),
+                    Progress::Known => self.answer_durable(now, index),
+                }
+                self.want_commit_if_changed(now);
+            }
+            Err(Halt::Refuse(error)) => self.refuse(now, index, error),
+            Err(Halt::Stop(Stop::Fail(error))) => self.refuse(now, index, error.into()),
+            Err(Halt::Stop(Stop::Wait(Wait::Again))) => self.table.ready(index),
+            Err(Halt::Stop(Stop::Wait(Wait::Block(_) | Wait::Frame | Wait::Commit))) => {
+                slot.stage = Stage::Parked;
+            }
+        }
+    }
+
+    /// A request has been carried out, and its answer waits.
+    fn on_done(&mut self, now: Instant, index: usize) {
+        let slot = &mut self.table.slots[index];
+        let open = self.store.open_commit();
+        let commit = match &slot.work {
+            Work::Load { .. } => {
+                slot.stage = Stage::Free;
+                return self.serve(now);
+            }
+            Work::Tidy => {
+                slot.stage = Stage::Free;
+                return;
+            }
+            Work::Loan => slot.loan.commit,
+            Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell => {
+                open.expect("it has just changed it")
+            }
+        };
+        slot.stage = Stage::Joined(commit);
+        if commit <= self.confirmed {
+            self.answer_durable(now, index);
+        } else if open == Some(commit) {
+            self.want_commit(now.plus(self.config.timing.gather));
+        }
+    }
+
+    fn want_commit(&mut self, at: Instant) {
+        self.commit_at = Some(self.commit_at.map_or(at, |already| already.min(at)));
+    }
+
+    /// What nobody waits for becomes durable in a while.
+    fn want_commit_if_changed(&mut self, now: Instant) {
+        if self.store.open_commit().is_some() && !self.store.cache.is_unchanged() {
+            self.want_commit(now.plus(self.config.timing.tidy));
+        }
+    }
+
+    fn carry_out(&mut self, index: usize) -> Result<Progress, Halt> {
+        let Server { table, members, store, scratch, stable, config, tidy_left, .. } = self;
+        let Place { work, loan, pins, payload, payload_len, client, .. } = &mut table.slots[index];
+        let scratch = scratch.as_deref_mut().expect("carved");
+        let volume_blocks = config.volume.blocks();
+        let payload = &payload[..*payload_len];
+        let mut cx = Context { store, pins, scratch, volume_blocks };
+        match work {
+            Work::Load { client, seq } => load(&mut cx, client, seq, stable, members),
+            Work::Tidy => {
+                let progress = requests::enter_freed(&mut cx)?;
+                *tidy_left = tidy_left.saturating_sub(1);
+                Ok(if *tidy_left == 0 { Progress::Done } else { progress })
+            }
+            Work::Greet { nonce, client, .. } => {
+                if members.is_full() {
+                    return Err(Halt::Refuse(ErrorCode::TooMany));
+                }
+                let (new, seq) = requests::greet(&mut cx, *nonce)?;
+                let standing = Standing::Greeting;
+                let member = Member { client: new, nonce: *nonce, standing, seq };
+                members.add(member).expect("it was not full");
+                *client = new;
+                Ok(Progress::Done)
+            }
+            Work::Loan => match ClientRequest::parse(Kind::Loan, payload) {
+                Ok(ClientRequest::Loan(request)) => {
+                    requests::loan(&mut cx, *client, &request, loan)
+                }
+                _ => Err(Halt::Refuse(ErrorCode::Invalid)),
+            },
+            Work::Transaction { seq_next } => {
+                match ClientRequest::parse(Kind::Transaction, payload) {
+                    Ok(ClientRequest::Transaction(request)) => {
+                        let (next, last) = requests::transaction(&mut cx, *client, &request)?;
+                        *seq_next = next;
+                        let Some(last) = last else { return Ok(Progress::Known) };
+                        stable.open = last;
+                        Ok(Progress::Done)
+                    }
+                    _ => Err(Halt::Refuse(ErrorCode::Invalid)),
+                }
+            }
+            Work::Farewell => {
+                let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
+                let (progress, last) = requests::farewell(&mut cx, *client, seq)?;
+                stable.open = last.unwrap_or(stable.open);
+                Ok(progress)
+            }
+        }
+    }
+
+    /// All that is recorded has been read: mounts may come.
+    fn serve(&mut self, now: Instant) {
+        let Phase::Reading(term) = self.phase else { return };
+        self.phase = Phase::Serving(term);
+        self.counters.terms_served += 1;
+        self.serving_since = now;
+        self.links.begin(term);
+        self.unlisten = false;
+        self.listen_at = Some(now);
+        self.voter.accepting(self.endpoint);
+    }
+
+    fn on_greeted(&mut self, now: Instant, stream: StreamId, greeting: &Greeting) {
+        match greeting.role {
+            Role::Mount => {
+                if let Err(error) = self.greet(now, stream, greeting) {
+                    self.counters.refused += 1;
+                    self.links.refuse(now, stream, error);
+                }
+            }
+            Role::Knock => self.links.answer_knock(now, stream),
+            Role::Status => {
+                // If there is no room, the guest was told.
+                let _ = self.links.admit_guest(now, stream);
+            }
+        }
+    }
+
+    fn greet(
+        &mut self,
+        now: Instant,
+        stream: StreamId,
+        greeting: &Greeting,
+    ) -> Result<(), ErrorCode> {
+        let known = match greeting.client {
+            Some(client) => self.members.find(client),
+            None => {
+                let known = self.members.all().iter().find(|known| known.nonce == greeting.nonce);
+                let client = known.map(|known| known.client);
+                client.and_then(|client| self.members.find(client))
+            }
+        };
+        match known.map(|known| *known) {
+            Some(known) if known.nonce != greeting.nonce => Err(ErrorCode::Invalid),
+            Some(Member { standing: Standing::Greeting | Standing::Leaving, .. }) => {
+                Err(ErrorCode::Busy)
+            }
+            Some(Member { client, standing: Standing::Mounted, .. }) => {
+                // Who can't be admitted has been told why.
+                let _ = self.links.admit(now, stream, client);
+                Ok(())
+            }
+            None => match greeting.client {
+                // Its farewell was carried out, and the answer lost.
+                Some(client) if greeting.farewell => {
+                    let _ = self.links.admit(now, stream, client);
+                    Ok(())
+                }
+                Some(_) => Err(ErrorCode::Evicted),
+                None => {
+                    let pending = self.table.slots.iter().any(|slot| {
+                        slot.stage != Stage::Free
+                            && matches!(slot.work,
+                                Work::Greet { nonce, .. } if nonce == greeting.nonce)
+                    });
+                    if pending {
+                        return Err(ErrorCode::Busy);
+                    }
+                    let (nonce, client) = (greeting.nonce, ClientId(0));
+                    self.table.begin(Work::Greet { stream, nonce, client }, client).map(drop)
+                }
+            },
+        }
+    }
+
+    /// Takes the message at the head of a session.
+    fn on_message(&mut self, now: Instant, session: SessionId) {
+        let client = self.links.client(session).unwrap_or(ClientId(0));
+        let known = self.members.all().iter().find(|member| member.client == client).copied();
+        let Some(incoming) = self.links.head(session) else { return };
+        let (work, number) = match incoming {
+            // Nothing is asked of clients, so there is nothing they could answer.
+            Incoming::Answer(..) => return self.links.dismiss(session),
+            Incoming::Request(request) => match request {
+                ClientRequest::Transaction(request) => {
+                    (Ok(Work::Transaction { seq_next: Seq(0) }), request.number)
+                }
+                ClientRequest::Loan(request) => (Ok(Work::Loan), request.number),
+                ClientRequest::Farewell if known.is_some() => (Ok(Work::Farewell), 0),
+                ClientRequest::Farewell => (Err(Outcome::Done(ServerAnswer::Farewell)), 0),
+                ClientRequest::Release(_) => (Err(Outcome::Done(ServerAnswer::Release)), 0),
+                ClientRequest::Lock(_) => (Err(Outcome::Failed(ErrorCode::Busy, None)), 0),
+                ClientRequest::Root => (Err(Outcome::Done(self.root_now(known))), 0),
+                ClientRequest::Statfs => (Err(Outcome::Done(self.statfs())), 0),
+                ClientRequest::Status => (Err(Outcome::Done(self.status(now))), 0),
+            },
+        };
+        let begun = work.map(|work| self.table.begin(work, client));
+        let begun = match begun {
+            Ok(begun) => begun.map_err(|error| Outcome::Failed(error, None)),
+            Err(outcome) => Err(outcome),
+        };
+        if let Ok(index) = begun
+            && let Some(Incoming::Request(request)) = self.links.head(session)
+        {
+            let slot = &mut self.table.slots[index];
+            let mut emitter = Emitter::new(slot.payload);
+            request.emit(&mut emitter);
+            (slot.payload_len, slot.number) = (emitter.used(), number);
+        }
+        let Some(ticket) = self.links.take(now, session) else { return };
+        match begun {
+            Ok(index) => {
+                let slot = &mut self.table.slots[index];
+                slot.asked = Some((session, ticket));
+                if let (Work::Farewell, Some(member)) = (&slot.work, self.members.find(client)) {
+                    member.standing = Standing::Leaving;
+                }
+            }
+            Err(outcome) => {
+                // The session is there: its message was just taken.
+                let _ = self.links.answer(session, ticket, &outcome);
+            }
+        }
+    }
+
+    fn root_now(&self, asking: Option<Member>) -> ServerAnswer<'static> {
+        ServerAnswer::Root(RootNow {
+            root: self.manifest_root(),
+            seq_stable: self.stable.confirmed,
+            seq_open: asking.map_or(Seq(0), |member| member.seq),
+        })
+    }
+
+    fn statfs(&self) -> ServerAnswer<'static> {
+        let trees = &self.store.trees;
+        ServerAnswer::Statfs(Statfs {
+            blocks: self.config.volume.blocks(),
+            blocks_free: trees.free.free_blocks().saturating_sub(FREE_MIN),
+            ino_next: trees.next_ino,
+        })
+    }
+
+    fn status(&self, now: Instant) -> ServerAnswer<'static> {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let leading = now.since(self.serving_since).as_millis();
+        ServerAnswer::Status(Status {
+            term: self.store.term(),
+            commit: self.confirmed,
+            leading_ms: u64::try_from(leading).unwrap_or(u64::MAX),
+            clients: count(self.members.all().len()),
+            clients_connected: count(self.connected()),
+            clients_recovering: 0,
+            clients_quarantined: 0,
+            locks: 0,
+            lock_waiters: 0,
+            blocks_quarantined: 0,
+        })
+    }
+
+    fn connected(&self) -> usize {
+        self.links.sessions().filter(|(session, _)| self.links.is_up(*session)).count()
+    }
+
+    fn step_links(&mut self, now: Instant) {
+        self.links.step(now);
+        if !matches!(self.phase, Phase::Serving(_)) || !self.voter.may_act(now) {
+            return;
+        }
+        while let Some(event) = self.links.poll_event() {
+            match event {
+                LinksEvent::Greeted(stream, greeting) => self.on_greeted(now, stream, &greeting),
+                LinksEvent::Message(session) => self.on_message(now, session),
+                LinksEvent::Up(_) | LinksEvent::Down(..) => {}
+            }
+        }
+        self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
+    }
+
+    fn step_requests(&mut self, now: Instant) -> More {
+        let tidying =
+            |slot: &Place<'_>| slot.stage != Stage::Free && matches!(slot.work, Work::Tidy);
+        let serving = matches!(self.phase, Phase::Serving(_));
+        if serving
+            && self.tidy_left > 0
+            && !self.store.trees.freed.is_empty()
+            && !self.table.slots.iter().any(tidying)
+        {
+            // If all slots are taken, there is a next time.
+            let _ = self.table.begin(Work::Tidy, ClientId(0));
+        }
+        for _ in 0..RUNS_PER_STEP {
+            while let Some(woken) = self.store.poll_wake() {
+                self.table.wake(woken);
+            }
+            if !self.is_in_office() {
+                return More::No;
+            }
+            let Some(index) = self.table.next() else { return More::No };
+            self.run(now, index);
+        }
+        More::Yes
+    }
+
+    /// Moves the store on, and takes note of what has become of it.
+    fn step_store(&mut self, now: Instant) -> More {
+        let mut more = More::Yes;
+        for _ in 0..STORE_STEPS {
+            if !self.is_in_office() {
+                return More::No;
+            }
+            let due = self.commit_at.is_some_and(|at| at <= now);
+            let may = matches!(self.phase, Phase::Reading(_) | Phase::Serving(_));
+            if may && self.store.open_commit().is_some() && (due || self.store.is_commit_wanted()) {
+                self.commit_at = None;
+                self.store.commit();
+            }
+            let before = self.store.open_commit();
+            more = self.store.step();
+            if before.is_some() && self.store.open_commit() != before {
+                self.stable.closed = self.stable.open;
+                self.commit_at = None;
+            }
+            match self.store.poll_event() {
+                Some(event) => self.on_store_event(now, event),
+                None if more == More::No => return More::No,
+                None => {}
+            }
+        }
+        more
+    }
+
+    fn on_store_event(&mut self, now: Instant, event: StoreEvent) {
+        match event {
+            StoreEvent::Loaded => {
+                let Phase::Loading(term) = self.phase else { return };
+                let newest = self.store.root().expect("loaded").term();
+                if newest >= term {
+                    self.voter.outranked(now, newest);
+                    return self.end_term();
+                }
+                match self.store.take_over(term, self.is_gone(newest)) {
+                    Ok(()) => self.phase = Phase::TakingOver(term),
+                    Err(_) => self.end_term(),
+                }
+            }
+            StoreEvent::Durable(commit) => {
+                self.unconfirmed = Some(commit);
+                self.voter.check_claims(now, CheckToken(commit.0));
+            }
+            StoreEvent::Refused(_) | StoreEvent::Failed(_) => self.end_term(),
+        }
+    }
+
+    /// Whether the leader of a term is proven gone: its slot says that it has resigned.
+    fn is_gone(&self, term: Term) -> bool {
+        let Some(slot) = Slot::new(term.slot()).filter(|_| term != Term::NONE) else {
+            return false;
+        };
+        let ballot = self.voter.sight(slot).ballot();
+        ballot.is_some_and(|ballot| !ballot.state.is_active() && ballot.held >= term)
+    }
+
+    /// Decides what is submitted, closed and listened at.
+    fn step_actions(&mut self, now: Instant) -> More {
+        while !self.actions.is_full() {
+            if let Some(request) = self.voter.poll_request(now) {
+                self.act(Action::Block(request));
+            } else if core::mem::take(&mut self.unlisten) {
+                self.act(Action::Unlisten);
+            } else if let Some((stream, _)) = self.links.poll_close() {
+                self.act(Action::Close(stream));
+            } else if let Some(stream) = self.closes.pop_front() {
+                self.act(Action::Close(stream));
+            } else if self.listen_at.is_some_and(|at| at <= now) {
+                self.listen_at = None;
+                self.act(Action::Listen(self.endpoint));
+            } else if self.is_in_office()
+                && self.voter.may_act(now)
+                && let Some(Completion { tag, op, .. }) = self.retries.pop_front()
+            {
+                self.act(Action::Block(BlockRequest { tag, op }));
+            } else if self.is_in_office()
+                && self.voter.may_act(now)
+                && let Some(request) = self.store.poll_request()
+            {
+                self.in_flight += 1;
+                self.written |= matches!(request.op, BlockOp::Write(..));
+                self.act(Action::Block(request));
+            } else {
+                return More::No;
+            }
+        }
+        // The driver takes these first.
+        More::Yes
+    }
+
+    fn act(&mut self, action: Action<'m>) {
+        assert!(self.actions.push_back(action).is_ok(), "room was looked for");
+    }
+
+    /// Bytes that nobody foresees, for a connection.
+    fn draw(&mut self) -> [u8; RANDOM_BYTES] {
+        self.draws += 1;
+        let mut hash = Blake2s256::new();
+        hash.update(self.config.secret);
+        hash.update(self.draws.to_le_bytes());
+        let digest = hash.finalize();
+        core::array::from_fn(|at| digest[at])
+    }
+
+    fn on_completed(&mut self, now: Instant, done: Completion<'m>) {
+        if done.tag == TAG_FLUSH {
+            self.in_flight -= 1;
+            self.on_flushed(now, &done);
+        } else if done.tag.0 >= Store::TAGS {
+            self.voter.handle_completion(now, done);
+        } else if done.result.is_err()
+            && !matches!(done.op, BlockOp::Flush)
+            && self.is_in_office()
+            && self.retries_left > 0
+            && !self.retries.is_full()
+        {
+            self.retries_left -= 1;
+            assert!(self.retries.push_back(done).is_ok(), "it is not full");
+        } else {
+            self.in_flight -= 1;
+            self.store.handle_completion(done);
+        }
+    }
+
+    fn on_accepted(&mut self, now: Instant, stream: StreamId) {
+        let random = self.draw();
+        match self.links.accept(now, stream, random) {
+            Ok(displaced) => {
+                if !matches!(self.phase, Phase::Serving(_)) {
+                    self.links.closed(stream);
+                }
+                // With so many to close, the peer is left to notice by itself.
+                let _ = displaced.map(|stream| self.closes.push_back(stream));
+            }
+            Err(_) => drop(self.closes.push_back(stream)),
+        }
+    }
+}
+
+impl<'m> Node<'m> for Server<'m> {
+    fn handle(&mut self, now: Instant, event: Event<'m>) {
+        match event {
+            Event::Completed(done) => self.on_completed(now, done),
+            Event::Accepted(stream) => self.on_accepted(now, stream),
+            Event::ListenFailed => {
+                self.counters.listen_failures += 1;
+                if matches!(self.phase, Phase::Serving(_)) {
+                    self.listen_at = Some(now.plus(self.config.timing.listen_retry));
+                }
+            }
+            Event::Received { stream, len } => self.links.received(now, stream, len),
+            Event::Sent { stream, len } => self.links.sent(stream, len),
+            Event::Closed(stream) => self.links.closed(stream),
+            // It never connects.
+            Event::Connected { .. } | Event::ConnectFailed { .. } => {}
+        }
+    }
+
+    fn step(&mut self, now: Instant) -> More {
+        self.step_notices(now);
+        self.step_draining(now);
+        self.step_links(now);
+        let mut more = More::No;
+        if self.is_in_office() && self.voter.may_act(now) {
+            for more_of in [self.step_store(now), self.step_requests(now), self.step_store(now)] {
+                more = if more_of == More::Yes { More::Yes } else { more };
+            }
+            // What was answered goes into the buffers.
+            self.links.step(now);
+        }
+        self.step_notices(now);
+        match self.step_actions(now) {
+            More::Yes => More::Yes,
+            More::No => more,
+        }
+    }
+
+    fn poll_action(&mut self) -> Option<Action<'m>> {
+        self.actions.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let flush = match self.phase {
+            Phase::Draining { flush } if self.in_flight == 0 => Some(flush.unwrap_or_default()),
+            Phase::Draining { .. }
+            | Phase::Following
+            | Phase::Loading(_)
+            | Phase::TakingOver(_)
+            | Phase::Reading(_)
+            | Phase::Serving(_) => None,
+        };
+        let commit = self.commit_at.filter(|_| self.store.open_commit().is_some());
+        let due =
+            [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
+        due.into_iter().flatten().min()
+    }
+
+    fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
+        self.links.recv_space(stream)
+    }
+
+    fn send_bytes(&self, stream: StreamId) -> &[u8] {
+        self.links.send_bytes(stream)
+    }
+}
+
+/// Reads the next recorded client, or, when all are read, the next open transaction.
+fn load(
+    cx: &mut Context<'_, '_>,
+    client: &mut ClientId,
+    seq: &mut Option<Seq>,
+    stable: &mut Stable,
+    members: &mut Members<'_>,
+) -> Result<Progress, Halt> {
+    let Some(after) = *seq else {
+        match requests::next_client(cx, *client)? {
+            Some(found) => {
+                let (standing, seq) = (Standing::Mounted, Seq(0));
+                let nonce = found.nonce;
+                let member = Member { client: found.client, nonce, standing, seq };
+                members.add(member).map_err(Halt::Refuse)?;
+                *client = found.client;
+            }
+            None => *seq = Some(Seq(0)),
+        }
+        return Ok(Progress::More);
+    };
+    match requests::next_open(cx, after)? {
+        Some((open, client)) => {
+            if after == Seq(0) {
+                stable.open = Seq(open.0 - 1);
+            }
+            if let Some(member) = members.find(client) {
+                member.seq = open;
+            }
+            *seq = Some(open);
+            Ok(Progress::More)
+        }
+        None => {
+            if after == Seq(0) {
+                stable.open = Seq(cx.store.trees.next_seq.0 - 1);
+            }
+            (stable.closed, stable.confirmed) = (stable.open, stable.open);
+            Ok(Progress::Done)
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The requests that are under way, and the clients they belong to.
+//!
+//! # Invariants
+//!
+//! * A request that can run is in the queue once, and those in it run in its order: first come,
+//!   first served.
+//! * What a request has of the cache is released when it joins a commit, ends, or dies with its
+//!   term.
+//!
+//! What this module deliberately doesn't know: what requests do.
+
+use super::limits::ServerLimits;
+use super::requests::LoanState;
+use crate::arena::{Arena, ArenaFull};
+use crate::block::{Cache, Pins, RequestId};
+use crate::format::wire::ErrorCode;
+use crate::format::wire::PAYLOAD_BYTES_MAX;
+use crate::format::{ClientId, CommitNo, Seq};
+use crate::net::{SessionId, Ticket};
+use outrider_hal::StreamId;
+
+/// What a request is about.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Reads the clients' records after this one, then the open transactions after this one.
+    Load { client: ClientId, seq: Option<Seq> },
+    /// Enters freed extents into the free trees.
+    Tidy,
+    /// Records a new client.
+    Greet { stream: StreamId, nonce: [u8; 16], client: ClientId },
+    /// A loan.
+    Loan,
+    /// A transaction; the next one's number, once it was carried out.
+    Transaction { seq_next: Seq },
+    /// A farewell.
+    Farewell,
+}
+
+/// Where a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The slot is free.
+    Free,
+    /// It can run.
+    Ready,
+    /// It waits for the cache.
+    Parked,
+    /// It was carried out, and is answered when this commit is durable.
+    Joined(CommitNo),
+}
+
+/// A request.
+pub(super) struct Slot<'m> {
+    pub(super) id: RequestId,
+    pub(super) pins: Pins<'m>,
+    pub(super) stage: Stage,
+    pub(super) work: Work,
+    /// How far a loan is.
+    pub(super) loan: LoanState,
+    pub(super) client: ClientId,
+    pub(super) asked: Option<(SessionId, Ticket)>,
+    /// The client's number for it.
+    pub(super) number: u64,
+    pub(super) payload: &'m mut [u8],
+    pub(super) payload_len: usize,
+}
+
+/// How a client stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Its record is not durable yet.
+    Greeting,
+    /// It is mounted.
+    Mounted,
+    /// It has said farewell, and its record is still there.
+    Leaving,
+}
+
+/// A client with a record.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Member {
+    pub(super) client: ClientId,
+    pub(super) nonce: [u8; 16],
+    pub(super) standing: Standing,
+    /// Its open transaction, as far as that is durable.
+    pub(super) seq: Seq,
+}
+
+/// The requests.
+pub(super) struct Table<'m> {
+    pub(super) slots: &'m mut [Slot<'m>],
+    queue: &'m mut [u32],
+    queue_at: usize,
+    queue_len: usize,
+}
+
+/// The clients with a record.
+pub(super) struct Members<'m> {
+    members: &'m mut [Member],
+    len: usize,
+}
+
+impl<'m> Table<'m> {
+    pub(super) fn carve(
+        arena: &mut Arena<'m>,
+        limits: &ServerLimits,
+    ) -> Result<Table<'m>, ArenaFull> {
+        // Slot 0 of the cache's requests is the store's own.
+        let count = limits.cache.requests - 1;
+        let bytes = arena.slice(count, |_| [0u8; PAYLOAD_BYTES_MAX])?;
+        let mut bytes = bytes.iter_mut();
+        let pins = arena.slice(count, |_| None)?;
+        for index in 0..count as usize {
+            // A measuring arena has no slots, but counts what each would have.
+            let carved = Pins::carve(arena, &limits.cache)?;
+            if let Some(place) = pins.get_mut(index) {
+                *place = Some(carved);
+            }
+        }
+        let slots = arena.slice(count, |index| Slot {
+            id: RequestId { index: index + 1, generation: 0 },
+            pins: pins[index as usize].take().expect("as many as slots"),
+            stage: Stage::Free,
+            work: Work::Tidy,
+            loan: LoanState::default(),
+            client: ClientId(0),
+            asked: None,
+            number: 0,
+            payload: bytes.next().expect("as many as slots"),
+            payload_len: 0,
+        })?;
+        Ok(Table { slots, queue: arena.slice(count, |_| 0)?, queue_at: 0, queue_len: 0 })
+    }
+
+    /// Begins a request, which can run from now on.
+    pub(super) fn begin(&mut self, work: Work, client: ClientId) -> Result<usize, ErrorCode> {
+        let free = self.slots.iter().position(|slot| slot.stage == Stage::Free);
+        let index = free.ok_or(ErrorCode::Busy)?;
+        let slot = &mut self.slots[index];
+        slot.id.generation = slot.id.generation.wrapping_add(1);
+        slot.pins.begin(slot.id);
+        (slot.work, slot.client, slot.asked, slot.payload_len) = (work, client, None, 0);
+        slot.loan = LoanState::default();
+        self.ready(index);
+        Ok(index)
+    }
+
+    /// The request can run.
+    pub(super) fn ready(&mut self, index: usize) {
+        self.slots[index].stage = Stage::Ready;
+        let at = (self.queue_at + self.queue_len) % self.queue.len();
+        self.queue[at] = index as u32;
+        self.queue_len += 1;
+    }
+
+    /// The cache has woken this request.
+    pub(super) fn wake(&mut self, id: RequestId) {
+        let index = (id.index as usize).wrapping_sub(1);
+        if self.slots.get(index).is_some_and(|slot| slot.id == id && slot.stage == Stage::Parked) {
+            self.ready(index);
+        }
+    }
+
+    /// The next request to run.
+    pub(super) fn next(&mut self) -> Option<usize> {
+        if self.queue_len == 0 {
+            return None;
+        }
+        let index = self.queue[self.queue_at] as usize;
+        self.queue_at = (self.queue_at + 1) % self.queue.len();
+        self.queue_len -= 1;
+        Some(index)
+    }
+
+    /// Ends all of a term.
+    pub(super) fn clear(&mut self, cache: &mut Cache<'_>) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.stage != Stage::Free) {
+            cache.release(&mut slot.pins);
+            slot.stage = Stage::Free;
+        }
+        self.queue_len = 0;
+    }
+}
+
+impl<'m> Members<'m> {
+    pub(super) fn carve(arena: &mut Arena<'m>, clients: u32) -> Result<Members<'m>, ArenaFull> {
+        let nobody = Member {
+            client: ClientId(0),
+            nonce: [0; 16],
+            standing: Standing::Greeting,
+            seq: Seq(0),
+        };
+        Ok(Members { members: arena.slice(clients, |_| nobody)?, len: 0 })
+    }
+
+    pub(super) fn all(&self) -> &[Member] {
+        &self.members[..self.len]
+    }
+
+    pub(super) fn find(&mut self, client: ClientId) -> Option<&mut Member> {
+        self.members[..self.len].iter_mut().find(|member| member.client == client)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.len == self.members.len()
+    }
+
+    pub(super) fn add(&mut self, member: Member) -> Result<(), ErrorCode> {
+        let place = self.members.get_mut(self.len).ok_or(ErrorCode::TooMany)?;
+        *place = member;
+        self.len += 1;
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, client: ClientId) {
+        if let Some(at) = self.all().iter().position(|member| member.client == client) {
+            self.len -= 1;
+            self.members[at] = self.members[self.len];
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+}

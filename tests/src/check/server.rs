@@ -1,0 +1,419 @@
+//! What a metadata server must keep, looked at with each commit that a server has confirmed: every
+//! block is in one place, every numbered request happened once or not at all, and what was answered
+//! is there.
+//!
+//! # Invariants
+//!
+//! * The census is taken of the root a server has confirmed, from the blocks a reader would see
+//!   then.
+//! * A client's record says up to which number its transactions happened. The files' extents and
+//!   the runs that must be there follow from the logged requests up to that number, and from
+//! nothing else.
+
+use crate::check::Checker;
+use crate::scenario::server::{BLOCKS, FAREWELLS, Mount, volume};
+use crate::trace::HostId;
+use crate::world::World;
+use outrider_core::format::block::{Magic, Promise, open};
+use outrider_core::format::btree::{Node, TreeRoot, parse};
+use outrider_core::format::layout::{FIRST_BLKNO, spare_blkno};
+use outrider_core::format::records::{
+    BlockKey, ClientKey, ClientPart, ClientRecord, Length, LengthKey, LoanKey, ManifestEntry, Pool,
+    extent, list,
+};
+use outrider_core::format::root::{Extent, Root, TAKEOVER_BLOCKS};
+use outrider_core::format::wire::ErrorCode;
+use outrider_core::format::{BlockNo, ClientId, CommitNo, Seq, Term};
+use outrider_core::server::{Counters, Server};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use zerocopy::FromBytes;
+
+/// A transaction as its mount decided on it.
+#[derive(Debug, Clone)]
+struct Planned {
+    runs: Vec<u64>,
+    used: Vec<(u64, u64)>,
+    freed: Vec<(u64, u64)>,
+}
+
+/// What the mounts have asked, and what they were told.
+#[derive(Debug, Default)]
+pub struct Log {
+    planned: BTreeMap<(ClientId, u64), Planned>,
+    answered: BTreeMap<ClientId, u64>,
+    loans: BTreeMap<ClientId, u64>,
+    parted: BTreeSet<ClientId>,
+    nonces: BTreeMap<ClientId, [u8; 16]>,
+    clients_max: ClientId,
+    numbers: [BTreeSet<(u64, u64)>; 2],
+    seqs: BTreeSet<u64>,
+    stable: Seq,
+    refusals: u64,
+    wrong: Option<String>,
+}
+
+impl Log {
+    /// What stands in each 16 bytes of a block that a transaction wrote.
+    #[must_use]
+    pub fn stamp(client: ClientId, number: u64) -> [u8; 16] {
+        let mut stamp = [0; 16];
+        stamp[..8].copy_from_slice(&client.0.to_le_bytes());
+        stamp[8..].copy_from_slice(&number.to_le_bytes());
+        stamp
+    }
+
+    fn demand(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds && self.wrong.is_none() {
+            self.wrong = Some(what());
+        }
+    }
+
+    /// A mount was welcomed.
+    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16]) {
+        match self.nonces.get(&client) {
+            Some(known) => {
+                let same = *known == nonce;
+                self.demand(same, || format!("two mounts are client {client}"));
+            }
+            None => {
+                self.clients_max = self.clients_max.max(client);
+                self.nonces.insert(client, nonce);
+            }
+        }
+    }
+
+    /// A transaction will be sent.
+    pub fn plan(
+        &mut self,
+        client: ClientId,
+        number: u64,
+        runs: Vec<u64>,
+        used: &[(u64, u64)],
+        freed: &[(u64, u64)],
+    ) {
+        let planned = Planned { runs, used: used.to_vec(), freed: freed.to_vec() };
+        self.planned.insert((client, number), planned);
+    }
+
+    /// A transaction was answered.
+    pub fn answered(&mut self, client: ClientId, number: u64, expected: u64) {
+        self.demand(number == expected, || {
+            format!("client {client} was answered {number} for {expected}")
+        });
+        self.answered.insert(client, number);
+    }
+
+    /// A loan was answered.
+    pub fn answered_loan(&mut self, client: ClientId, number: u64, expected: u64) {
+        self.demand(number == expected, || {
+            format!("client {client} was answered loan {number} for {expected}")
+        });
+        self.loans.insert(client, number);
+    }
+
+    /// A transaction was opened.
+    pub fn opened(&mut self, closed: Seq, opened: Seq, stable: Seq) {
+        let fresh = self.seqs.insert(opened.0);
+        self.demand(fresh && opened > closed, || format!("transaction {opened} after {closed}"));
+        self.demand(stable < opened, || format!("stable {stable}, though {opened} is open"));
+        self.stable = self.stable.max(stable);
+    }
+
+    fn lent(&mut self, pool: usize, what: (u64, u64)) {
+        let overlap = self.numbers[pool].range(..(what.0 + what.1, 0)).next_back();
+        let overlaps = overlap.is_some_and(|(start, len)| start + len > what.0);
+        self.demand(!overlaps, || format!("numbers {what:?} of pool {pool} are lent twice"));
+        self.numbers[pool].insert(what);
+    }
+
+    /// Run numbers were lent.
+    pub fn lent_ids(&mut self, what: (u64, u64)) {
+        self.lent(0, what);
+    }
+
+    /// Inode numbers were lent.
+    pub fn lent_inodes(&mut self, what: (u64, u64)) {
+        self.lent(1, what);
+    }
+
+    /// A farewell was answered.
+    pub fn parted(&mut self, client: ClientId) {
+        self.parted.insert(client);
+    }
+
+    /// A request was refused.
+    pub fn refused(&mut self, client: ClientId, error: ErrorCode) {
+        self.refusals += 1;
+        let expected = matches!(error, ErrorCode::NoSpace | ErrorCode::Io | ErrorCode::TooMany);
+        self.demand(expected, || format!("client {client} was refused: {error}"));
+    }
+}
+
+/// The checker.
+pub struct Servers {
+    log: Rc<RefCell<Log>>,
+    seen: BTreeMap<(HostId, u32), Counters>,
+    confirmed: (Term, CommitNo),
+    history: BTreeMap<CommitNo, Term>,
+    censuses: u64,
+}
+
+impl Servers {
+    /// A checker of what is logged there.
+    #[must_use]
+    pub fn new(log: Rc<RefCell<Log>>) -> Servers {
+        let confirmed = (Term::NONE, CommitNo(0));
+        let (seen, history) = (BTreeMap::new(), BTreeMap::new());
+        Servers { log, seen, confirmed, history, censuses: 0 }
+    }
+
+    fn check(&mut self, world: &World, root: &Root) -> Result<(), String> {
+        self.censuses += 1;
+        let mut census = Census::new(world);
+        census.take(root)?;
+        let log = self.log.borrow();
+        // How often each block was used by transactions, and not freed.
+        let mut files: BTreeMap<u64, i64> = BTreeMap::new();
+        let mut runs: BTreeSet<u64> = BTreeSet::new();
+        for (client, answered) in &log.answered {
+            let there = census.clients.get(client).map(|record| record.transaction.get());
+            if there.is_some_and(|there| there < *answered) {
+                return Err(format!("client {client} was answered {answered}, has {there:?}"));
+            }
+        }
+        for (client, loans) in &log.loans {
+            let there = census.clients.get(client).map(|record| record.loan.get());
+            if there.is_some_and(|there| there < *loans) {
+                return Err(format!("client {client} was lent {loans}, has {there:?}"));
+            }
+        }
+        if let Some(client) = log.parted.iter().find(|client| census.clients.contains_key(client)) {
+            return Err(format!("client {client} has left, and has a record"));
+        }
+        for ((client, number), planned) in &log.planned {
+            // Whoever has no record any more has left after its last transaction.
+            let done = census.clients.get(client).map_or(u64::MAX, |r| r.transaction.get());
+            if *number > done {
+                continue;
+            }
+            runs.extend(&planned.runs);
+            let stamp = Log::stamp(*client, *number);
+            for extent in planned.runs.iter().filter_map(|run| census.runs.get(run)) {
+                // Written and flushed before the transaction was sent.
+                let blocks = extent.start().0..extent.end().0;
+                let mut blocks = blocks.map(|blkno| world.disk().content(BlockNo(blkno)));
+                if !blocks.all(|block| block.0.starts_with(&stamp)) {
+                    return Err(format!("{extent:?} of client {client} holds something else"));
+                }
+            }
+            for (extents, change) in [(&planned.used, 1), (&planned.freed, -1)] {
+                for blkno in extents.iter().flat_map(|&(start, len)| start..start + len) {
+                    *files.entry(blkno).or_default() += change;
+                }
+            }
+        }
+        let found: BTreeSet<u64> = census.runs.keys().copied().collect();
+        if runs != found {
+            let wrong: Vec<_> = runs.symmetric_difference(&found).collect();
+            return Err(format!("runs that should, or should not, be there: {wrong:?}"));
+        }
+        census.files(&files)
+    }
+}
+
+struct Census<'w> {
+    world: &'w World,
+    owners: Vec<Option<&'static str>>,
+    clients: BTreeMap<ClientId, ClientRecord>,
+    runs: BTreeMap<u64, Extent>,
+}
+
+type Visit<'a> = dyn FnMut(&mut Census<'_>, &[u8], &[u8]) -> Result<(), String> + 'a;
+
+impl<'w> Census<'w> {
+    fn new(world: &'w World) -> Census<'w> {
+        let owners = vec![None; BLOCKS as usize];
+        Census { world, owners, clients: BTreeMap::new(), runs: BTreeMap::new() }
+    }
+
+    fn add(&mut self, extent: Extent, owner: &'static str) -> Result<(), String> {
+        if !extent.is_inside(BLOCKS) {
+            return Err(format!("{owner}: {extent:?} is outside of the volume"));
+        }
+        for blkno in extent.start().0..extent.end().0 {
+            if let Some(other) = self.owners[blkno as usize].replace(owner) {
+                return Err(format!("block {blkno} belongs to {other} and to {owner}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn tree(&mut self, at: &TreeRoot, each: &mut Visit<'_>) -> Result<(), String> {
+        if at.height == 0 {
+            return Ok(());
+        }
+        let blkno = at.node.blkno();
+        let world = self.world;
+        let block = world.disk().content(blkno);
+        let promise = Promise { magic: Magic::Btree, blkno, seq: Some(at.node.seq()) };
+        open(block, &volume().volume(), &promise).map_err(|what| format!("{blkno}: {what:?}"))?;
+        parse(block).map_err(|what| format!("{blkno}: {what:?}"))?;
+        self.add(Extent::new(blkno, 1), "a node")?;
+        let node = Node::new(block);
+        for index in 0..node.count() {
+            if node.level() > 0 {
+                let (height, reserved) = (at.height - 1, [0; 7]);
+                self.tree(&TreeRoot { node: node.child(index), height, reserved }, each)?;
+            } else {
+                let (key, value) = node.item(index);
+                each(self, key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all that a root leads to.
+    fn take(&mut self, root: &Root) -> Result<(), String> {
+        let fields = root.fields();
+        let mut free = BTreeMap::new();
+        self.tree(&fields.free_by_block, &mut |census, key, value| {
+            let key = BlockKey::ref_from_bytes(key).map_err(|_| "a key")?;
+            let length = Length::ref_from_bytes(value).map_err(|_| "a length")?;
+            let found = extent(key.last, length, BLOCKS).map_err(|what| format!("{what:?}"))?;
+            free.insert(found.start(), found.len());
+            census.add(found, "free space")
+        })?;
+        self.tree(&fields.free_by_length, &mut |_, key, _| {
+            let key = LengthKey::ref_from_bytes(key).map_err(|_| "a key")?;
+            let found = key.extent(BLOCKS).map_err(|what| format!("{what:?}"))?;
+            match free.get(&found.start()) == Some(&found.len()) {
+                true => Ok(()),
+                false => Err(format!("{found:?} is free by length only")),
+            }
+        })?;
+        if free.values().sum::<u64>() != fields.free_blocks.get() {
+            return Err("the count of free blocks is wrong".to_owned());
+        }
+        self.tree(&fields.loans, &mut |census, key, value| {
+            let key = LoanKey::ref_from_bytes(key).map_err(|_| "a key")?;
+            let pool = Pool::parse(key.pool).map_err(|_| "a pool")?;
+            let extents = list(value).map_err(|what| format!("{what:?}"))?;
+            match pool {
+                Pool::Data | Pool::Runs => {
+                    extents.iter().try_for_each(|extent| census.add(*extent, "a loan"))
+                }
+                Pool::Inodes | Pool::RunIds => Ok(()),
+            }
+        })?;
+        for tree in [&fields.freed, &fields.quarantine] {
+            self.tree(tree, &mut |census, _, value| {
+                let extents = list(value).map_err(|what| format!("{what:?}"))?;
+                extents.iter().try_for_each(|extent| census.add(*extent, "what waits"))
+            })?;
+        }
+        self.tree(&fields.manifest, &mut |census, _, value| {
+            let entry = ManifestEntry::ref_from_bytes(value).map_err(|_| "an entry")?;
+            if census.runs.insert(entry.run.get(), entry.extent()).is_some() {
+                return Err(format!("run {} is there twice", entry.run()));
+            }
+            census.add(entry.extent(), "a run")
+        })?;
+        self.tree(&fields.clients, &mut |census, key, value| {
+            let key = ClientKey::ref_from_bytes(key).map_err(|_| "a key")?;
+            if key.part == ClientPart::Client as u8 {
+                let record = ClientRecord::read_from_bytes(value).map_err(|_| "a record")?;
+                census.clients.insert(ClientId(key.client.get()), record);
+            }
+            Ok(())
+        })?;
+        self.tree(&fields.open_seqs, &mut |_, _, _| Ok(()))?;
+        for start in fields.takeover.iter().filter(|start| start.get() != 0) {
+            let reserve = Extent::new(BlockNo(start.get()), TAKEOVER_BLOCKS);
+            self.add(reserve, "a takeover reserve")?;
+        }
+        root.reserve().iter().try_for_each(|extent| self.add(*extent, "the commit reserve"))
+    }
+
+    /// What is left must be the files', all of it.
+    fn files(&mut self, files: &BTreeMap<u64, i64>) -> Result<(), String> {
+        for (blkno, uses) in files {
+            match uses {
+                0 => {}
+                1 => self.add(Extent::new(BlockNo(*blkno), 1), "a file")?,
+                _ => return Err(format!("block {blkno} is in {uses} files")),
+            }
+        }
+        let mut all = FIRST_BLKNO.0..spare_blkno(BLOCKS).0;
+        match all.find(|blkno| self.owners[*blkno as usize].is_none()) {
+            Some(blkno) => Err(format!("block {blkno} has leaked")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Checker for Servers {
+    fn name(&self) -> &'static str {
+        "servers"
+    }
+
+    fn after_step(&mut self, world: &World, host: HostId) -> Result<(), String> {
+        if let Some(wrong) = &self.log.borrow().wrong {
+            return Err(wrong.clone());
+        }
+        let Some(server) = world.guest::<Server<'static>>(host) else { return Ok(()) };
+        let counters = server.counters();
+        let before = self.seen.insert((host, world.boots(host)), counters).unwrap_or_default();
+        if before.commits == counters.commits {
+            return Ok(());
+        }
+        let Some(root) = server.store().root().copied() else { return Ok(()) };
+        // A leader that was stopped after it had looked for claims confirms late what its successor
+        // has read. So commits may be confirmed out of order, but they are one history.
+        let (term, commit) = root.rank();
+        let before = self.history.range(..commit).next_back().is_some_and(|(_, of)| *of > term);
+        let after =
+            self.history.range(commit..).next().is_some_and(|(at, of)| *at == commit || *of < term);
+        if before || after {
+            return Err(format!("{term} has confirmed {commit}, against {:?}", self.confirmed));
+        }
+        self.history.insert(commit, term);
+        if root.rank() < self.confirmed {
+            return Ok(());
+        }
+        self.confirmed = root.rank();
+        self.check(world, &root)
+    }
+
+    fn unsettled(&self, world: &World) -> Option<String> {
+        world.hosts().find_map(|host| {
+            let mount = world.guest::<Mount>(host);
+            match mount {
+                Some(mount) if mount.farewells() < FAREWELLS => {
+                    Some(format!("{host}: {} farewells, {}", mount.farewells(), mount.describe()))
+                }
+                Some(_) | None => None,
+            }
+        })
+    }
+
+    fn work(&self) -> Vec<(&'static str, u64)> {
+        let sum = |of: fn(&Counters) -> u64| self.seen.values().map(of).sum();
+        let log = self.log.borrow();
+        vec![
+            ("elections", sum(|counters| counters.elections)),
+            ("terms served", sum(|counters| counters.terms_served)),
+            ("terms lost", sum(|counters| counters.terms_lost)),
+            ("commits confirmed", sum(|counters| counters.commits)),
+            ("requests dropped", sum(|counters| counters.dropped)),
+            ("listen failures", sum(|counters| counters.listen_failures)),
+            ("censuses", self.censuses),
+            ("clients", log.nonces.len() as u64),
+            ("transactions answered", log.answered.values().sum()),
+            ("loans answered", log.loans.values().sum()),
+            ("farewells answered", log.parted.len() as u64),
+            ("refusals", log.refusals),
+        ]
+    }
+}

@@ -1,0 +1,678 @@
+//! A metadata server, a second voter, and mounts that speak the bare protocol.
+//!
+//! Each mount greets, borrows space, writes the blocks of its runs to the device, flushes, and
+//! records them in numbered transactions that also free some of the data it used before; after a
+//! number of those it says farewell, and comes back as another client. The servers take turns as
+//! they crash, pause and come back.
+//!
+//! # Invariants
+//!
+//! * A request is logged before it is sent, and sent again unchanged: what a number stands for is
+//!   known to the checker whatever becomes of the mount.
+//!
+//! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of
+//! the one before has ended.
+
+use crate::check::server::{Log, Servers};
+use crate::faults::{Fault, FaultSet, Promise};
+use crate::image::Image;
+use crate::net::Net;
+use crate::node::{Boot, Guest, Program};
+use crate::rng::Rng;
+use crate::scenario::Scenario;
+use crate::time::{MILLI, MINUTE, SECOND};
+use crate::trace::HostId;
+use crate::world::World;
+use outrider_core::arena::{Arena, REGION_ALIGN};
+use outrider_core::block::{Limits, RequestId};
+use outrider_core::format::key::Key;
+use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
+use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
+use outrider_core::format::records::{ManifestEntry, Pool};
+use outrider_core::format::super_block::{Identity as Volume, Super};
+use outrider_core::format::wire::greeting::Role;
+use outrider_core::format::wire::message::{
+    ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord, ServerAnswer,
+    Transaction,
+};
+use outrider_core::format::{ClientId, CommitNo, Ino, Seq};
+use outrider_core::net::{
+    Cluster, ClusterKey, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
+    SessionLimits, Timing as NetTiming,
+};
+use outrider_core::node::{Action, Event, More, Node};
+use outrider_core::quorum::{Identity, Timing, Vouched, Watcher, WatcherBlocks};
+use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
+use outrider_core::txn::store::{Store, StoreEvent};
+use outrider_hal::{
+    Block, BlockNo, BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag,
+};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+use zerocopy::FromZeros;
+
+/// Blocks of the volume.
+pub const BLOCKS: u64 = 1 << 14;
+const SERVERS: u16 = 2;
+const MOUNTS: u16 = 3;
+const PORT: u16 = 7000;
+/// Clients whose record may be there at once: a mount that crashes leaves one behind.
+const CLIENTS: u16 = 200;
+/// Transactions before a farewell.
+const TRANSACTIONS: u64 = 12;
+/// Farewells that each mount has to come to after faults have stopped.
+pub const FAREWELLS: u64 = 2;
+
+/// The scenario.
+pub const SCENARIO: Scenario = Scenario {
+    name: "server",
+    demands,
+    world,
+    faulty: MINUTE,
+    settles_within: MINUTE.saturating_mul(4),
+};
+
+fn demands() -> FaultSet {
+    let unpromised = [
+        Fault::DiskRot,
+        Fault::DiskRotOnce,
+        Fault::DiskMisdirectedRead,
+        Fault::DiskMisdirectedWrite,
+        Fault::DiskBadBlock,
+        Fault::DiskLateWrite,
+    ];
+    FaultSet::ALL.without(FaultSet::of(&unpromised))
+}
+
+/// The volume, as mkfs makes it.
+#[must_use]
+pub fn volume() -> Super {
+    let mut voters = [None; 7];
+    for host in 0..SERVERS {
+        voters[usize::from(host)] = Some(Endpoint { addr: Net::addr(HostId(host)), port: PORT });
+    }
+    let identity = Volume {
+        fsid: 0x5ca1ab1e,
+        uuid: [5; 16],
+        label: [0; 64],
+        blocks: BLOCKS,
+        crc_seed: 77,
+        name_key: [7; 16],
+        cluster_key: [9; 32],
+        voters,
+    };
+    Super::new(&identity).expect("a sane volume")
+}
+
+fn world(seed: u64) -> World {
+    let promise = Promise {
+        survives: demands(),
+        hosts_impaired_max: 3,
+        blocks_damaged_max: 0,
+        damageable: 0..0,
+    };
+    let mut world = World::new(seed, promise, formatted(&volume()));
+    let log = Rc::new(RefCell::new(Log::default()));
+    for host in 0..SERVERS {
+        world.add_host("server", Serving { me: host });
+    }
+    for _ in 0..MOUNTS {
+        world.add_host("mount", Mounting { log: Rc::clone(&log) });
+    }
+    world.add_checker(Servers::new(log));
+    world
+}
+
+/// A device with an empty volume.
+fn formatted(volume: &Super) -> Image {
+    let mut image = Image::new(BLOCKS);
+    for blkno in [SUPER_BLKNO, spare_blkno(BLOCKS)] {
+        let mut block = Block::ZERO;
+        volume.seal(&mut block, blkno);
+        image.write(blkno.0, Rc::new(block));
+    }
+    for slot in Slot::ALL {
+        let mut block = Block::ZERO;
+        emit_blank(&mut block, &volume.volume(), QUORUM_BLKNO, slot);
+        image.write(slot.blkno(QUORUM_BLKNO).0, Rc::new(block));
+    }
+    let limits = Limits { requests: 1, ..ServerLimits::for_clients(1).cache };
+    let job = RequestId { index: 0, generation: 0 };
+    let mut measure = Arena::measuring();
+    drop(Store::carve(&mut measure, &limits, volume, job));
+    let mut region = vec![MaybeUninit::uninit(); measure.bytes_used() + REGION_ALIGN];
+    let pad = region.as_ptr().align_offset(REGION_ALIGN);
+    let mut arena = Arena::new(&mut region[pad..]).expect("aligned");
+    let mut store = Store::carve(&mut arena, &limits, volume, job).expect("measured");
+    store.format();
+    let mut asked = false;
+    loop {
+        while store.poll_wake().is_some() {}
+        while store.step() == More::Yes {}
+        if !asked && store.open_commit().is_some() {
+            asked = true;
+            store.commit();
+            continue;
+        }
+        if let Some(event) = store.poll_event() {
+            assert_eq!(event, StoreEvent::Durable(CommitNo(1)));
+            return image;
+        }
+        while let Some(BlockRequest { tag, mut op }) = store.poll_request() {
+            match &mut op {
+                BlockOp::Read(blkno, block) => block.0 = image.block(blkno.0).0,
+                BlockOp::Write(blkno, block) => image.write(blkno.0, Rc::new((**block).clone())),
+                BlockOp::Flush => {}
+            }
+            store.handle_completion(Completion { tag, op, result: Ok(()) });
+        }
+    }
+}
+
+/// A server's program.
+struct Serving {
+    me: u16,
+}
+
+impl Serving {
+    fn config(&self, entropy: &mut Rng, boots: u32) -> ServerConfig {
+        let mut incarnation = [0; 16];
+        entropy.fill(&mut incarnation);
+        let mut secret = [0; 32];
+        entropy.fill(&mut secret);
+        ServerConfig {
+            volume: volume(),
+            slot: Slot::new(self.me as u8).expect("a slot"),
+            identity: Identity {
+                incarnation: Incarnation(incarnation),
+                host: QuorumHost([self.me as u8 + 1; 16]),
+                boot: BootId([boots as u8; 16]),
+                vouched: Vouched::Nothing,
+                seed: entropy.number(),
+            },
+            quorum: Timing::NORMAL,
+            net: NetTiming::DEFAULT,
+            timing: ServerTiming::NORMAL,
+            secret,
+        }
+    }
+}
+
+impl Program for Serving {
+    fn region_bytes(&self) -> usize {
+        let mut arena = Arena::measuring();
+        let limits = ServerLimits::for_clients(CLIENTS);
+        drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
+        arena.bytes_used()
+    }
+
+    fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
+        let config = self.config(&mut boot.entropy, boot.boots);
+        let mut arena = Arena::new(boot.region).expect("regions are aligned");
+        let limits = ServerLimits::for_clients(CLIENTS);
+        Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
+    }
+}
+
+/// A mount's program.
+struct Mounting {
+    log: Rc<RefCell<Log>>,
+}
+
+const LINK: LinkLimits =
+    LinkLimits { session: SessionLimits { asks_max: 8, answers_max: 16 }, line: LineLimits::MIN };
+
+/// What the link, the watcher and the runs are carved from.
+fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
+    let volume = volume();
+    let config = LinkConfig {
+        cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
+        timing: NetTiming::DEFAULT,
+        role: Role::Mount,
+        nonce,
+        read_only: false,
+    };
+    let watcher = WatcherBlocks::carve(arena).expect("measured");
+    let watcher = Watcher::new(volume.volume(), QUORUM_BLKNO, Timing::NORMAL, 0, watcher);
+    let mut watcher = watcher.expect("sane timing");
+    watcher.look();
+    Mount {
+        link: Link::carve(arena, &LINK, config).expect("measured"),
+        watcher,
+        buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
+        log: Rc::default(),
+        entropy: Rng::new(0),
+        nonce,
+        stream: None,
+        attempt: None,
+        attempts_ever: 0,
+        dial_at: Instant(0),
+        state: State::Root,
+        waits: false,
+        seq: Seq(0),
+        transactions: 0,
+        loans_number: 0,
+        have: Have::default(),
+        writes: VecDeque::new(),
+        farewells: 0,
+        actions: VecDeque::new(),
+        next_at: Instant(0),
+    }
+}
+
+impl Program for Mounting {
+    fn region_bytes(&self) -> usize {
+        let mut arena = Arena::measuring();
+        drop(carve(&mut arena, [0; 16]));
+        arena.bytes_used()
+    }
+
+    fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
+        let mut arena = Arena::new(boot.region).expect("regions are aligned");
+        let mut nonce = [0; 16];
+        boot.entropy.fill(&mut nonce);
+        let mut mount = carve(&mut arena, nonce);
+        mount.log = Rc::clone(&self.log);
+        mount.entropy = boot.entropy;
+        Box::new(mount)
+    }
+}
+
+/// What a mount is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Learns its first transaction.
+    Root,
+    Loan,
+    /// Writes the blocks of its next transaction.
+    Writing,
+    Flushing,
+    Transaction,
+    Farewell,
+}
+
+/// What a mount has borrowed, and used.
+#[derive(Debug, Default)]
+struct Have {
+    data: Vec<(u64, u64)>,
+    runs: Vec<(u64, u64)>,
+    run_ids: Vec<(u64, u64)>,
+    used: Vec<(u64, u64)>,
+    /// The transaction under way.
+    next: Option<Planned>,
+}
+
+/// A transaction as it was logged.
+#[derive(Debug, Clone)]
+struct Planned {
+    seq: Seq,
+    runs: Vec<ManifestEntry>,
+    used: Vec<(u64, u64)>,
+    freed: Vec<(u64, u64)>,
+}
+
+/// A mount.
+pub struct Mount {
+    link: Link<'static>,
+    watcher: Watcher<'static>,
+    buffer: Option<&'static mut Block>,
+    log: Rc<RefCell<Log>>,
+    entropy: Rng,
+    nonce: [u8; 16],
+    stream: Option<StreamId>,
+    attempt: Option<u32>,
+    attempts_ever: u32,
+    dial_at: Instant,
+    state: State,
+    /// A request, or I/O, is under way.
+    waits: bool,
+    seq: Seq,
+    transactions: u64,
+    loans_number: u64,
+    have: Have,
+    writes: VecDeque<u64>,
+    farewells: u64,
+    actions: VecDeque<Action<'static>>,
+    next_at: Instant,
+}
+
+const TAG_DATA: Tag = Tag(1000);
+
+/// Takes up to `count` numbers from the front of what there is.
+fn cut(from: &mut Vec<(u64, u64)>, count: u64) -> Option<(u64, u64)> {
+    let (start, len) = from.first_mut()?;
+    let taken = (*start, count.min(*len));
+    (*start, *len) = (*start + taken.1, *len - taken.1);
+    if *len == 0 {
+        from.remove(0);
+    }
+    Some(taken)
+}
+
+fn sum(of: &[(u64, u64)]) -> u64 {
+    of.iter().map(|extent| extent.1).sum()
+}
+
+fn records(pool: Pool, of: &[(u64, u64)]) -> Vec<ExtentRecord> {
+    let record = |&(start, count): &(u64, u64)| {
+        ExtentRecord::new(Extent { pool, start, count: count as u32 })
+    };
+    of.iter().map(record).collect()
+}
+
+impl Mount {
+    /// Farewells said in this life.
+    #[must_use]
+    pub fn farewells(&self) -> u64 {
+        self.farewells
+    }
+
+    /// What it is doing, for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let client = self.link.client();
+        format!("{client:?} {:?} waits {} up {}", self.state, self.waits, self.link.is_up())
+    }
+
+    fn client(&self) -> ClientId {
+        self.link.client().expect("greeted")
+    }
+
+    /// Decides on the next transaction, and logs it.
+    fn plan_transaction(&mut self) -> bool {
+        let have = &mut self.have;
+        if sum(&have.runs) < 8 || sum(&have.run_ids) < 2 || have.data.is_empty() {
+            return false;
+        }
+        let mut runs = Vec::new();
+        for _ in 0..self.entropy.within(1..=2) {
+            let Some((start, blocks)) = cut(&mut have.runs, 4) else { break };
+            if blocks < 3 {
+                continue;
+            }
+            let (run, _) = cut(&mut have.run_ids, 1).expect("two are there");
+            let mut entry = ManifestEntry::new_zeroed();
+            (entry.run, entry.blkno) = (run.into(), start.into());
+            (entry.items, entry.item_blocks) = (9.into(), (blocks as u16 - 2).into());
+            (entry.index_blocks, entry.filter_blocks) = (1.into(), 1.into());
+            entry.zones[2].append(&Key::inode(Ino(1 + self.entropy.below(50))).into());
+            runs.push(entry);
+        }
+        let used: Vec<_> = cut(&mut have.data, self.entropy.within(1..=40)).into_iter().collect();
+        let mut freed = Vec::new();
+        while have.used.len() > 3 {
+            let at = self.entropy.below(have.used.len() as u64) as usize;
+            freed.push(have.used.swap_remove(at));
+        }
+        have.used.extend(&used);
+        let planned = Planned { seq: self.seq, runs, used, freed };
+        self.writes = planned.runs.iter().flat_map(|r| r.blkno.get()..r.extent().end().0).collect();
+        self.writes.extend(planned.used.iter().flat_map(|&(start, len)| start..start + len));
+        let client = self.client();
+        let runs: Vec<u64> = planned.runs.iter().map(|run| run.run.get()).collect();
+        let number = self.transactions + 1;
+        self.log.borrow_mut().plan(client, number, runs, &planned.used, &planned.freed);
+        self.have.next = Some(planned);
+        true
+    }
+
+    /// Starts what the state asks for.
+    fn start(&mut self) {
+        match self.state {
+            State::Root => self.waits = self.link.request(&ClientRequest::Root).is_ok(),
+            State::Loan => {
+                let number = self.loans_number + 1;
+                let returned = match self.entropy.below(4) {
+                    0 => cut(&mut self.have.data, 7).into_iter().collect(),
+                    _ => Vec::new(),
+                };
+                let returned = records(Pool::Data, &returned);
+                let returned = Extents::new(&returned).expect("sane");
+                let (data_blocks, run_blocks) = (self.entropy.within(40..=120) as u32, 32);
+                let (inodes, run_ids) = (10_240, 8);
+                let request =
+                    LoanRequest { number, data_blocks, run_blocks, inodes, run_ids, returned };
+                self.link.request(&ClientRequest::Loan(request)).expect("one at a time");
+                self.waits = true;
+            }
+            State::Writing => self.write_next(),
+            State::Flushing => {
+                let request = BlockRequest { tag: TAG_DATA, op: BlockOp::Flush };
+                self.actions.push_back(Action::Block(request));
+                self.waits = true;
+            }
+            State::Transaction => {
+                let planned = self.have.next.clone().expect("planned");
+                let runs: Vec<_> = planned.runs.iter().map(RunRecord::new).collect();
+                let (used, freed) =
+                    (records(Pool::Data, &planned.used), records(Pool::Data, &planned.freed));
+                let transaction = Transaction::new(
+                    self.transactions + 1,
+                    planned.seq,
+                    CommitNo(1),
+                    &runs,
+                    Extents::new(&used).expect("sane"),
+                    Extents::new(&freed).expect("sane"),
+                );
+                let request = ClientRequest::Transaction(transaction.expect("sane"));
+                self.link.request(&request).expect("one at a time");
+                self.waits = true;
+            }
+            State::Farewell => {
+                // What was taken before must have been acknowledged.
+                self.waits = self.link.request(&ClientRequest::Farewell).is_ok();
+            }
+        }
+    }
+
+    /// Writes the next block: who it belongs to, all over.
+    fn write_next(&mut self) {
+        let Some(&blkno) = self.writes.front() else {
+            self.state = State::Flushing;
+            return;
+        };
+        let stamp = Log::stamp(self.client(), self.transactions + 1);
+        let buffer = self.buffer.take().expect("one at a time");
+        buffer.0.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&stamp));
+        let op = BlockOp::Write(BlockNo(blkno), buffer);
+        self.actions.push_back(Action::Block(BlockRequest { tag: TAG_DATA, op }));
+        self.waits = true;
+    }
+
+    fn on_data(&mut self, done: Completion<'static>) {
+        self.waits = false;
+        match done.op {
+            BlockOp::Write(_, buffer) => {
+                self.buffer = Some(buffer);
+                if done.result.is_ok() {
+                    self.writes.pop_front();
+                }
+            }
+            BlockOp::Flush if done.result.is_ok() => self.state = State::Transaction,
+            BlockOp::Flush => self.restart_writes(),
+            BlockOp::Read(..) => unreachable!("it reads nothing"),
+        }
+    }
+
+    /// A failed flush says nothing of what was written before.
+    fn restart_writes(&mut self) {
+        let planned = self.have.next.as_ref().expect("planned");
+        self.writes = planned.runs.iter().flat_map(|r| r.blkno.get()..r.extent().end().0).collect();
+        self.writes.extend(planned.used.iter().flat_map(|&(start, len)| start..start + len));
+        self.state = State::Writing;
+    }
+
+    fn on_message(&mut self, now: Instant) {
+        let client = self.link.client().unwrap_or_default();
+        let mut log = self.log.borrow_mut();
+        match self.link.head() {
+            Some(Incoming::Answer(_, Outcome::Done(answer))) => match answer {
+                ServerAnswer::Root(root) => {
+                    (self.seq, self.state) = (root.seq_open, State::Loan);
+                }
+                ServerAnswer::Loan(loan) => {
+                    self.loans_number += 1;
+                    log.answered_loan(client, loan.number, self.loans_number);
+                    for extent in loan.lent.iter() {
+                        let extent_of = (extent.start, u64::from(extent.count));
+                        match extent.pool {
+                            Pool::Data => self.have.data.push(extent_of),
+                            Pool::Runs => self.have.runs.push(extent_of),
+                            Pool::RunIds => {
+                                log.lent_ids(extent_of);
+                                self.have.run_ids.push(extent_of);
+                            }
+                            Pool::Inodes => log.lent_inodes(extent_of),
+                        }
+                    }
+                    self.state = State::Writing;
+                }
+                ServerAnswer::Transaction(done) => {
+                    self.transactions += 1;
+                    log.answered(client, done.number, self.transactions);
+                    log.opened(self.seq, done.seq_next, done.seq_stable);
+                    self.seq = done.seq_next;
+                    self.have.next = None;
+                    self.state = match self.transactions >= TRANSACTIONS {
+                        true => State::Farewell,
+                        false => State::Writing,
+                    };
+                }
+                ServerAnswer::Farewell => {
+                    self.farewells += 1;
+                    log.parted(client);
+                }
+                ServerAnswer::Lock(_)
+                | ServerAnswer::Release
+                | ServerAnswer::Statfs(_)
+                | ServerAnswer::Status(_) => {}
+            },
+            Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
+                log.refused(client, error);
+                // The volume is full of what mounts that crashed have left: go home.
+                if self.state == State::Loan {
+                    self.state = State::Farewell;
+                }
+                self.next_at = now.plus(SECOND);
+            }
+            Some(Incoming::Request(_)) | None => return,
+        }
+        drop(log);
+        self.waits = false;
+        let ticket = self.link.take(now).expect("it was there");
+        self.link.recorded(ticket);
+    }
+
+    /// Comes back as another client.
+    fn start_over(&mut self) {
+        self.entropy.fill(&mut self.nonce);
+        self.link.restart(self.nonce);
+        self.state = State::Root;
+        (self.waits, self.transactions, self.loans_number) = (false, 0, 0);
+        self.have = Have::default();
+        self.writes.clear();
+    }
+
+    fn step_work(&mut self, now: Instant) {
+        if !self.link.is_up() || self.waits || self.next_at > now || self.link.is_parted() {
+            return;
+        }
+        self.next_at = now.plus(20 * MILLI);
+        if self.state == State::Writing && self.have.next.is_none() && !self.plan_transaction() {
+            self.state = State::Loan;
+        }
+        self.start();
+    }
+
+    fn step_connection(&mut self, now: Instant) {
+        self.link.step(now);
+        while let Some((stream, _)) = self.link.poll_close() {
+            self.actions.push_back(Action::Close(stream));
+            self.stream = self.stream.filter(|held| *held != stream);
+            self.dial_at = now.plus(200 * MILLI);
+        }
+        let dialing = self.stream.is_some() || self.attempt.is_some();
+        if !dialing && self.link.is_parted() && self.link.is_idle() {
+            self.start_over();
+        }
+        if dialing || self.dial_at > now {
+            return;
+        }
+        self.dial_at = now.plus(100 * MILLI);
+        if let Some(leader) = self.watcher.leader().filter(|_| self.link.is_idle()) {
+            self.attempts_ever += 1;
+            self.attempt = Some(self.attempts_ever);
+            let (attempt, to) = (self.attempts_ever, leader.endpoint);
+            self.actions.push_back(Action::Connect { attempt, to });
+        }
+    }
+}
+
+impl Node<'static> for Mount {
+    fn handle(&mut self, now: Instant, event: Event<'static>) {
+        match event {
+            Event::Completed(done) if done.tag == TAG_DATA => self.on_data(done),
+            Event::Completed(done) => self.watcher.handle_completion(now, done),
+            Event::Connected { attempt, stream } if self.attempt == Some(attempt) => {
+                self.attempt = None;
+                self.stream = Some(stream);
+                let mut random = [0; 16];
+                self.entropy.fill(&mut random);
+                self.link.connect(now, stream, random);
+            }
+            Event::Connected { stream, .. } | Event::Accepted(stream) => {
+                self.actions.push_back(Action::Close(stream));
+            }
+            Event::ConnectFailed { attempt } => {
+                self.attempt = self.attempt.filter(|held| *held != attempt);
+                self.dial_at = now.plus(500 * MILLI);
+            }
+            Event::ListenFailed => {}
+            Event::Received { stream, len } => self.link.received(now, stream, len),
+            Event::Sent { stream, len } => self.link.sent(stream, len),
+            Event::Closed(stream) => {
+                self.link.closed(stream);
+                self.stream = self.stream.filter(|held| *held != stream);
+                self.dial_at = now.plus(200 * MILLI);
+            }
+        }
+    }
+
+    fn step(&mut self, now: Instant) -> More {
+        self.step_connection(now);
+        while let Some(event) = self.link.poll_event() {
+            match event {
+                LinkEvent::Up { client, .. } => self.log.borrow_mut().greeted(client, self.nonce),
+                LinkEvent::Message => self.on_message(now),
+            }
+        }
+        self.step_work(now);
+        self.link.step(now);
+        while let Some(request) = self.watcher.poll_request(now) {
+            self.actions.push_back(Action::Block(request));
+        }
+        More::No
+    }
+
+    fn poll_action(&mut self) -> Option<Action<'static>> {
+        self.actions.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let works = self.link.is_up() && !self.waits && !self.link.is_parted();
+        let work = works.then_some(self.next_at);
+        let dial = (self.stream.is_none() && self.attempt.is_none()).then_some(self.dial_at);
+        let times = [work, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
+        times.into_iter().flatten().min()
+    }
+
+    fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
+        self.link.recv_space(stream)
+    }
+
+    fn send_bytes(&self, stream: StreamId) -> &[u8] {
+        self.link.send_bytes(stream)
+    }
+}
