@@ -18,7 +18,8 @@
 //!   commit is changed in place, any other gets a new address first, and so do all nodes above it:
 //!   a root once durable leads to the same tree for ever.
 //! * Whatever a walk meets is checked against what led there: the kind of tree, the level, and the
-//!   range of keys the parent gives. What doesn't match is [`Error::Corrupt`], never a panic.
+//!   range of keys the parent gives. What doesn't match is
+//!   [`Error::Corrupt`](crate::error::Error::Corrupt), never a panic.
 //! * No node but the root is the only child of its parent or underfull, unless the tree was changed
 //!   by a plan of several updates that left no sibling to be merged with in memory. Even an empty
 //!   leaf is legal then; the next update nearby takes it away.

@@ -18,8 +18,7 @@
 //!   the voter says that the server may act, asked with the time of this very step.
 //! * What changes the volume is answered when the commit it joined is durable *and* a reading of
 //!   the claims that began after that shows no later leader. Nobody can connect before that holds
-//! for
-//!   the first commit of the term.
+//!   for the first commit of the term.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
 //!

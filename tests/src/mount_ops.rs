@@ -1,10 +1,10 @@
-//! Mounts that share a lock server and a disk of items, driven by hand: what stands between a mount's
-//! file operations and the rest of a node, as plain as can be.
+//! Mounts that share a lock server and a disk of items, driven by hand: what stands between a
+//! mount's file operations and the rest of a node, as plain as can be.
 //!
 //! # Invariants
 //!
-//! * What happens next is a function of the seed: which task runs, which message travels, when a commit
-//!   begins and ends, where a fill stops.
+//! * What happens next is a function of the seed: which task runs, which message travels, when a
+//!   commit begins and ends, where a fill stops.
 //! * A commit is durable at once as a whole; what a task reads is the newest root, or cached.
 //!
 //! What this module deliberately doesn't know: what an operation should answer.

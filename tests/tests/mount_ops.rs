@@ -1,5 +1,6 @@
 //! Mounts against the model: random operations, several at a time, on small caches and under a lock
 //! server that takes locks away; then the items that are left must be those of a sound file system.
+#![allow(clippy::unwrap_used)] // A test that can't go on has failed.
 
 use outrider_core::client::fs::ROOT;
 use outrider_core::client::items::Key;
@@ -38,6 +39,9 @@ struct Open {
     ino: Ino,
     directory: bool,
 }
+
+/// An operation on data, the bytes to write with where they are, and memory lent to it.
+type DataOp = (Op, Option<(Vec<u8>, usize)>, Vec<u8>);
 
 struct Play<'m> {
     world: World<'m>,
@@ -185,9 +189,8 @@ impl<'m> Play<'m> {
     }
 
     fn open_of(&mut self, mount: usize, directory: bool) -> Option<Open> {
-        let opens: Vec<_> = self.opens.iter().copied().collect();
         let fit = |open: &&Open| open.mount == mount && open.directory == directory;
-        let fitting: Vec<_> = opens.iter().filter(fit).copied().collect();
+        let fitting: Vec<_> = self.opens.iter().filter(fit).copied().collect();
         self.rng.pick(&fitting).copied()
     }
 
@@ -309,7 +312,7 @@ impl<'m> Play<'m> {
         block * 4096 + within
     }
 
-    fn data_op(&mut self, mount: usize) -> Option<(Op, Option<(Vec<u8>, usize)>, Vec<u8>)> {
+    fn data_op(&mut self, mount: usize) -> Option<DataOp> {
         if self.rng.chance(Chance(80_000)) {
             let op = match self.rng.below(3) {
                 0 => Op::Open { ino: self.any(mount), how: self.how(true) },
@@ -457,7 +460,7 @@ impl<'m> Play<'m> {
         let asked =
             Asked { user: &User::ROOT, now: Time::default(), op: &model, data: &[], room: None };
         self.model.execute(&asked).unwrap();
-        self.alone(open.mount, op);
+        self.alone(open.mount, &op);
     }
 
     fn forget(&mut self, mount: usize, ino: Ino) {
@@ -466,11 +469,11 @@ impl<'m> Play<'m> {
         let asked =
             Asked { user: &User::ROOT, now: Time::default(), op: &model, data: &[], room: None };
         self.model.execute(&asked).unwrap();
-        self.alone(mount, Op::Forget { ino, lookups });
+        self.alone(mount, &Op::Forget { ino, lookups });
     }
 
     /// An operation that can't wait, now.
-    fn alone(&mut self, mount: usize, op: Op) {
+    fn alone(&mut self, mount: usize, op: &Op) {
         let caller = (Caller::new(0, 0, 0), Vec::new());
         let begun = loop {
             match self.world.begin(mount, caller.clone(), Time::default(), op.clone(), None, vec![])

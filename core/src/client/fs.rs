@@ -1,8 +1,8 @@
 //! The operations of a file system, on items, under cluster locks: what a mount does without asking
 //! anybody.
 //!
-//! A [`Task`] is one [`Op`] at work, or the deletion of an inode that nothing names any more. The mount
-//! runs it, again and again from the top, until it is over:
+//! A [`Task`] is one [`Op`] at work, or the deletion of an inode that nothing names any more. The
+//! mount runs it, again and again from the top, until it is over:
 //!
 //! ```text
 //!              run                        Step::Done
@@ -16,26 +16,26 @@
 //!
 //! # Invariants
 //!
-//! * Up to the one place where edits are applied ([`Run::commit`](changes)) a run changes nothing but
-//!   its task. What it has read, it has read in that run, under locks held in that run: a precondition
-//!   is never older than the change it allows.
-//! * Every change is of bounded size, which [`change_needs`] gives, and leaves the items consistent:
-//!   entries with their twins, counters that equal the extents, one index entry for each inode. What
-//!   is longer (truncations, deletions) is a sequence of such changes; a flag in the inode, or the
-//!   orphan entry, says that it isn't at its end.
-//! * Locks are acquired in the order of [`LockName::rank`](crate::lock::LockName::rank). A task that
-//!   finds out too late that it needs an earlier one releases those behind it first.
-//! * Only a task of several changes can meet another one in the middle. Those (data, size, deletion)
-//!   exclude each other by inode, before they take cluster locks; and renames that look for ancestors
-//!   exclude each other.
-//! * The index entries of an inode move once per transaction: the inode says where they are, and they
-//!   are written blindly, under write-only locks.
+//! * Up to the one place where edits are applied (`changes`) a run changes nothing
+//!   but its task. What it has read, it has read in that run, under locks held in that run: a
+//!   precondition is never older than the change it allows.
+//! * Every change is of bounded size, which [`change_needs`] gives, and leaves the items
+//!   consistent: entries with their twins, counters that equal the extents, one index entry for
+//!   each inode. What is longer (truncations, deletions) is a sequence of such changes; a flag in
+//!   the inode, or the orphan entry, says that it isn't at its end.
+//! * Locks are acquired in the order of [`LockName::rank`](crate::lock::LockName::rank). A task
+//!   that finds out too late that it needs an earlier one releases those behind it first.
+//! * Only a task of several changes can meet another one in the middle. Those (data, size,
+//!   deletion) exclude each other by inode, before they take cluster locks; and renames that look
+//!   for ancestors exclude each other.
+//! * The index entries of an inode move once per transaction: the inode says where they are, and
+//!   they are written blindly, under write-only locks.
 //! * A block of a file is [`Reserved`](crate::format::item::Mapping::Reserved) from when it is
 //!   allocated until its data are on the device. So no crash shows what a block held before.
 //! * What a file's last block holds behind the file's end is zero on the device.
 //!
-//! What this module deliberately doesn't know: the network, the device, fills, how long things take,
-//! and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer uses.
+//! What this module deliberately doesn't know: the network, the device, fills, how long things
+//! take, and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer uses.
 
 mod access;
 mod attrs;
@@ -71,9 +71,9 @@ use table::Table;
 /// The root directory.
 pub const ROOT: Ino = Ino(1);
 
-/// Most locks that one task holds: [`Limits::holds_per_op`](crate::lock::client::Limits) must not be
-/// less. A rename that replaces: the rename lock, four inodes, their four old places in an index and
-/// the new one, and the orphan's.
+/// Most locks that one task holds: [`Limits::holds_per_op`](crate::lock::client::Limits) must not
+/// be less. A rename that replaces: the rename lock, four inodes, their four old places in an index
+/// and the new one, and the orphan's.
 pub const HOLDS_MAX: usize = 12;
 
 /// How much a mount keeps of what its kernel uses.
@@ -112,7 +112,8 @@ pub struct Context<'a, 'm> {
 /// What a task waits for. It is run again when that may have happened; it may be run earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// A fill of the missing key, of which this range may be had: it is unknown, and under the lock.
+    /// A fill of the missing key, of which this range may be had: it is unknown, and under the
+    /// lock.
     Fill {
         /// The missing key.
         at: super::items::Key,
@@ -145,8 +146,8 @@ pub enum Step {
     Transfer(Transfer),
     /// Fill these bytes with zeros on the device, then say [`Task::transferred`], and run it again.
     Zero(super::op::Extent),
-    /// Tell [`Groups::tell`](super::op::Groups::tell) whether the caller is in this group, and run it
-    /// again.
+    /// Tell [`Groups::tell`](super::op::Groups::tell) whether the caller is in this group, and run
+    /// it again.
     AskMember(u32),
 }
 
@@ -253,8 +254,8 @@ impl Task {
         Task::new(Purpose::Answer)
     }
 
-    /// A task that deletes an inode which has no name, of which every mount has said that it doesn't
-    /// use it. Does nothing if it is in use here.
+    /// A task that deletes an inode which has no name, of which every mount has said that it
+    /// doesn't use it. Does nothing if it is in use here.
     #[must_use]
     pub fn delete(ino: Ino) -> Task {
         Task::new(Purpose::Delete(ino))
@@ -354,8 +355,8 @@ impl<'m> Fs<'m> {
         }
     }
 
-    /// An inode without names that this mount has used, and doesn't any more. It is to be deleted once
-    /// all mounts have said the same; named once.
+    /// An inode without names that this mount has used, and doesn't any more. It is to be deleted
+    /// once all mounts have said the same; named once.
     pub fn poll_orphan(&mut self) -> Option<Ino> {
         self.table.poll_orphan()
     }

@@ -5,12 +5,10 @@
 //! * Each plans all it changes, reserves, and applies: one plan for each [`Progress`].
 //! * A transaction is one plan. A loan, a farewell and the reading of the clients take several,
 //!   each of which leaves the trees in a state that is right by itself: a loan's record then holds
-//! a whole
-//!   answer that lends less, a leaving client's record goes last.
+//!   a whole answer that lends less, a leaving client's record goes last.
 //! * A numbered request is carried out if its number follows the one in the client's record, and
 //!   the same plan stores that number and the answer. The stored number is answered again; any
-//! other is
-//!   refused. One that is refused has changed nothing, and not used its number.
+//!   other is refused. One that is refused has changed nothing, and not used its number.
 //! * What a request says is checked against what the trees say, never the other way round.
 //!
 //! What this module deliberately doesn't know: sessions, and when a commit is durable.

@@ -329,7 +329,8 @@ impl<'m> Store<'m> {
         self.settling.next_list()
     }
 
-    /// The number that [`next_freed_list`](Self::next_freed_list) would give: what a plan counts on.
+    /// The number that [`next_freed_list`](Self::next_freed_list) would give: what a plan counts
+    /// on.
     #[must_use]
     pub fn freed_lists(&self) -> u32 {
         self.settling.lists()

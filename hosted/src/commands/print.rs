@@ -51,7 +51,7 @@ pub(crate) enum Section {
     Roots,
     /// The runs of the log-structured tree.
     Manifest,
-    /// The items, of each key the newest: [FROM [TO]].
+    /// The items, of each key the newest, from a key and up to one if given.
     Items,
     /// One run, with all that it holds: NR.
     Segment,

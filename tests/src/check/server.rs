@@ -8,7 +8,7 @@
 //!   then.
 //! * A client's record says up to which number its transactions happened. The files' extents and
 //!   the runs that must be there follow from the logged requests up to that number, and from
-//! nothing else.
+//!   nothing else.
 
 use crate::check::Checker;
 use crate::scenario::server::{BLOCKS, FAREWELLS, Mount, volume};

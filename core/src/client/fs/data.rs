@@ -6,8 +6,8 @@
 //!   hole --allocate--> reserved --Step::Transfer--> (on the device) --written--> data
 //! ```
 //!
-//! The inode changes with the last step only: size, times, counters and the extents become what they
-//! are together. Data are written in place where there are some.
+//! The inode changes with the last step only: size, times, counters and the extents become what
+//! they are together. Data are written in place where there are some.
 //!
 //! What this module deliberately doesn't know: bytes.
 
@@ -167,7 +167,8 @@ impl Run<'_, '_, '_, '_> {
         }
     }
 
-    /// Blocks for as many of these bytes as one transfer can name: those that are mapped, and new ones.
+    /// Blocks for as many of these bytes as one transfer can name: those that are mapped, and new
+    /// ones.
     fn allocate(&mut self, ino: Ino, from: u64, end: u64) -> Result<(Extents, u64), Stop> {
         let mut extents = Extents::new();
         let mut at = from;
@@ -196,8 +197,8 @@ impl Run<'_, '_, '_, '_> {
         Ok((extents, at))
     }
 
-    /// Reserves blocks for the hole that begins at `first`, up to `last`; and, when a file grows block by
-    /// block, for what is likely to follow.
+    /// Reserves blocks for the hole that begins at `first`, up to `last`; and, when a file grows
+    /// block by block, for what is likely to follow.
     pub(super) fn fill_hole(
         &mut self,
         ino: Ino,
@@ -245,8 +246,8 @@ impl Run<'_, '_, '_, '_> {
         self.apply_patch(ino, &inode, new, &patch)
     }
 
-    /// The extents that hold these blocks, and their neighbours; and the last block up to which these
-    /// are all.
+    /// The extents that hold these blocks, and their neighbours; and the last block up to which
+    /// these are all.
     pub(super) fn extents_near(
         &mut self,
         ino: Ino,
@@ -313,7 +314,8 @@ impl Run<'_, '_, '_, '_> {
         Ok(())
     }
 
-    /// Gives the file another size, with the other attributes. [`drain`](Self::drain) does the rest.
+    /// Gives the file another size, with the other attributes. [`drain`](Self::drain) does the
+    /// rest.
     pub(super) fn resize(&mut self, ino: Ino, size: u64, set: &SetAttr) -> Result<(), Stop> {
         self.exclude(ino, true)?;
         self.lock_inodes(&[(ino, Mode::Write)])?;
@@ -337,8 +339,8 @@ impl Run<'_, '_, '_, '_> {
         self.drain(ino)
     }
 
-    /// Has bytes of one block zeroed on the device, if it holds data: the `stage`th such request of this
-    /// task.
+    /// Has bytes of one block zeroed on the device, if it holds data: the `stage`th such request of
+    /// this task.
     pub(super) fn zero(&mut self, ino: Ino, at: u64, end: u64, stage: u8) -> Result<(), Stop> {
         if at == end || self.task.zeroed >= stage {
             return Ok(());

@@ -4,8 +4,8 @@
 //!   extents --> extended attributes --> the inode, its symlink parts, index and orphan entries
 //! ```
 //!
-//! Each arrow is many changes, of bounded size; the orphan entry goes with the last. Whoever finds one,
-//! on any mount and at any time, runs this from the beginning.
+//! Each arrow is many changes, of bounded size; the orphan entry goes with the last. Whoever finds
+//! one, on any mount and at any time, runs this from the beginning.
 //!
 //! What this module deliberately doesn't know: who else uses the inode. That is asked before.
 

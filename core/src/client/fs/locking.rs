@@ -43,8 +43,8 @@ impl Run<'_, '_, '_, '_> {
         self.lock(wanted)
     }
 
-    /// Holds the index regions that a change of these inodes writes to: where their entries are, and
-    /// where they will be. `true` says that the data change too, and for a new inode.
+    /// Holds the index regions that a change of these inodes writes to: where their entries are,
+    /// and where they will be. `true` says that the data change too, and for a new inode.
     pub(super) fn lock_indices(&mut self, inodes: &[(Option<&Inode>, bool)]) -> Result<(), Stop> {
         self.lock(self.indices(inodes))
     }
@@ -83,8 +83,8 @@ impl Run<'_, '_, '_, '_> {
         wanted.sort_unstable_by_key(|(name, _)| name.rank());
         for (name, mode) in &wanted {
             loop {
-                // What stands behind in the order is released first, and so is what would have to be
-                // upgraded: two mounts that did so would wait for each other for ever.
+                // What stands behind in the order is released first, and so is what would have to
+                // be upgraded: two mounts that did so would wait for each other for ever.
                 self.give_up_place(name);
                 self.release_from(name.rank(), *mode, name);
                 if self.task.held.contains(name) || self.task.held.len() < HOLDS_MAX {

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * Extents of one file don't overlap, and are in the order of their blocks. Those that could be one
-//!   become one where a change touches them.
+//! * Extents of one file don't overlap, and are in the order of their blocks. Those that could be
+//!   one become one where a change touches them.
 //! * A patch changes blocks of its region only; outside, each block is mapped as before.
 //!
 //! What this module deliberately doesn't know: items, and where blocks come from and go to.

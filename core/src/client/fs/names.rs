@@ -2,9 +2,10 @@
 //!
 //! # Invariants
 //!
-//! * An entry's three items have one value, and come and go together. A position is never used again.
-//! * A directory's size is the sum of the lengths of its names; its link count is 2, and one for each
-//!   directory in it.
+//! * An entry's three items have one value, and come and go together. A position is never used
+//!   again.
+//! * A directory's size is the sum of the lengths of its names; its link count is 2, and one for
+//!   each directory in it.
 //! * With the last name of an inode goes an orphan entry into the index, in the same change.
 //!
 //! What this module deliberately doesn't know: what a kernel remembers.
@@ -134,7 +135,8 @@ impl Run<'_, '_, '_, '_> {
         exclusive: bool,
     ) -> Result<Option<Ino>, Stop> {
         if let (true, Some(ino)) = (self.task.opened.is_some(), self.task.guess) {
-            // It may have been truncated already; whatever has the name by now, this is what was opened.
+            // It may have been truncated already; whatever has the name by now, this is what was
+            // opened.
             return Ok(Some(ino));
         }
         if self.task.guess.is_none() {
@@ -305,7 +307,8 @@ impl Run<'_, '_, '_, '_> {
         inode.ctime = self.now;
     }
 
-    /// Takes a name from an inode, and a subdirectory from its parent; says whether it was the last.
+    /// Takes a name from an inode, and a subdirectory from its parent; says whether it was the
+    /// last.
     pub(super) fn drop_name(
         &mut self,
         parent: &mut Inode,
@@ -451,7 +454,8 @@ impl Run<'_, '_, '_, '_> {
         Ok(Reply::Opened(self.fs.table.open(ino)?))
     }
 
-    /// Lists entries. What comes before the first that would have to be waited for is an answer too.
+    /// Lists entries. What comes before the first that would have to be waited for is an answer
+    /// too.
     pub(super) fn readdir(
         &mut self,
         dir: Ino,

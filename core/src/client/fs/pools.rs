@@ -2,11 +2,11 @@
 //!
 //! # Invariants
 //!
-//! * A number is given out once. Each directory draws from a lock group of its own, and a new directory
-//!   is the first of a group whose other numbers are for what is made in it: so mounts that work in
-//!   sibling directories never meet.
-//! * What a transaction frees is not lent again before it is durable: it goes onto a list of its own,
-//!   which is emptied when the server is told.
+//! * A number is given out once. Each directory draws from a lock group of its own, and a new
+//!   directory is the first of a group whose other numbers are for what is made in it: so mounts
+//!   that work in sibling directories never meet.
+//! * What a transaction frees is not lent again before it is durable: it goes onto a list of its
+//!   own, which is emptied when the server is told.
 //!
 //! What this module deliberately doesn't know: when more is asked for, and how.
 
@@ -119,8 +119,8 @@ pub struct Blocks<'m> {
 const NO_BLOCKS: BlockRun = BlockRun { first: BlockNo(0), len: 0 };
 
 impl<'m> Blocks<'m> {
-    /// Carves lists of up to so many runs to take from, and of up to so many freed in a transaction.
-    /// There must be room for at least [`FREED_MAX`](super::map::FREED_MAX) of these.
+    /// Carves lists of up to so many runs to take from, and of up to so many freed in a
+    /// transaction. There must be room for at least [`FREED_MAX`](super::map::FREED_MAX) of these.
     pub fn carve(arena: &mut Arena<'m>, free: u32, freed: u32) -> Result<Blocks<'m>, ArenaFull> {
         Ok(Blocks {
             free: arena.slice(free, |_| NO_BLOCKS)?,

@@ -1,9 +1,9 @@
 //! Moving an entry.
 //!
-//! A directory mustn't be moved below itself. Who moves one to another directory holds the rename lock,
-//! under which no directory gets another parent, and walks up from both directories, with one inode's
-//! lock at a time; only then come the locks of what is changed, in their order, and the names are looked
-//! at again.
+//! A directory mustn't be moved below itself. Who moves one to another directory holds the rename
+//! lock, under which no directory gets another parent, and walks up from both directories, with one
+//! inode's lock at a time; only then come the locks of what is changed, in their order, and the
+//! names are looked at again.
 //!
 //! What this module deliberately doesn't know: anything but names.
 

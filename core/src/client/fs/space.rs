@@ -63,7 +63,8 @@ impl Run<'_, '_, '_, '_> {
         Ok(Reply::Empty)
     }
 
-    /// Makes a range read as zeros: the ends on the device, the blocks between them by their mapping.
+    /// Makes a range read as zeros: the ends on the device, the blocks between them by their
+    /// mapping.
     fn empty(
         &mut self,
         ino: Ino,

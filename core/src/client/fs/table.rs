@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * An inode has a slot exactly while something counts: a lookup, an open handle, a task, or that it
-//!   is still to be named as an orphan.
+//! * An inode has a slot exactly while something counts: a lookup, an open handle, a task, or that
+//!   it is still to be named as an orphan.
 //! * An orphan is named once, when its last use has ended after its last name was seen to go.
 //!
 //! What this module deliberately doesn't know: items, locks.
@@ -170,8 +170,8 @@ impl<'m> Table<'m> {
         }
     }
 
-    /// Notes that the inode's last name has gone. Without room for that, it is found when the volume is
-    /// next searched for orphans.
+    /// Notes that the inode's last name has gone. Without room for that, it is found when the
+    /// volume is next searched for orphans.
     pub(super) fn lose_names(&mut self, ino: Ino) {
         if let Ok(slot) = self.slot(ino) {
             slot.nameless = true;
@@ -191,7 +191,8 @@ impl<'m> Table<'m> {
         Some(ino)
     }
 
-    /// Excludes other tasks from the inode, or only those that change it. Says whether none was there.
+    /// Excludes other tasks from the inode, or only those that change it. Says whether none was
+    /// there.
     pub(super) fn lock(&mut self, ino: Ino, exclusive: bool) -> Result<bool, OpError> {
         let slot = self.slot(ino)?;
         let free = !slot.writer && (!exclusive || slot.readers == 0);
