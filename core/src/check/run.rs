@@ -8,11 +8,10 @@
 //! What this module deliberately doesn't know: what other runs hold.
 
 use super::{Id, Log};
-use crate::block::{Cache, FrameId, Pins};
+use crate::block::{Cache, Pins};
 use crate::error::{Corruption, Error, Stop};
 use crate::format::BlockNo;
 use crate::format::block::{Magic, Volume};
-use crate::format::btree::BlockRef;
 use crate::format::item::{
     Dirent, FileExtent, Inode, Mapping, VALUE_BYTES_MAX, XattrHead, parse_empty,
 };
@@ -142,7 +141,7 @@ impl RunCheck {
         log: &mut Log,
         open: impl FnOnce(&crate::format::Block) -> Result<(), Corruption>,
     ) -> Result<(), Stop> {
-        let verdict = match obtain(at, magic, cache, pins) {
+        let verdict = match cache.get_run(at, magic, pins) {
             Err(Stop::Wait(wait)) => return Err(wait.into()),
             Err(Stop::Fail(error)) => Err(error),
             Ok(frame) => {
@@ -174,7 +173,7 @@ impl RunCheck {
             self.next_block();
             return Ok(Progress::More);
         }
-        let frame = obtain(&at, Magic::RunItems, cache, pins)?;
+        let frame = cache.get_run(&at, Magic::RunItems, pins)?;
         let key = *Items::opened(cache.block(frame)).get(self.item).0;
         let filtered = self.is_filtered(&key, ground, cache, pins)?;
         let indexed = self.item > 0 || self.is_indexed(number, &key, cache, pins)?;
@@ -242,7 +241,7 @@ impl RunCheck {
         if self.is_bad(index) {
             return Ok(true);
         }
-        let frame = obtain(&self.at(index), Magic::RunFilter, cache, pins)?;
+        let frame = cache.get_run(&self.at(index), Magic::RunFilter, pins)?;
         Ok(Filter::opened(cache.block(frame)).may_contain(hash))
     }
 
@@ -259,18 +258,9 @@ impl RunCheck {
         if self.is_bad(index) {
             return Ok(true);
         }
-        let frame = obtain(&self.at(index), Magic::RunIndex, cache, pins)?;
+        let frame = cache.get_run(&self.at(index), Magic::RunIndex, pins)?;
         Ok(Index::opened(cache.block(frame)).keys().get(slot) == Some(key))
     }
-}
-
-fn obtain(
-    at: &RunBlock,
-    magic: Magic,
-    cache: &mut Cache<'_>,
-    pins: &mut Pins<'_>,
-) -> Result<FrameId, Stop> {
-    cache.get(BlockRef::new(at.blkno, at.run.0), magic, pins)
 }
 
 /// Checks all of an item that can be told from itself; the blocks of the device it refers to.
