@@ -6,3 +6,4 @@
 pub mod fs;
 pub mod items;
 pub mod op;
+pub mod reader;
