@@ -478,6 +478,21 @@ impl<'m> Loans<'m> {
         self.runs.count()
     }
 
+    /// How much of a kind is to be given back, and, if `asked`, is in the request.
+    #[cfg(test)]
+    pub(super) fn going_back(&self, pool: Pool, asked: bool) -> u64 {
+        let back = self.back.iter().filter(|extent| extent.pool == pool);
+        let back: u64 = back.map(|extent| u64::from(extent.count)).sum();
+        let returned: u64 = spans(&self.returned, pool).map(|span| u64::from(span.len)).sum();
+        back + if asked { returned } else { 0 }
+    }
+
+    /// Whether nothing can be taken for want of blocks for runs.
+    #[cfg(test)]
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
     /// Takes in what is lent.
     pub(super) fn accept(&mut self, lent: &Listed<'_>) {
         for extent in lent.iter() {

@@ -164,19 +164,19 @@ impl<'m> Inos<'m> {
         self.closed = closed;
     }
 
-    pub(super) fn is_refused(&self) -> bool {
+    pub(in crate::client) fn is_refused(&self) -> bool {
         self.closed || (self.refused && self.available() == 0)
     }
 
     /// The number that an inode made next in this directory gets.
-    pub(super) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
+    pub(in crate::client) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
         let can = !self.closed && self.used.room() > 0;
         let found = self.find(dir, directory).filter(|_| can);
         found.map(|at| Ino(self.groups[at].next))
     }
 
     /// Gives out the number that was peeked at.
-    pub(super) fn take(&mut self, dir: Ino, directory: bool) {
+    pub(in crate::client) fn take(&mut self, dir: Ino, directory: bool) {
         let at = self.find(dir, directory).expect("it was peeked at");
         self.clock += 1;
         let group = &mut self.groups[at];
@@ -255,7 +255,7 @@ impl<'m> Blocks<'m> {
         self.closed = closed;
     }
 
-    pub(super) fn is_refused(&self) -> bool {
+    pub(in crate::client) fn is_refused(&self) -> bool {
         self.closed || (self.refused && self.free.is_empty())
     }
 
@@ -279,19 +279,19 @@ impl<'m> Blocks<'m> {
     }
 
     /// Whether so many extents can be freed.
-    pub(super) fn has_room(&self, extents: usize) -> bool {
+    pub(in crate::client) fn has_room(&self, extents: usize) -> bool {
         self.freed.room() >= extents
     }
 
     /// What is taken next by one who wants so many.
-    pub(super) fn peek(&self, wanted: u64) -> Option<BlockRun> {
+    pub(in crate::client) fn peek(&self, wanted: u64) -> Option<BlockRun> {
         let can = !self.closed && self.used.room() > 0;
         let span = self.free.spans().first().filter(|_| can)?;
         Some(BlockRun { first: BlockNo(span.first), len: u64::from(span.len).min(wanted) })
     }
 
     /// Takes the run that was peeked at.
-    pub(super) fn take(&mut self, taken: BlockRun) {
+    pub(in crate::client) fn take(&mut self, taken: BlockRun) {
         let span = self.free.take(0, taken.len as u32);
         let same = span.first == taken.first.0 && u64::from(span.len) == taken.len;
         assert!(same, "it was peeked at");
@@ -300,7 +300,7 @@ impl<'m> Blocks<'m> {
 
     /// Frees a run, for which there is room. Of one too long for that, in a message's numbers, the
     /// end is not told.
-    pub(super) fn free(&mut self, run: BlockRun) {
+    pub(in crate::client) fn free(&mut self, run: BlockRun) {
         let mut left = run;
         while left.len > 0 {
             let len = left.len.min(u32::MAX.into());
