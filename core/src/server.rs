@@ -321,7 +321,7 @@ impl<'m> Server<'m> {
     }
 
     /// Ends its term, if it is in one, and lets go of its slot, which a later start then takes at
-    /// once. It [`is_over`](Self::is_over) when that is durable.
+    /// once. It [`is_stopped`](Self::is_stopped) when that is durable.
     pub fn stop(&mut self) {
         self.stopping = true;
         self.end_term();
@@ -332,7 +332,7 @@ impl<'m> Server<'m> {
 
     /// Whether it does nothing any more, for its last event's reason: it was stopped, or refused.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         matches!(self.voter.role(), quorum::Role::Stopped | quorum::Role::Refused(_))
             && self.voter.is_quiescent()
             && self.phase == Phase::Following
