@@ -4,9 +4,9 @@
 //! What needs something that this machine lacks is skipped and counted so; with `CI=true` that is a
 //! failure.
 
-use crate::guest::{FILE, Guest, Machine, Scratch, Setup, free_port};
+use crate::guest::{FILE, Guest, Machine, Scratch, Setup};
 use crate::image::{self, PACKAGE};
-use crate::tools::{Failure, QEMU, Tools, cargo};
+use crate::tools::{Failure, QEMU, Tools, cargo, free_ports};
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
@@ -236,6 +236,11 @@ fn echo(bench: &Bench<'_>) -> Result<(), String> {
     }
     drop(stream);
     expect(guest, STATUS_SUCCESS, &["selftest: echoed 200000 bytes", "selftest: passed"])
+}
+
+fn free_port() -> Result<u16, String> {
+    let ports = free_ports(1).map_err(|failure| failure.to_string())?;
+    ports.first().copied().ok_or_else(|| "no free port".into())
 }
 
 /// A connection that the guest makes.
