@@ -523,6 +523,7 @@ impl<'m> Server<'m> {
             }
             Work::Farewell => {
                 self.members.remove(client);
+                self.events.push(ServerEvent::Left(client));
                 ServerAnswer::Farewell
             }
             Work::Greet { stream, client, .. } => {

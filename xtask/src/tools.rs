@@ -16,6 +16,12 @@ impl Failure {
     }
 }
 
+impl From<Failure> for String {
+    fn from(failure: Failure) -> String {
+        failure.0
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
