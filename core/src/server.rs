@@ -8,6 +8,9 @@
 //!       |                         deposed, or anything failed       v
 //!       +------------------------------------------------------- Draining
 //!                    all I/O has ended and is flushed: resign
+//!
+//!     stop() leads from anywhere through Draining, if there is a term to end; then the voter lets
+//!     go of its slot, and nothing begins any more.
 //! ```
 //!
 //! # Invariants
@@ -330,6 +333,13 @@ impl<'m> Server<'m> {
         }
     }
 
+    /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
+    /// aside.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Following && self.in_flight == 0
+    }
+
     /// Whether it does nothing any more, for its last event's reason: it was stopped, or refused.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -414,7 +424,7 @@ impl<'m> Server<'m> {
                     self.events.push(ServerEvent::Deposed(term, loss));
                     self.counters.terms_lost += 1;
                     self.end_term();
-                    if self.phase == Phase::Following {
+                    if self.phase == Phase::Following && !self.stopping {
                         self.voter.resign(now);
                     }
                 }
