@@ -9,8 +9,8 @@
 //!       +------------------------------------------------------- Draining
 //!                    all I/O has ended and is flushed: resign
 //!
-//!     stop() leads from anywhere through Draining, if there is a term to end, and then stops the
-//!     voter; nothing begins any more.
+//!     stop() leads from anywhere through Draining, if there is a term to end; then the voter lets
+//!     go of its slot, and nothing begins any more.
 //! ```
 //!
 //! # Invariants
@@ -51,7 +51,7 @@ use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::net::{self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, SessionId};
 use crate::node::{Action, Event, More, Node};
-use crate::quorum::{self, CheckToken, Loss, Notice, Slots, Voter, VoterBlocks};
+use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
 use crate::txn::settle::FREE_MIN;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
@@ -218,12 +218,10 @@ pub struct Server<'m> {
     listen_at: Option<Instant>,
     unlisten: bool,
     serving_since: Instant,
+    /// It was told to stop.
+    stopping: bool,
     events: Events,
     draws: u64,
-    /// The last term that ended against its will, and why.
-    lost: Option<(Term, Loss)>,
-    /// It is to let go of its slot.
-    stopping: bool,
     counters: Counters,
 }
 
@@ -282,10 +280,9 @@ impl<'m> Server<'m> {
             listen_at: None,
             unlisten: false,
             serving_since: Instant(0),
+            stopping: false,
             events: Events::default(),
             draws: 0,
-            lost: None,
-            stopping: false,
             counters: Counters::default(),
         })
     }
@@ -326,21 +323,8 @@ impl<'m> Server<'m> {
         self.events.pop()
     }
 
-    /// The last term that ended against its will, and why.
-    #[must_use]
-    pub fn lost(&self) -> Option<(Term, Loss)> {
-        self.lost
-    }
-
-    /// Clients with a record, and how many of them have a connection. Both are 0 while it doesn't
-    /// serve.
-    #[must_use]
-    pub fn clients(&self) -> (usize, usize) {
-        (self.members.all().len(), self.connected())
-    }
-
-    /// Ends its term, if it has one, lets go of its slot, and begins nothing any more. All is over
-    /// when it [`is_stopped`](Self::is_stopped).
+    /// Ends its term, if it is in one, and lets go of its slot, which a later start then takes at
+    /// once. It [`is_over`](Self::is_over) when that is durable.
     pub fn stop(&mut self) {
         self.stopping = true;
         self.end_term();
@@ -349,27 +333,19 @@ impl<'m> Server<'m> {
         }
     }
 
-    /// Whether it takes no part any more, because it was stopped or refused, and nothing of it is
-    /// in flight. [`Voter::role`] tells which.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        let ended = match self.voter.role() {
-            quorum::Role::Stopped | quorum::Role::Refused(_) => true,
-            quorum::Role::Starting
-            | quorum::Role::Following
-            | quorum::Role::Standing(_)
-            | quorum::Role::Leading(_)
-            | quorum::Role::Draining(_)
-            | quorum::Role::Stopping => false,
-        };
-        ended && self.is_quiet() && self.voter.is_quiescent()
-    }
-
     /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
     /// aside.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.phase == Phase::Following && self.in_flight == 0
+    }
+
+    /// Whether it does nothing any more, for its last event's reason: it was stopped, or refused.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.voter.role(), quorum::Role::Stopped | quorum::Role::Refused(_))
+            && self.voter.is_quiescent()
+            && self.phase == Phase::Following
     }
 
     fn is_in_office(&self) -> bool {
@@ -428,7 +404,7 @@ impl<'m> Server<'m> {
     fn step_notices(&mut self, now: Instant) {
         while let Some(notice) = self.voter.poll_notice(now) {
             match notice {
-                // The voter was stopped before it could tell.
+                // Who was told to stop has let go of the slot already.
                 Notice::Elected(_) if self.stopping => {}
                 Notice::Elected(term) => {
                     self.events.push(ServerEvent::Elected(term));
@@ -447,7 +423,6 @@ impl<'m> Server<'m> {
                 Notice::Deposed(term, loss) => {
                     self.events.push(ServerEvent::Deposed(term, loss));
                     self.counters.terms_lost += 1;
-                    self.lost = Some((term, loss));
                     self.end_term();
                     if self.phase == Phase::Following && !self.stopping {
                         self.voter.resign(now);

@@ -49,9 +49,8 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
         if world.with(first, |server: &mut Server<'_>, _| server.stop()).is_none() {
             continue;
         }
-        let is_stopped = |world: &World| {
-            world.guest::<Server<'_>>(first).is_some_and(|server| server.is_stopped())
-        };
+        let is_stopped =
+            |world: &World| world.guest::<Server<'_>>(first).is_some_and(|server| server.is_over());
         let over = |world: &World| is_stopped(world) || world.boots(first) > boots;
         assert_eq!(world.run_until(MINUTE, over), Ok(true), "seed {seed}");
         if is_stopped(&world) {

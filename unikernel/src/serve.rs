@@ -188,7 +188,7 @@ fn serve(mut pump: MachinePump<Server<'static>>) -> ! {
             log(event);
             last = Some(event);
         }
-        if pump.node().is_stopped() {
+        if pump.node().is_over() {
             break;
         }
         if serial::take() == Some(STOP) {

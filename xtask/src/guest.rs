@@ -189,6 +189,7 @@ pub(crate) struct Guest {
     lines: Receiver<String>,
     seen: Vec<String>,
     control: PathBuf,
+    started: Instant,
     deadline: Instant,
 }
 
@@ -214,11 +215,17 @@ impl Guest {
         command.stderr(if setup.quiet { Stdio::null() } else { Stdio::inherit() });
         let elf = fs::read(image).map_err(|error| format!("{}: {error}", image.display()))?;
         let decoder = Decoder::new(&elf)?;
+        let started = Instant::now();
         let mut child = command.spawn().map_err(|error| format!("QEMU: {error}"))?;
         let console = child.stdout.take().ok_or("QEMU has no console")?;
         let lines = watch(console, decoder);
-        let deadline = Instant::now() + patience;
-        Ok(Guest { child, lines, seen: Vec::new(), control, deadline })
+        let deadline = started + patience;
+        Ok(Guest { child, lines, seen: Vec::new(), control, started, deadline })
+    }
+
+    /// How long ago QEMU was started.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn next_line(&mut self) -> Result<String, RecvTimeoutError> {

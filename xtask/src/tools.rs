@@ -58,6 +58,14 @@ pub(crate) fn build_program(dev: bool) -> Result<PathBuf, Failure> {
     Ok(target().join(dir).join("outrider"))
 }
 
+/// Builds `visit`, a client that asks a server one question; answers where it is.
+pub(crate) fn build_visit() -> Result<PathBuf, Failure> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "outrider-tests", "--bin", "visit"]);
+    succeed("building visit", &mut command)?;
+    Ok(target().join("debug/visit"))
+}
+
 /// Ports of 127.0.0.1 that nobody used a moment ago.
 pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
     let fail = |error: std::io::Error| Failure(format!("no free port: {error}"));

@@ -2,7 +2,7 @@
 
 use super::{ADDRESSES, Bench, PATIENCE, STATUS_FAILURE, STATUS_SUCCESS, expect, free_port};
 use crate::guest::{Guest, SHARED_BUFFERED, STOP, Setup};
-use crate::tools::{build_program, cargo, output, succeed, target};
+use crate::tools::{build_program, build_visit, output};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -22,10 +22,7 @@ struct Rig {
 impl Rig {
     fn new(bench: &Bench<'_>) -> Result<Rig, String> {
         let outrider = build_program(true)?;
-        let mut build = cargo();
-        build.args(["build", "--quiet", "--package", "outrider-tests", "--bin", "visit"]);
-        succeed("building visit", &mut build)?;
-        let visit = target().join("debug/visit");
+        let visit = build_visit()?;
         let volume = bench.scratch.0.join("volume");
         let port = free_port()?;
         let mut mkfs = Command::new(&outrider);
