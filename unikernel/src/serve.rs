@@ -255,6 +255,7 @@ fn log(event: ServerEvent) {
             defmt::info!("client {=u64} down: {}", client.0, defmt::Debug2Format(&end));
         }
         ServerEvent::Left(client) => defmt::info!("client {=u64} has left", client.0),
+        ServerEvent::Evicted(client) => defmt::warn!("client {=u64} is evicted", client.0),
         ServerEvent::Deposed(term, loss) => {
             let round = term.round();
             match loss {

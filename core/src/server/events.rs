@@ -30,6 +30,8 @@ pub enum ServerEvent {
     Down(ClientId, End),
     /// A client's farewell is durable.
     Left(ClientId),
+    /// A client that was not heard, or broke the protocol, was evicted.
+    Evicted(ClientId),
     /// Its term is over, against its will.
     Deposed(Term, Loss),
     /// It is durable that its term is over.

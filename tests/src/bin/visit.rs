@@ -20,7 +20,9 @@ use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::super_block::{Super, Unverified};
 use outrider_core::format::wire::greeting::Role;
-use outrider_core::format::wire::message::{ClientRequest, Outcome, ServerAnswer, Statfs};
+use outrider_core::format::wire::message::{
+    ClientAnswer, ClientRequest, HeldLocks, InoSet, Outcome, ServerAnswer, ServerRequest, Statfs,
+};
 use outrider_core::format::{BLOCK_BYTES, Block, ClientId, Term};
 use outrider_core::net::{
     Cluster, ClusterKey, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
@@ -225,17 +227,32 @@ impl Visitor {
         }
     }
 
+    /// Takes the message at the head. It holds and uses nothing, and says so.
     fn on_message(&mut self) -> Result<(), String> {
-        let leave = match self.link.head() {
+        let (mut answer, mut leave) = (None, false);
+        match self.link.head() {
+            Some(Incoming::Request(request)) => {
+                answer = Some(match request {
+                    ServerRequest::LockTell(_) => ClientAnswer::LockTell,
+                    ServerRequest::Recover(_) => {
+                        ClientAnswer::Recover(HeldLocks::new(&[]).expect("none are in order"))
+                    }
+                    ServerRequest::Recall(_) => ClientAnswer::Recall,
+                    ServerRequest::InUse(_) => ClientAnswer::InUse(InoSet(0)),
+                });
+            }
             Some(Incoming::Answer(_, Outcome::Done(ServerAnswer::Statfs(statfs)))) => {
                 self.statfs = Some(statfs);
-                true
+                leave = true;
             }
-            Some(Incoming::Answer(_, Outcome::Done(ServerAnswer::Farewell))) => false,
+            Some(Incoming::Answer(_, Outcome::Done(ServerAnswer::Farewell))) => {}
             other => return Err(format!("an unexpected message: {other:?}")),
-        };
-        if let Some(ticket) = self.link.take(self.now()) {
-            self.link.recorded(ticket);
+        }
+        let Some(ticket) = self.link.take(self.now()) else { return Ok(()) };
+        match answer {
+            // A session that was renewed meanwhile is asked again.
+            Some(answer) => drop(self.link.answer(ticket, &Outcome::Done(answer))),
+            None => self.link.recorded(ticket),
         }
         if leave {
             let farewell = self.link.request(&ClientRequest::Farewell);
