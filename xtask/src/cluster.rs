@@ -220,16 +220,15 @@ impl Starter {
         setup.forward = format!(",hostfwd=tcp:{voter}-:{port}");
         let decoder = Decoder::new(elf).map_err(Failure)?;
         let held = cluster.volume.hold(slot)?;
-        let inherited = |flags| {
-            fcntl_setfd(&held, flags)
-                .map_err(|error| Failure(format!("a lock can't be passed on: {error}")))
-        };
-        inherited(FdFlags::empty())?;
+        for file in &held {
+            fcntl_setfd(file, FdFlags::empty())
+                .map_err(|error| Failure(format!("a lock can't be passed on: {error}")))?;
+        }
         let command = setup.command(image, &cluster.volume.path);
         let output = Output::Frames(Box::new(decoder));
         let process = Process::start(&name, &command, output, Farewell::Byte(STOP));
         // From here on the guest's process alone holds the slot.
-        drop::<File>(held);
+        drop(held);
         process
     }
 }

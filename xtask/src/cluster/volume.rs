@@ -56,10 +56,15 @@ impl Volume {
         options.open(&self.path).is_ok()
     }
 
-    /// Takes hold of a slot of the volume for a guest on this machine. Whoever has the file open
-    /// has the slot: it is passed on to the guest's process, and so held until that has ended,
-    /// with all its transfers, even if this process is killed before.
-    pub(crate) fn hold(&self, slot: u8) -> Result<File, Failure> {
+    /// Takes hold of a slot of the volume for a guest on this machine, and of the volume, so that
+    /// nobody makes another one of it. Whoever has the files open holds them: they are passed on to
+    /// the guest's process, and so held until that has ended, with all its transfers, even if this
+    /// process is killed before.
+    pub(crate) fn hold(&self, slot: u8) -> Result<[File; 2], Failure> {
+        let volume = File::open(&self.path).map_err(|error| fail(&self.path, &error))?;
+        flock(&volume, FlockOperation::NonBlockingLockShared).map_err(|_| {
+            Failure(format!("{} is in use; stop what uses it first", self.path.display()))
+        })?;
         let dir = Path::new("/run/lock");
         let dir = if dir.is_dir() { dir.to_path_buf() } else { std::env::temp_dir() };
         let path = dir.join(format!("outrider-guest-{}-{slot}", self.fsid));
@@ -67,7 +72,7 @@ impl Volume {
         let file = options.create(true).write(true).truncate(false).open(&path);
         let file = file.map_err(|error| fail(&path, &error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok([volume, file]),
             Err(_) => Err(Failure(format!(
                 "slot {slot} of {} is in use by another guest on this machine; stop that first",
                 self.path.display()
