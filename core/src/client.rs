@@ -5,4 +5,5 @@
 
 pub mod fs;
 pub mod items;
+pub mod mount;
 pub mod op;
