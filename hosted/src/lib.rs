@@ -9,5 +9,7 @@
 pub mod clock;
 pub mod disk;
 pub mod fuse;
+pub mod memory;
 pub mod net;
+pub mod node;
 pub mod wait;

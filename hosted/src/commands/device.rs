@@ -9,19 +9,19 @@
 //! What this module deliberately doesn't know: what is read and written.
 
 use super::Failure;
-use outrider_core::arena::{Arena, ArenaFull, REGION_ALIGN};
+use outrider_core::arena::{Arena, ArenaFull};
 use outrider_core::format::layout::{SUPER_BLKNO, spare_blkno};
 use outrider_core::format::super_block::{Super, SuperError, Unverified};
 use outrider_core::node::{Action, Event, More, Node};
 use outrider_hal::{BLOCK_BYTES, Block, BlockDevice, BlockNo, BlockRequest, Clock, Instant};
 use outrider_hosted::clock::BootClock;
 use outrider_hosted::disk::{Access, FileDevice};
+use outrider_hosted::memory::region;
 use outrider_hosted::wait::{Bell, wait};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::mem::MaybeUninit;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -170,15 +170,10 @@ pub(crate) fn carved<T>(
     let full = |ArenaFull| Failure::new("the volume is too large for this machine's memory");
     carve(&mut measure).map_err(full)?;
     let bytes = measure.bytes_used();
-    let mut region: Vec<MaybeUninit<u8>> = Vec::new();
-    region.try_reserve_exact(bytes + REGION_ALIGN).map_err(|_| {
+    let region = region(bytes).map_err(|_| {
         Failure::new(format!("this takes {} MiB of memory; there is less", bytes >> 20))
     })?;
-    region.resize(bytes + REGION_ALIGN, MaybeUninit::uninit());
-    // The process ends with the command.
-    let region = Vec::leak(region);
-    let pad = region.as_ptr().align_offset(REGION_ALIGN);
-    let mut arena = Arena::new(&mut region[pad..][..bytes]).map_err(full)?;
+    let mut arena = Arena::new(region).map_err(full)?;
     carve(&mut arena).map_err(full)
 }
 
@@ -218,7 +213,7 @@ pub(crate) fn drive<N: Node<'static>>(
             return Ok(());
         }
         let far = Instant(now.0 + 60_000_000_000);
-        wait(&bell, &mut Vec::new(), now, Some(far)).map_err(failed)?;
+        wait(&bell, &[], now, Some(far)).map_err(failed)?;
     }
 }
 
