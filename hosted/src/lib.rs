@@ -10,6 +10,7 @@ pub mod clock;
 pub mod disk;
 pub mod fuse;
 pub mod memory;
+pub mod mount;
 pub mod net;
 pub mod node;
 pub mod wait;
