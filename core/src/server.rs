@@ -8,6 +8,9 @@
 //!       |                         deposed, or anything failed       v
 //!       +------------------------------------------------------- Draining
 //!                    all I/O has ended and is flushed: resign
+//!
+//!     stop() leads from anywhere through Draining, if there is a term to end; then the voter lets
+//!     go of its slot, and nothing begins any more.
 //! ```
 //!
 //! # Invariants
@@ -25,10 +28,12 @@
 //! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no
 //! locks and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
 
+mod events;
 mod limits;
 mod requests;
 mod table;
 
+pub use events::ServerEvent;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
 use crate::arena::{Arena, ArenaFull};
@@ -51,6 +56,7 @@ use crate::txn::settle::FREE_MIN;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
 use core::time::Duration;
+use events::Events;
 use heapless::Deque;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
 use requests::{Context, Halt, Progress, Scratch};
@@ -100,6 +106,9 @@ pub struct ServerConfig {
     pub volume: Super,
     /// The slot it votes and listens in.
     pub slot: Slot,
+    /// Where it listens, if not where the volume tells others to connect: when something between
+    /// forwards connections.
+    pub listen: Option<Endpoint>,
     /// Who it is.
     pub identity: quorum::Identity,
     /// The election's constants.
@@ -209,6 +218,9 @@ pub struct Server<'m> {
     listen_at: Option<Instant>,
     unlisten: bool,
     serving_since: Instant,
+    /// It was told to stop.
+    stopping: bool,
+    events: Events,
     draws: u64,
     counters: Counters,
 }
@@ -268,6 +280,8 @@ impl<'m> Server<'m> {
             listen_at: None,
             unlisten: false,
             serving_since: Instant(0),
+            stopping: false,
+            events: Events::default(),
             draws: 0,
             counters: Counters::default(),
         })
@@ -302,6 +316,36 @@ impl<'m> Server<'m> {
     #[must_use]
     pub fn voter(&self) -> &Voter<'m> {
         &self.voter
+    }
+
+    /// What has happened, oldest first.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        self.events.pop()
+    }
+
+    /// Ends its term, if it is in one, and lets go of its slot, which a later start then takes at
+    /// once. It [`is_over`](Self::is_over) when that is durable.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+        self.end_term();
+        if self.phase == Phase::Following {
+            self.voter.stop();
+        }
+    }
+
+    /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
+    /// aside.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Following && self.in_flight == 0
+    }
+
+    /// Whether it does nothing any more, for its last event's reason: it was stopped, or refused.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.voter.role(), quorum::Role::Stopped | quorum::Role::Refused(_))
+            && self.voter.is_quiescent()
+            && self.phase == Phase::Following
     }
 
     fn is_in_office(&self) -> bool {
@@ -343,7 +387,11 @@ impl<'m> Server<'m> {
                 self.store.reset();
                 self.written = false;
                 self.phase = Phase::Following;
-                self.voter.resign(now);
+                if self.stopping {
+                    self.voter.stop();
+                } else {
+                    self.voter.resign(now);
+                }
             }
         }
     }
@@ -356,7 +404,10 @@ impl<'m> Server<'m> {
     fn step_notices(&mut self, now: Instant) {
         while let Some(notice) = self.voter.poll_notice(now) {
             match notice {
+                // Who was told to stop has let go of the slot already.
+                Notice::Elected(_) if self.stopping => {}
                 Notice::Elected(term) => {
+                    self.events.push(ServerEvent::Elected(term));
                     self.counters.elections += 1;
                     self.retries_left = RETRIES_MAX;
                     self.store.load();
@@ -369,15 +420,24 @@ impl<'m> Server<'m> {
                         self.on_confirmed(now, commit);
                     }
                 }
-                Notice::Deposed(..) => {
+                Notice::Deposed(term, loss) => {
+                    self.events.push(ServerEvent::Deposed(term, loss));
                     self.counters.terms_lost += 1;
                     self.end_term();
-                    if self.phase == Phase::Following {
+                    if self.phase == Phase::Following && !self.stopping {
                         self.voter.resign(now);
                     }
                 }
-                Notice::Refused(_) | Notice::Stopped(_) => self.end_term(),
-                Notice::Listening(_) | Notice::Resigned(_) => {}
+                Notice::Refused(refusal) => {
+                    self.events.push(ServerEvent::Refused(refusal));
+                    self.end_term();
+                }
+                Notice::Stopped(result) => {
+                    self.events.push(ServerEvent::Stopped(result));
+                    self.end_term();
+                }
+                Notice::Listening(term) => self.events.push(ServerEvent::Listening(term)),
+                Notice::Resigned(term) => self.events.push(ServerEvent::Resigned(term)),
             }
         }
     }
@@ -604,6 +664,7 @@ impl<'m> Server<'m> {
         self.unlisten = false;
         self.listen_at = Some(now);
         self.voter.accepting(self.endpoint);
+        self.events.push(ServerEvent::Serving(term));
     }
 
     fn on_greeted(&mut self, now: Instant, stream: StreamId, greeting: &Greeting) {
@@ -767,7 +828,16 @@ impl<'m> Server<'m> {
             match event {
                 LinksEvent::Greeted(stream, greeting) => self.on_greeted(now, stream, &greeting),
                 LinksEvent::Message(session) => self.on_message(now, session),
-                LinksEvent::Up(_) | LinksEvent::Down(..) => {}
+                LinksEvent::Up(session) => {
+                    if let Some(client) = self.links.client(session) {
+                        self.events.push(ServerEvent::Up(client));
+                    }
+                }
+                LinksEvent::Down(session, end) => {
+                    if let Some(client) = self.links.client(session) {
+                        self.events.push(ServerEvent::Down(client, end));
+                    }
+                }
             }
         }
         self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
@@ -870,7 +940,7 @@ impl<'m> Server<'m> {
                 self.act(Action::Close(stream));
             } else if self.listen_at.is_some_and(|at| at <= now) {
                 self.listen_at = None;
-                self.act(Action::Listen(self.endpoint));
+                self.act(Action::Listen(self.config.listen.unwrap_or(self.endpoint)));
             } else if self.is_in_office()
                 && self.voter.may_act(now)
                 && let Some(Completion { tag, op, .. }) = self.retries.pop_front()
