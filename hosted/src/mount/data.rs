@@ -153,12 +153,7 @@ impl DataDevice {
     }
 
     /// Writes whole blocks.
-    fn write_whole(
-        &self,
-        block: BlockNo,
-        data: &[u8],
-        bounce: &mut Bounce,
-    ) -> Result<(), IoError> {
+    fn write_whole(&self, block: BlockNo, data: &[u8], bounce: &mut Bounce) -> Result<(), IoError> {
         if data.is_empty() {
             return Ok(());
         }

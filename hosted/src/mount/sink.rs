@@ -105,9 +105,11 @@ impl<H: Helm> Sink<H> {
         for index in 0..MOVERS {
             let mover = Arc::clone(&sink);
             let thread = std::thread::Builder::new().name(format!("mover-{index}"));
-            let thread = thread.spawn(move || mover.movers.run(|id, data, result| {
-                mover.on_moved(id, data, result);
-            }))?;
+            let thread = thread.spawn(move || {
+                mover.movers.run(|id, data, result| {
+                    mover.on_moved(id, data, result);
+                })
+            })?;
             locked(&sink.threads).push(thread);
         }
         Ok(sink)
@@ -144,7 +146,9 @@ impl<H: Helm> Sink<H> {
         let mut ended = Vec::new();
         for waiting in waiting {
             match waiting.request.op {
-                Op::Release { .. } | Op::Releasedir { .. } => locked(&self.queue).push_back(waiting),
+                Op::Release { .. } | Op::Releasedir { .. } => {
+                    locked(&self.queue).push_back(waiting)
+                }
                 _ => ended.push(waiting.id),
             }
         }
@@ -457,9 +461,7 @@ fn what(op: &Op, lent: &mut Option<Lent<Buffer>>) -> What {
             What::Sized(lent.as_ref().map_or(0, |lent| lent.buf.len()))
         }
         Op::Read { at, len, .. } => What::Read { at: *at, len: *len, room: None },
-        Op::Write { .. } => {
-            What::Write { base: None, data: lent.take().map(|lent| lent.buf) }
-        }
+        Op::Write { .. } => What::Write { base: None, data: lent.take().map(|lent| lent.buf) },
         _ => What::Plain,
     }
 }
