@@ -138,8 +138,7 @@ impl Core for Cores {
         }
         let copy = lent.as_ref().map(|lent| (lent.buf.to_vec(), lent.len));
         let who: (Caller, Vec<u32>) = (caller.clone(), Vec::new());
-        let begun =
-            self.world.begin(self.at, who, now, op.clone(), copy, Vec::new());
+        let begun = self.world.begin(self.at, who, now, op.clone(), copy, Vec::new());
         let Some(task) = begun else {
             self.refused += 1;
             return Err(Request { caller, now, op, lent });
