@@ -7,3 +7,4 @@ pub mod fs;
 pub mod items;
 pub mod mount;
 pub mod op;
+pub mod reader;
