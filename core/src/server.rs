@@ -684,8 +684,9 @@ impl<'m> Server<'m> {
                 ClientRequest::Loan(request) => (Ok(Work::Loan), request.number),
                 ClientRequest::Farewell if known.is_some() => (Ok(Work::Farewell), 0),
                 ClientRequest::Farewell => (Err(Outcome::Done(ServerAnswer::Farewell)), 0),
-                ClientRequest::Release(_) => (Err(Outcome::Done(ServerAnswer::Release)), 0),
-                ClientRequest::Lock(_) => (Err(Outcome::Failed(ErrorCode::Busy, None)), 0),
+                ClientRequest::LockAsk(_) | ClientRequest::Orphans(_) => {
+                    (Err(Outcome::Failed(ErrorCode::Busy, None)), 0)
+                }
                 ClientRequest::Root => (Err(Outcome::Done(self.root_now(known))), 0),
                 ClientRequest::Statfs => (Err(Outcome::Done(self.statfs())), 0),
                 ClientRequest::Status => (Err(Outcome::Done(self.status(now))), 0),

@@ -544,8 +544,8 @@ impl Mount {
                     self.farewells += 1;
                     log.parted(client);
                 }
-                ServerAnswer::Lock(_)
-                | ServerAnswer::Release
+                ServerAnswer::LockAsk
+                | ServerAnswer::Orphans(_)
                 | ServerAnswer::Statfs(_)
                 | ServerAnswer::Status(_) => {}
             },
