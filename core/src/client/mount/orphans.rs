@@ -14,9 +14,14 @@
 //!
 //! What this module deliberately doesn't know: messages, and what deleting is.
 
+use super::work::Found;
+use super::{Life, Mount, range_bytes};
+use crate::client::items::Range;
 use crate::format::Ino;
+use crate::format::key::{ItemKey, Key, KeyBytes};
 use heapless::Vec;
 use outrider_hal::Instant;
+use zerocopy::FromBytes;
 
 /// Most inodes that one question names.
 pub(super) const ASKED_MAX: usize = 64;
@@ -117,5 +122,72 @@ impl Orphans {
     pub(super) fn next_unused(&mut self) -> Option<Ino> {
         let at = self.all.iter().position(|(_, stage)| *stage == Stage::Unused)?;
         Some(self.all.remove(at).0)
+    }
+}
+
+/// The search for what crashes have left: one inode at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scan {
+    /// When it goes on.
+    pub(super) at: Instant,
+    /// The first inode not looked for yet in this round.
+    from: Ino,
+    searching: bool,
+}
+
+impl Scan {
+    pub(super) const NEW: Scan = Scan { at: Instant(0), from: Ino(0), searching: false };
+}
+
+impl Mount<'_> {
+    /// Gathers what is to be deleted, and begins to delete what nobody uses.
+    pub(super) fn step_orphans(&mut self, now: Instant) {
+        if !self.life.works() {
+            return;
+        }
+        while !self.orphans.is_full()
+            && let Some(ino) = self.fs.poll_orphan()
+        {
+            self.orphans.add(ino);
+        }
+        while self.slots.has_room_for_deletion()
+            && let Some(ino) = self.orphans.next_unused()
+        {
+            self.slots.begin_deletion(ino);
+        }
+        let scans = self.life == Life::Mounted && !self.scan.searching && !self.orphans.is_full();
+        if scans && self.scan.at <= now {
+            let bytes = |ino| range_bytes(&Key::orphan(ino));
+            let range = Range { first: bytes(self.scan.from), last: bytes(Ino(u64::MAX)) };
+            match self.reader.search(range) {
+                Ok(()) => self.scan.searching = true,
+                Err(_) => self.scan.at = now.plus(self.config.timing.retry),
+            }
+        }
+    }
+
+    /// When the search goes on.
+    pub(super) fn scan_timeout(&self) -> Option<Instant> {
+        let scans = self.life == Life::Mounted && !self.scan.searching && !self.orphans.is_full();
+        scans.then_some(self.scan.at)
+    }
+
+    /// The search has found one, or is over.
+    pub(super) fn on_searched(&mut self, now: Instant, found: Found) {
+        self.scan.searching = false;
+        let key = found.ok().flatten();
+        let key = key.and_then(|key| KeyBytes::read_from_bytes(&key).ok().map(Key::from));
+        match key.map(|key| ItemKey::parse(&key)) {
+            Some(Ok(ItemKey::Orphan(ino))) => {
+                if !self.fs.uses(ino) && self.slots.deleting().all(|at| at != ino) {
+                    self.orphans.add(ino);
+                }
+                self.scan.from = Ino(ino.0.saturating_add(1));
+            }
+            Some(_) | None => {
+                self.scan.from = Ino(0);
+                self.scan.at = now.plus(self.config.timing.orphan_scan);
+            }
+        }
     }
 }

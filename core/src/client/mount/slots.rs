@@ -213,12 +213,6 @@ impl<'m> Slots<'m> {
         states.enumerate().find(|(_, at)| at.stage != Stage::Free && at.id == id).map(|(at, _)| at)
     }
 
-    /// All that are at work.
-    pub(super) fn all(&self) -> impl Iterator<Item = (usize, Stage)> + '_ {
-        let states = self.states.iter().enumerate();
-        states.filter(|(_, at)| at.stage != Stage::Free).map(|(at, state)| (at, state.stage))
-    }
-
     /// The oldest of those whose stage is of this sort.
     pub(super) fn oldest(&self, sort: impl Fn(&Stage) -> bool) -> Option<usize> {
         let states = self.states.iter().enumerate();

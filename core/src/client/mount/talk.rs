@@ -16,14 +16,15 @@
 
 use super::orphans::ASKED_MAX;
 use super::{Life, Mount};
+use crate::client::commit::Committed;
 use crate::client::mount::slots::Park;
 use crate::client::op;
-use crate::format::Seq;
 use crate::format::wire::message::{
     ClientAnswer, ClientRequest, HELD_LOCKS_MAX, HeldLocks, HeldRecord, InoSet, Inos, LockTell,
     ManifestRoot, Outcome, RootNow, ServerAnswer, ServerRequest, Statfs,
 };
 use crate::format::wire::{ErrorCode, Kind};
+use crate::format::{Seq, Term};
 use crate::lock::client::Reply;
 use crate::lock::{Held, LockName, Mode, ToClient};
 use crate::net::{End, Incoming, LinkEvent, Ticket};
@@ -42,8 +43,7 @@ enum Taken {
     /// An answer, which is dealt with.
     Recorded,
     /// An answer, of this meaning.
-    Committed(Settled),
-    Lent,
+    Committed(Option<Committed>),
     Root(RootNow),
     Numbers(Statfs),
     Failed(ErrorCode),
@@ -84,13 +84,8 @@ pub(super) struct Numbers {
 
 impl Numbers {
     pub(super) fn new(blocks: u64) -> Numbers {
-        let volume = op::Statfs {
-            blocks,
-            blocks_free: 0,
-            blocks_available: 0,
-            inodes: 0,
-            inodes_free: 0,
-        };
+        let volume =
+            op::Statfs { blocks, blocks_free: 0, blocks_available: 0, inodes: 0, inodes_free: 0 };
         Numbers { volume, at: None, wanted: false, asked: false, retry_at: Instant(0) }
     }
 
@@ -122,17 +117,7 @@ impl<'m> Mount<'m> {
         }
         while let Some(event) = self.way.link.poll_event() {
             match event {
-                LinkEvent::Up { term, client, renewed } => {
-                    self.counters.greetings += 1;
-                    self.way.welcomed();
-                    let _ = (client, renewed);
-                    if self.locks.handle_greeting(term, true).is_err() {
-                        self.break_off();
-                        continue;
-                    }
-                    self.renew_lease(now, self.way.greeted_at());
-                    self.ask_root_at = now;
-                }
+                LinkEvent::Up { term, .. } => self.on_up(now, term),
                 LinkEvent::Message => {}
             }
         }
@@ -143,6 +128,19 @@ impl<'m> Mount<'m> {
                 Err(Violation) => self.break_off(),
             }
         }
+    }
+
+    /// A server has welcomed the mount. One that did so for the first time knows that it holds
+    /// nothing; a later one has it on record, and asks.
+    fn on_up(&mut self, now: Instant, term: Term) {
+        let recorded = self.counters.greetings > 0;
+        self.counters.greetings += 1;
+        self.way.welcomed();
+        if self.locks.handle_greeting(term, recorded).is_err() {
+            return self.break_off();
+        }
+        self.renew_lease(now, self.way.greeted_at());
+        self.ask_root_at = now;
     }
 
     /// The server has broken the protocol.
@@ -190,46 +188,47 @@ impl<'m> Mount<'m> {
 
     /// Deals with the message at the head, if there is one; says whether to go on.
     fn take_message(&mut self, now: Instant) -> Result<bool, Violation> {
-        let taken = match self.way.link.head() {
-            None => return Ok(false),
-            Some(Incoming::Answer(_, Outcome::Done(answer))) => match answer {
-                ServerAnswer::LockAsk | ServerAnswer::Farewell | ServerAnswer::Status(_) => {
-                    Taken::Recorded
-                }
-                ServerAnswer::Orphans(unused) => {
-                    self.orphans.answered(|at| unused.contains(at));
-                    Taken::Recorded
-                }
-                ServerAnswer::Transaction(done) => Taken::Committed(
-                    self.committer.handle_done(&mut self.items, &mut self.loans, &done),
-                ),
-                ServerAnswer::Loan(loan) => {
-                    self.loans.handle_loan(&loan).map_err(|_| Violation)?;
-                    Taken::Lent
-                }
-                ServerAnswer::Root(now) => Taken::Root(now),
-                ServerAnswer::Statfs(numbers) => Taken::Numbers(numbers),
-            },
-            Some(Incoming::Answer(_, Outcome::Failed(error, _))) => Taken::Failed(error),
-            Some(Incoming::Request(request)) => match request {
-                ServerRequest::LockTell(_) if self.reply.is_some() => return Ok(false),
-                ServerRequest::LockTell(tell) => Taken::Told(tell),
-                ServerRequest::Recover(from) => Taken::Answer(Answer::Recover(from.into())),
-                ServerRequest::Recall(recall) => {
-                    self.loans.handle_recall(&recall);
-                    Taken::Answer(Answer::Recall)
-                }
-                ServerRequest::InUse(inos) => {
-                    let mut used = InoSet::default();
-                    for (at, ino) in inos.iter().enumerate() {
-                        if self.fs.uses(ino) {
-                            used.insert(at);
-                        }
+        let taken =
+            match self.way.link.head() {
+                None => return Ok(false),
+                Some(Incoming::Answer(_, Outcome::Done(answer))) => match answer {
+                    ServerAnswer::LockAsk | ServerAnswer::Farewell | ServerAnswer::Status(_) => {
+                        Taken::Recorded
                     }
-                    Taken::Answer(Answer::InUse(used))
-                }
-            },
-        };
+                    ServerAnswer::Orphans(unused) => {
+                        self.orphans.answered(|at| unused.contains(at));
+                        Taken::Recorded
+                    }
+                    ServerAnswer::Transaction(done) => Taken::Committed(
+                        self.committer.handle_done(&mut self.items, &mut self.loans, &done),
+                    ),
+                    ServerAnswer::Loan(loan) => {
+                        self.loans.handle_loan(&loan);
+                        Taken::Recorded
+                    }
+                    ServerAnswer::Root(now) => Taken::Root(now),
+                    ServerAnswer::Statfs(numbers) => Taken::Numbers(numbers),
+                },
+                Some(Incoming::Answer(_, Outcome::Failed(error, _))) => Taken::Failed(error),
+                Some(Incoming::Request(request)) => match request {
+                    ServerRequest::LockTell(_) if self.reply.is_some() => return Ok(false),
+                    ServerRequest::LockTell(tell) => Taken::Told(tell),
+                    ServerRequest::Recover(from) => Taken::Answer(Answer::Recover(from.into())),
+                    ServerRequest::Recall(recall) => {
+                        self.loans.handle_recall(&recall);
+                        Taken::Answer(Answer::Recall)
+                    }
+                    ServerRequest::InUse(inos) => {
+                        let mut used = InoSet::default();
+                        for (at, ino) in inos.iter().enumerate() {
+                            if self.fs.uses(ino) {
+                                used.insert(at);
+                            }
+                        }
+                        Taken::Answer(Answer::InUse(used))
+                    }
+                },
+            };
         let Some(ticket) = self.way.link.take(now) else { return Ok(false) };
         match taken {
             Taken::Answer(answer) => return self.answer(ticket, &answer).map(|()| true),
@@ -241,7 +240,6 @@ impl<'m> Mount<'m> {
             }
             Taken::Recorded => {}
             Taken::Committed(done) => self.on_committed(now, done)?,
-            Taken::Lent => self.slots.wake(|park| matches!(park, Park::Inos | Park::Blocks)),
             Taken::Root(root) => self.on_root(now, &root)?,
             Taken::Numbers(numbers) => {
                 self.statfs.asked = false;
@@ -300,6 +298,7 @@ impl<'m> Mount<'m> {
     pub(super) fn note_root(&mut self, root: &ManifestRoot) -> Result<(), Violation> {
         self.reader.set_root(root).map_err(|_| Violation)?;
         self.items.note_root(root.commit);
+        self.root = self.root.max(root.commit);
         Ok(())
     }
 
@@ -315,10 +314,8 @@ impl<'m> Mount<'m> {
             if told.seq_open == Seq(0) {
                 return Err(Violation);
             }
-            self.seq = told.seq_open;
             self.committer.open(told.seq_open);
             self.life = Life::Mounted;
-            self.scan_at = now;
         }
         Ok(())
     }
@@ -342,11 +339,10 @@ impl<'m> Mount<'m> {
                 self.ask_root_at = later;
             }
             Kind::Loan => {
-                self.loans.handle_refusal(error);
+                self.loans.handle_refused(error);
                 self.loan_at = later;
-                self.slots.wake(|park| matches!(park, Park::Inos | Park::Blocks));
             }
-            Kind::Transaction => self.on_commit_refused(now, error)?,
+            Kind::Transaction => self.on_commit_refused(now, error),
             Kind::Farewell => self.farewell_sent = false,
             Kind::LockAsk | Kind::Status => return Err(Violation),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => return Err(Violation),
@@ -359,10 +355,10 @@ impl<'m> Mount<'m> {
         if !self.way.link.is_up() {
             return;
         }
-        self.send_lock_messages(now);
-        if self.farewell_sent {
+        if self.parting {
             return;
         }
+        self.send_lock_messages(now);
         let due = self.ask_root_at <= now || self.root_wanted;
         if due && self.root_question.is_none() && self.ask(&ClientRequest::Root) {
             self.counters.roots += 1;

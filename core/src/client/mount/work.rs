@@ -26,8 +26,8 @@ macro_rules! context {
             op: OpId($op),
             class: Class::Ordinary,
             now: $now,
-            seq: $mount.seq,
-            committed: $mount.committed,
+            seq: $mount.committer.seq().unwrap_or_default(),
+            committed: $mount.committer.committed(),
             volume: $mount.statfs.volume,
         }
     };
@@ -113,6 +113,8 @@ impl<'m> Mount<'m> {
 
     /// Runs what can run.
     pub(super) fn step_work(&mut self, now: Instant) -> More {
+        self.step_ready(now);
+        self.step_zeroing();
         self.slots.wake(|park| matches!(park, Park::Until(at) if *at <= now));
         for _ in 0..RUNS_PER_STEP {
             let Some(at) = self.slots.oldest(|stage| *stage == Stage::Ready) else {
@@ -139,7 +141,7 @@ impl<'m> Mount<'m> {
         }
         let step = self.fs.run(&mut cx, &mut body.task, &mut body.request);
         match step {
-            Step::Done(result) => self.finish(now, at, result.map(Ok).unwrap_or_else(Err)),
+            Step::Done(result) => self.finish(now, at, result),
             Step::Wait(wait) => self.park(at, wait),
             Step::Transfer(transfer) => self.say(at, Say::Transfer(transfer)),
             Step::AskMember(gid) => self.say(at, Say::AskMember(gid)),
@@ -222,20 +224,18 @@ impl<'m> Mount<'m> {
 
     fn on_reader_event(&mut self, now: Instant, event: ReaderEvent) {
         match event {
-            ReaderEvent::Filled { range } => self.slots.wake(|park| {
-                matches!(park, Park::Fill { at, asked: true, .. } if range.contains(at))
-            }),
+            ReaderEvent::Filled { range } => self.slots.wake(
+                |park| matches!(park, Park::Fill { at, asked: true, .. } if range.contains(at)),
+            ),
             ReaderEvent::Failed { at: failed, range, error: _ } => {
                 self.counters.reads_failed += 1;
-                let of_key = |stage: &Stage| {
-                    matches!(stage, Stage::Parked(Park::Fill { at, asked: true, .. }) if *at == failed)
-                };
+                let of_key = |stage: &Stage| matches!(stage, Stage::Parked(Park::Fill { at, asked: true, .. }) if *at == failed);
                 while let Some(at) = self.slots.oldest(of_key) {
                     self.fail(now, at, OpError::Io);
                 }
-                self.slots.wake(|park| {
-                    matches!(park, Park::Fill { at, asked: true, .. } if range.contains(at))
-                });
+                self.slots.wake(
+                    |park| matches!(park, Park::Fill { at, asked: true, .. } if range.contains(at)),
+                );
             }
             ReaderEvent::RootWanted => self.root_wanted = true,
             ReaderEvent::Searched(found) => self.on_searched(now, found),
@@ -243,7 +243,7 @@ impl<'m> Mount<'m> {
     }
 
     /// Names the operations whose locks have come.
-    pub(super) fn step_ready(&mut self, now: Instant) {
+    fn step_ready(&mut self, now: Instant) {
         while let Some((op, result)) = self.locks.poll_ready() {
             let at = op.0 as usize;
             if at >= self.slots.count() as usize
@@ -259,7 +259,7 @@ impl<'m> Mount<'m> {
     }
 
     /// Sets bytes to zero for the operations that wait for that.
-    pub(super) fn step_zeroing(&mut self) {
+    fn step_zeroing(&mut self) {
         while let Some((at, ok)) = self.zeroing.poll_ended() {
             self.slots.body(at).task.transferred(ok);
             self.slots.stand(at, Stage::Ready);
