@@ -16,11 +16,27 @@ use outrider_core::format::Ino;
 use outrider_core::format::item::{FileKind, Time};
 use std::collections::BTreeMap;
 
-/// A model, used through calls.
+/// Something that executes operations: a model, or what is compared with one.
+pub trait Executes {
+    /// Executes a request.
+    ///
+    /// # Errors
+    ///
+    /// Those of the operation.
+    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done>;
+}
+
+impl Executes for Model {
+    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done> {
+        Model::execute(self, asked)
+    }
+}
+
+/// A model, or another file system, used through calls.
 #[derive(Debug, Clone)]
-pub struct Walk {
-    /// The model.
-    pub model: Model,
+pub struct Walk<F = Model> {
+    /// What executes the operations.
+    pub model: F,
     slots: [Option<Descriptor>; SLOTS],
     clock: i64,
 }
@@ -39,8 +55,17 @@ impl Walk {
     /// An empty file system whose root has these permissions.
     #[must_use]
     pub fn new(permissions: u16) -> Walk {
-        let start = Time { sec: 1_000_000, nsec: 0 };
-        Walk { model: Model::new(permissions, start), slots: [None; SLOTS], clock: start.sec }
+        Walk::over(Model::new(permissions, Walk::<Model>::START))
+    }
+}
+
+impl<F: Executes> Walk<F> {
+    /// The time before the first call.
+    pub const START: Time = Time { sec: 1_000_000, nsec: 0 };
+
+    /// Calls made to this file system.
+    pub fn over(model: F) -> Walk<F> {
+        Walk { model, slots: [None; SLOTS], clock: Self::START.sec }
     }
 
     fn ask(&mut self, user: &User, op: &Op, data: &[u8]) -> Result<Done> {
@@ -372,7 +397,7 @@ impl Walk {
     }
 }
 
-impl Subject for Walk {
+impl<F: Executes> Subject for Walk<F> {
     fn run(&mut self, user: &User, step: &Step) -> Outcome {
         self.clock += 1;
         self.call(user, step)

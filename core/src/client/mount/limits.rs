@@ -2,7 +2,7 @@
 
 use crate::client::commit::CommitLimits;
 use crate::client::loans::LoanLimits;
-use crate::client::reader::ReaderLimits;
+use crate::client::reader::{ReaderLimits, ReaderLimitsError};
 use crate::client::{fs, items};
 use crate::lock;
 use crate::lsm::window::WindowLimits;
@@ -10,6 +10,8 @@ use crate::net::{LineLimits, LinkLimits, SessionLimits};
 use core::time::Duration;
 
 /// Sizes of a mount's pools.
+///
+/// What they take is what [`Mount::carve`](super::Mount::carve) says of a measuring arena.
 #[derive(Debug, Clone, Copy)]
 pub struct MountLimits {
     /// Requests at a time, parked ones included.
@@ -51,6 +53,8 @@ pub enum LimitsError {
     Holds,
     /// No inode or handle could be used.
     Fs,
+    /// The reader could come to a halt.
+    Reader(ReaderLimitsError),
     /// Nothing could be borrowed, or no directory be made.
     Loans,
     /// The connection's buffers don't hold every record, or nothing could be asked or answered.
@@ -159,6 +163,7 @@ impl MountLimits {
         if self.fs.inodes < inodes || self.fs.handles == 0 {
             return Err(LimitsError::Fs);
         }
+        self.reader.validate().map_err(LimitsError::Reader)?;
         if self.data_blocks == 0 || self.ino_spare == 0 || self.ino_groups < self.ino_spare {
             return Err(LimitsError::Loans);
         }

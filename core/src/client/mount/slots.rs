@@ -93,6 +93,8 @@ pub(super) struct Body<'m> {
     pub(super) deletes: Option<Ino>,
     /// What is to be set to zero on the device for it.
     pub(super) zero: Option<Extent>,
+    /// Flushes that had failed when it began.
+    pub(super) write_errors: u64,
 }
 
 impl Body<'_> {
@@ -100,7 +102,8 @@ impl Body<'_> {
         let (caller, now) = (Caller::new(0, 0, 0), Time::default());
         let request = Request { caller, now, op: Op::Statfs, lent: None };
         let task = Task::answer();
-        Body { request, task, say: None, interrupted: false, deletes: None, zero: None }
+        let (say, interrupted, deletes, zero, write_errors) = (None, false, None, None, 0);
+        Body { request, task, say, interrupted, deletes, zero, write_errors }
     }
 }
 

@@ -52,7 +52,8 @@ impl<'m> Mount<'m> {
             Life::Joining | Life::Mounted => {}
             Life::Leaving | Life::Left | Life::Evicted => return Err(request),
         }
-        self.slots.begin(id, request)?;
+        let at = self.slots.begin(id, request)?;
+        self.slots.body(at).write_errors = self.committer.write_errors();
         Ok(())
     }
 
@@ -160,7 +161,14 @@ impl<'m> Mount<'m> {
     /// An operation is over, and holds nothing any more.
     fn finish(&mut self, now: Instant, at: usize, result: Result<op::Reply, OpError>) {
         self.slots.wake(|park| *park == Park::Busy);
-        match self.slots.body(at).deletes {
+        let write_errors = self.committer.write_errors();
+        let body = self.slots.body(at);
+        let syncs = matches!(body.request.op, Op::Fsync { .. });
+        match body.deletes {
+            // What was lost with a failed flush, nobody can write again.
+            None if syncs && body.write_errors < write_errors => {
+                self.say(at, Say::Done(result.and(Err(OpError::Io))));
+            }
             None => self.say(at, Say::Done(result)),
             Some(ino) => {
                 self.slots.end(at);
