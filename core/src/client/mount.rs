@@ -33,6 +33,7 @@ use super::reader::Reader;
 use crate::arena::{Arena, ArenaFull};
 use crate::format::key::{Key, KeyBytes, NameSecret};
 use crate::format::super_block::Super;
+use crate::format::wire::Kind;
 use crate::format::{ClientId, CommitNo};
 use crate::lock::client::LockClient;
 use crate::lock::{LockName, Mode, ToServer};
@@ -220,22 +221,14 @@ enum Life {
     Evicted,
 }
 
-impl Life {
-    /// Whether operations are carried out.
-    fn works(self) -> bool {
-        match self {
-            Life::Mounted | Life::Leaving => true,
-            Life::Joining | Life::Left | Life::Evicted => false,
-        }
-    }
-}
-
 /// The mount. See the module.
 pub struct Mount<'m> {
     config: MountConfig,
     limits: MountLimits,
     life: Life,
-    /// The lease was over at the last step.
+    /// When the lease is over.
+    lease_until: Instant,
+    /// It was over at the last step.
     suspended: bool,
     counters: Counters,
     way: Way<'m>,
@@ -292,6 +285,7 @@ impl<'m> Mount<'m> {
             config: *config,
             limits: *limits,
             life: Life::Joining,
+            lease_until: Instant(0),
             suspended: true,
             counters: Counters::default(),
             way: way.ok_or(StartError::Timing)?,
@@ -399,9 +393,27 @@ impl<'m> Mount<'m> {
         self.items.usage()
     }
 
+    /// Whether operations are carried out, the lease aside.
+    fn works(&self) -> bool {
+        match self.life {
+            Life::Mounted => true,
+            // It may have been told to leave before it had begun.
+            Life::Leaving => self.committer.seq().is_some(),
+            Life::Joining | Life::Left | Life::Evicted => false,
+        }
+    }
+
+    /// Whether all that is left is to end what was begun.
+    fn has_ended(&self) -> bool {
+        match self.life {
+            Life::Left | Life::Evicted => true,
+            Life::Joining | Life::Mounted | Life::Leaving => false,
+        }
+    }
+
     /// Whether anything may be submitted that touches the volume.
     fn may_submit(&self) -> bool {
-        self.life.works() && !self.suspended
+        self.works() && !self.suspended
     }
 
     /// Decides what is submitted, and which connections are made and closed.
@@ -467,7 +479,7 @@ impl<'m> Node<'m> for Mount<'m> {
                 more = if more_of == More::Yes { More::Yes } else { more };
             }
             self.step_orphans(now);
-        } else if self.life == Life::Evicted {
+        } else if self.has_ended() {
             self.fail_all(now);
         }
         self.step_loans(now);
@@ -486,7 +498,8 @@ impl<'m> Node<'m> for Mount<'m> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let up = self.way.link.is_up() && !self.parting;
+        let link = &self.way.link;
+        let up = link.is_up() && !self.parting && link.can_request(Kind::Root).is_ok();
         let root = (up && self.root_question.is_none()).then_some(self.ask_root_at);
         let statfs =
             (up && self.statfs.wanted && !self.statfs.asked).then_some(self.statfs.retry_at);
@@ -503,6 +516,7 @@ impl<'m> Node<'m> for Mount<'m> {
             works.then(|| self.slots.next_time()).flatten(),
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
+            works.then_some(self.lease_until),
         ];
         due.into_iter().flatten().min()
     }

@@ -36,8 +36,6 @@ pub(super) struct Due {
     pub(super) for_lock: bool,
     /// None begins before this time: the last attempt has failed, or there was no room for it.
     pub(super) not_before: Instant,
-    /// The items of one were being copied.
-    copying: bool,
 }
 
 impl Mount<'_> {
@@ -52,17 +50,13 @@ impl Mount<'_> {
         } else if self.due.dirty_since.is_none() {
             self.due.dirty_since = Some(now);
         }
-        let may = self.life.works() && !self.suspended && self.due.not_before <= now;
+        let may = self.works() && !self.suspended && self.due.not_before <= now;
         if may && self.committer.is_idle() && self.is_commit_due(now) {
             self.begin_commit(now);
         }
-        let copying = self.committer.is_copying();
-        if self.due.copying && !copying {
-            self.slots.wake(|park| *park == Park::Snapshot);
-        }
-        self.due.copying = copying;
         if !self.committer.is_copying() && self.slots.waits(|park| *park == Park::Snapshot) {
             self.slots.wake(|park| *park == Park::Snapshot);
+            return More::Yes;
         }
         more
     }
@@ -85,7 +79,7 @@ impl Mount<'_> {
 
     /// When the next commit begins, if nothing else asks for one.
     pub(super) fn commit_timeout(&self) -> Option<Instant> {
-        if !self.life.works() || self.suspended || !self.committer.is_idle() {
+        if !self.works() || self.suspended || !self.committer.is_idle() {
             return None;
         }
         let asked = self.due.for_lock || self.slots.waits(|park| *park == Park::Commit);

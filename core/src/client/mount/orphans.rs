@@ -142,7 +142,7 @@ impl Scan {
 impl Mount<'_> {
     /// Gathers what is to be deleted, and begins to delete what nobody uses.
     pub(super) fn step_orphans(&mut self, now: Instant) {
-        if !self.life.works() {
+        if !self.works() {
             return;
         }
         while !self.orphans.is_full()

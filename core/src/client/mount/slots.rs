@@ -93,6 +93,8 @@ pub(super) struct Body<'m> {
     pub(super) deletes: Option<Ino>,
     /// What is to be set to zero on the device for it.
     pub(super) zero: Option<Extent>,
+    /// How often something it needs could not be read.
+    pub(super) failures: u8,
     /// Flushes that had failed when it began.
     pub(super) write_errors: u64,
 }
@@ -103,7 +105,7 @@ impl Body<'_> {
         let request = Request { caller, now, op: Op::Statfs, lent: None };
         let task = Task::answer();
         let (say, interrupted, deletes, zero, write_errors) = (None, false, None, None, 0);
-        Body { request, task, say, interrupted, deletes, zero, write_errors }
+        Body { request, task, say, interrupted, deletes, zero, failures: 0, write_errors }
     }
 }
 

@@ -135,10 +135,10 @@ impl<'m> Mount<'m> {
     fn on_up(&mut self, now: Instant, term: Term) {
         let recorded = self.counters.greetings > 0;
         self.counters.greetings += 1;
-        self.way.welcomed();
         if self.locks.handle_greeting(term, recorded).is_err() {
             return self.break_off();
         }
+        self.way.welcomed();
         self.renew_lease(now, self.way.greeted_at());
         self.ask_root_at = now;
     }
@@ -178,12 +178,15 @@ impl<'m> Mount<'m> {
         self.life = Life::Evicted;
         self.counters.items_lost += u64::from(self.items.usage().dirty_items);
         self.way.end();
+        self.loans.close();
         self.orphans.abandon();
         self.fail_all(now);
     }
 
     fn renew_lease(&mut self, now: Instant, sent: Instant) {
-        self.locks.handle_lease(now, sent.plus(self.config.timing.lease));
+        let until = sent.plus(self.config.timing.lease);
+        self.lease_until = self.lease_until.max(until);
+        self.locks.handle_lease(now, until);
     }
 
     /// Deals with the message at the head, if there is one; says whether to go on.
@@ -231,7 +234,7 @@ impl<'m> Mount<'m> {
             };
         let Some(ticket) = self.way.link.take(now) else { return Ok(false) };
         match taken {
-            Taken::Answer(answer) => return self.answer(ticket, &answer).map(|()| true),
+            Taken::Answer(answer) => return self.answer(now, ticket, &answer).map(|()| true),
             Taken::Told(tell) => {
                 self.on_told(now, &tell)?;
                 let told = Outcome::Done(ClientAnswer::LockTell);
@@ -253,14 +256,14 @@ impl<'m> Mount<'m> {
     }
 
     /// Answers a request that was taken.
-    fn answer(&mut self, ticket: Ticket, answer: &Answer) -> Result<(), Violation> {
+    fn answer(&mut self, now: Instant, ticket: Ticket, answer: &Answer) -> Result<(), Violation> {
         let mut records = heapless::Vec::<HeldRecord, HELD_LOCKS_MAX>::new();
         let answer = match answer {
             Answer::Recall => ClientAnswer::Recall,
             Answer::InUse(used) => ClientAnswer::InUse(*used),
             Answer::Recover(from) => {
                 let from = ToClient::Recover { from: *from };
-                match self.locks.handle_message(Instant(0), self.way.link.term(), &from) {
+                match self.locks.handle_message(now, self.way.link.term(), &from) {
                     Ok(Reply::Batch(_)) => {}
                     Ok(Reply::Nothing | Reply::Message(_)) | Err(_) => return Err(Violation),
                 }
@@ -310,12 +313,15 @@ impl<'m> Mount<'m> {
             self.reader.answer_root(&told.root).map_err(|_| Violation)?;
         }
         self.renew_lease(now, question.at);
-        if self.life == Life::Joining {
+        self.way.proven();
+        if self.committer.seq().is_none() {
             if told.seq_open == Seq(0) {
                 return Err(Violation);
             }
             self.committer.open(told.seq_open);
-            self.life = Life::Mounted;
+            if self.life == Life::Joining {
+                self.life = Life::Mounted;
+            }
         }
         Ok(())
     }

@@ -10,8 +10,7 @@
 //!
 //! * One connection at a time. An attempt that takes too long is given up, and should it succeed
 //!   after all, its connection is closed.
-//! * Pauses double with each failure, up to a bound, and are forgotten once a server has welcomed
-//!   the mount.
+//! * Pauses double with each failure, up to a bound, and are forgotten once a server has answered.
 //!
 //! What this module deliberately doesn't know: what is said.
 
@@ -101,8 +100,14 @@ impl<'m> Way<'m> {
 
     /// A server has welcomed the mount: nobody else is looked for.
     pub(super) fn welcomed(&mut self) {
+        if self.link.is_up() {
+            self.watcher.rest();
+        }
+    }
+
+    /// The server has answered: what failed before is forgotten.
+    pub(super) fn proven(&mut self) {
         self.failures = 0;
-        self.watcher.rest();
     }
 
     /// Ends it for good.

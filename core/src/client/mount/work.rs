@@ -14,6 +14,8 @@ use outrider_hal::Instant;
 
 /// Runs of operations in a step.
 const RUNS_PER_STEP: u32 = 64;
+/// Times that something must fail to be read until an operation that has changed something ends.
+const FAILURES_MAX: u8 = 5;
 
 /// What a run works on: everything but the file system itself, and the operation.
 macro_rules! context {
@@ -90,12 +92,16 @@ impl<'m> Mount<'m> {
 
     /// The next thing to say; see [`Mount::poll_answer`].
     pub(super) fn next_answer(&mut self) -> Option<(op::RequestId, Answer<&'m mut [u8]>)> {
-        if self.suspended && self.life != Life::Evicted {
+        if self.suspended && !self.has_ended() {
             return None;
         }
         let at = self.slots.oldest(|stage| *stage == Stage::Said)?;
         let id = self.slots.id(at);
-        let answer = match self.slots.body(at).say.take().expect("there is something to say") {
+        let mut say = self.slots.body(at).say.take().expect("there is something to say");
+        if self.has_ended() && !matches!(say, Say::Done(_)) {
+            say = Say::Done(Err(OpError::Io));
+        }
+        let answer = match say {
             Say::Transfer(transfer) => {
                 self.slots.stand(at, Stage::Moving);
                 Answer::Transfer(transfer)
@@ -134,7 +140,7 @@ impl<'m> Mount<'m> {
         let body = self.slots.body(at);
         if body.interrupted && !body.task.has_changed() {
             self.fs.give_up(&mut cx, &mut body.task);
-            return self.finish(now, at, Err(OpError::Interrupted));
+            return self.finish(at, Err(OpError::Interrupted));
         }
         if body.deletes.is_none() && matches!(body.request.op, Op::Statfs) && statfs_due {
             self.statfs.wanted = true;
@@ -142,7 +148,7 @@ impl<'m> Mount<'m> {
         }
         let step = self.fs.run(&mut cx, &mut body.task, &mut body.request);
         match step {
-            Step::Done(result) => self.finish(now, at, result),
+            Step::Done(result) => self.finish(at, result),
             Step::Wait(wait) => self.park(at, wait),
             Step::Transfer(transfer) => self.say(at, Say::Transfer(transfer)),
             Step::AskMember(gid) => self.say(at, Say::AskMember(gid)),
@@ -159,7 +165,7 @@ impl<'m> Mount<'m> {
     }
 
     /// An operation is over, and holds nothing any more.
-    fn finish(&mut self, now: Instant, at: usize, result: Result<op::Reply, OpError>) {
+    fn finish(&mut self, at: usize, result: Result<op::Reply, OpError>) {
         self.slots.wake(|park| *park == Park::Busy);
         let write_errors = self.committer.write_errors();
         let body = self.slots.body(at);
@@ -170,15 +176,10 @@ impl<'m> Mount<'m> {
                 self.say(at, Say::Done(result.and(Err(OpError::Io))));
             }
             None => self.say(at, Say::Done(result)),
-            Some(ino) => {
+            // If it has failed, it will be found lying about.
+            Some(_) => {
                 self.slots.end(at);
-                match result {
-                    Ok(_) => self.counters.deleted += 1,
-                    Err(_) => {
-                        self.orphans.add(ino);
-                        self.orphans.ask_later(now.plus(self.config.timing.retry));
-                    }
-                }
+                self.counters.deleted += u64::from(result.is_ok());
             }
         }
     }
@@ -196,16 +197,18 @@ impl<'m> Mount<'m> {
         self.slots.stand(at, Stage::Parked(park));
     }
 
-    /// Ends an operation with this error if it has changed nothing; else it is tried again later.
+    /// Ends an operation with this error if it has changed nothing; else it is tried again later,
+    /// and ends where it is if that doesn't help: as after a crash, which each change allows for.
     pub(super) fn fail(&mut self, now: Instant, at: usize, error: OpError) {
         let mut cx = context!(self, now, at as u32);
         let body = self.slots.body(at);
-        if body.task.has_changed() {
+        body.failures += u8::from(error == OpError::Io);
+        if body.task.has_changed() && body.failures < FAILURES_MAX {
             let later = now.plus(self.config.timing.retry);
             return self.slots.stand(at, Stage::Parked(Park::Until(later)));
         }
         self.fs.give_up(&mut cx, &mut body.task);
-        self.finish(now, at, Err(error));
+        self.finish(at, Err(error));
     }
 
     /// Has the reader bring what operations wait for, and runs them when it is there.
