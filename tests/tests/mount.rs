@@ -50,6 +50,15 @@ fn play(seed: u64, count: u16, calls: usize) {
 }
 
 #[test]
+fn a_mount_comes_and_goes() {
+    let mount = mounts(7, 1).remove(0).model;
+    mount.unmount();
+    mount.restart();
+    mount.mount();
+    mount.unmount();
+}
+
+#[test]
 fn one_mount_answers_as_the_model_does_and_so_does_the_next() {
     play(1, 1, 400);
 }
