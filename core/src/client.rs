@@ -4,6 +4,7 @@
 //! device, never in code.
 
 pub mod commit;
+pub mod extents;
 pub mod fs;
 pub mod items;
 pub mod loans;
