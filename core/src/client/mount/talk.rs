@@ -130,12 +130,10 @@ impl<'m> Mount<'m> {
         }
     }
 
-    /// A server has welcomed the mount. One that did so for the first time knows that it holds
-    /// nothing; a later one has it on record, and asks.
+    /// A server has welcomed the mount. It asks what is held, as each does in every term.
     fn on_up(&mut self, now: Instant, term: Term) {
-        let recorded = self.counters.greetings > 0;
         self.counters.greetings += 1;
-        if self.locks.handle_greeting(term, recorded).is_err() {
+        if self.locks.handle_greeting(term, true).is_err() {
             return self.break_off();
         }
         self.way.welcomed();
