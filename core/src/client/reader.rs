@@ -14,10 +14,12 @@
 //!
 //! # Invariants
 //!
-//! * Each want that is accepted is answered by exactly one event, whose range has its key.
+//! * Each want that is accepted is answered by an event whose range has its key. An event answers
+//!   all wants of its range, also those that another fill is still at work on: who asks for such a
+//!   key again joins that fill.
 //! * A fill that the item cache has let go, because what it was reading may be too old or the lock
 //!   may be gone, is ended and never begun anew from here: only who waits for it can tell whether
-//!   it still may have the key. See [`step`](Reader::step).
+//!   it still may have the key.
 //! * A fill gives up what it can't bring as soon as it knows that, and wakes those who had counted
 //!   on it. So it delays nobody by more than one step in vain, and what happens to keys that it
 //!   doesn't read can't end it.
@@ -148,17 +150,17 @@ pub struct Busy;
 /// What the node is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReaderEvent {
-    /// All wants that were accepted for keys of this range are at their end: run what waits for
-    /// them again. It finds its key known, or asks for it again.
+    /// All wants that were accepted for keys of this range are answered: run what waits for them
+    /// again. It finds its key known, or asks for it again.
     Filled {
-        /// Has the keys of those wants.
+        /// From the lowest to the highest of those keys that one fill was to bring.
         range: Range,
     },
     /// The same, but this one key can't be read: what waits for it has failed.
     Failed {
         /// The key.
         at: Key,
-        /// Has the keys of those wants, `at` among them.
+        /// As of [`Filled`](Self::Filled); has `at`.
         range: Range,
         /// Why.
         error: Error,
@@ -351,9 +353,9 @@ impl<'m> Reader<'m> {
     /// Begins to bring the missing key `at`, and what else of `range` comes with it; `range` is
     /// unknown, and under a lock that lets read. Accepted also if a running fill may bring it.
     ///
-    /// Each want that is accepted is answered by one [`ReaderEvent::Filled`] or
-    /// [`ReaderEvent::Failed`] whose range has the key; all wants of one key, until then, by the
-    /// same. A want that is [`Busy`] is answered by nothing.
+    /// Each want that is accepted is answered by a [`ReaderEvent::Filled`] or
+    /// [`ReaderEvent::Failed`] whose range has the key; all wants of one key by the same. A want
+    /// that is [`Busy`] is answered by nothing.
     pub fn want(&mut self, items: &mut ItemCache<'_>, at: Key, range: Range) -> Result<(), Busy> {
         let begun = self.try_want(items, &at, &range);
         if begun.is_err() {
