@@ -263,11 +263,28 @@ impl<F: Executes> Walk<F> {
         let Reply::Opened(handle) = self.ask(user, &Op::Opendir { ino }, &[])?.reply else {
             panic!("not open");
         };
-        let op = Op::Readdir { ino, handle, from: 0, plus: false };
-        let list = self.ask(user, &op, &[])?.data;
+        let list = self.entries(user, ino, handle, 0, false)?;
         self.ask(user, &Op::Releasedir { ino, handle }, &[])?;
         let names = EntryReader::new(&list).map(|entry| (entry.name.to_vec(), Some(entry.kind)));
         Ok(Value::Names(names.collect()))
+    }
+
+    /// The entries of an open directory from a position on: what is given may be a part of them.
+    fn entries(
+        &mut self,
+        user: &User,
+        ino: Ino,
+        handle: Handle,
+        mut from: u64,
+        plus: bool,
+    ) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let part = self.ask(user, &Op::Readdir { ino, handle, from, plus }, &[])?.data;
+            let Some(last) = EntryReader::new(&part).last() else { return Ok(all) };
+            from = last.next;
+            all.extend_from_slice(&part);
+        }
     }
 
     fn open(&mut self, user: &User, slot: usize, path: &Path, how: OpenArg) -> Outcome {
@@ -380,8 +397,7 @@ impl<F: Executes> Walk<F> {
         let user = User::ROOT;
         let opened = self.ask(&user, &Op::Opendir { ino }, &[]).expect("it is a directory");
         let Reply::Opened(handle) = opened.reply else { panic!("not open") };
-        let op = Op::Readdir { ino, handle, from: 2, plus: true };
-        let list = self.ask(&user, &op, &[]).expect("it is open").data;
+        let list = self.entries(&user, ino, handle, 2, true).expect("it is open");
         self.ask(&user, &Op::Releasedir { ino, handle }, &[]).expect("it is open");
         let children: Vec<_> = EntryReader::new(&list)
             .map(|entry| {
