@@ -11,6 +11,7 @@
 
 use crate::rng::{Chance, Rng};
 use outrider_core::arena::{Arena, REGION_ALIGN};
+use outrider_core::client::extents::Span;
 use outrider_core::client::fs::{
     self, BlockRun, Blocks, Context, Fs, HOLDS_MAX, Inos, ROOT, Step, Task, Wait, change_needs,
 };
@@ -247,6 +248,17 @@ impl<'m> Mount<'m> {
         (&mut self.fs, cx)
     }
 
+    /// Ends what the open transaction has used and freed; the latter is this.
+    fn cut(&mut self) -> Vec<BlockRun> {
+        let spans = self.blocks.freed.spans().iter();
+        let run = |span: &Span| BlockRun { first: BlockNo(span.first), len: span.len.into() };
+        let freed = spans.map(run).collect();
+        self.blocks.used.cut();
+        self.blocks.freed.cut();
+        self.inos.used.cut();
+        freed
+    }
+
     /// The requests at work.
     pub fn running(&self) -> impl Iterator<Item = &Running> {
         self.tasks.iter().flatten()
@@ -452,7 +464,7 @@ impl<'m> World<'m> {
             self.next_seq += 1;
             mount.seq = Seq(self.next_seq);
             mount.locks.committed(self.now, seq);
-            assert_eq!(mount.blocks.take_freed().count(), 0, "freed without an item changed");
+            assert_eq!(mount.cut(), [], "freed without an item changed");
             return;
         };
         let mut items = Vec::new();
@@ -461,7 +473,7 @@ impl<'m> World<'m> {
             items.push((item.key, value));
             mount.items.commit_advance();
         }
-        let freed = mount.blocks.take_freed().collect();
+        let freed = mount.cut();
         mount.commit = Some(Commit { generation, seq, items, freed });
         // Seqs lie far enough apart that regions of the indices change now and then.
         self.next_seq += self.rng.within(1..=300);
@@ -484,6 +496,9 @@ impl<'m> World<'m> {
             }
         }
         assert!(mount.items.commit_done(commit.generation, self.root));
+        mount.blocks.used.settle();
+        mount.blocks.freed.settle();
+        mount.inos.used.settle();
         mount.committed = commit.seq;
         mount.locks.committed(self.now, commit.seq);
         self.counts.commits += 1;
@@ -626,16 +641,20 @@ impl<'m> World<'m> {
             Wait::Lock(_) => 3,
             Wait::Busy(_) => 4,
             Wait::Inos(_) => {
-                assert!(self.mounts[at].inos.lend(Ino(self.next_group), GROUP));
-                self.next_group += GROUP;
+                self.mounts[at].wants_commit |= self.mounts[at].inos.used.is_long();
+                if self.mounts[at].inos.lend(Ino(self.next_group), GROUP) {
+                    self.next_group += GROUP;
+                }
                 5
             }
             Wait::Blocks => {
+                self.mounts[at].wants_commit |= self.mounts[at].blocks.used.is_long();
                 let len = self.rng.within(1..=40);
                 let first = BlockNo(self.next_block);
-                self.lent.extend(first.0..first.0 + len);
-                self.next_block += len + self.rng.below(2);
-                assert!(self.mounts[at].blocks.lend(BlockRun { first, len }));
+                if self.mounts[at].blocks.lend(BlockRun { first, len }) {
+                    self.lent.extend(first.0..first.0 + len);
+                    self.next_block += len + self.rng.below(2);
+                }
                 6
             }
         };
