@@ -8,5 +8,6 @@ pub mod extents;
 pub mod fs;
 pub mod items;
 pub mod loans;
+pub mod mount;
 pub mod op;
 pub mod reader;
