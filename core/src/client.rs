@@ -9,3 +9,4 @@ pub mod fs;
 pub mod items;
 pub mod loans;
 pub mod op;
+pub mod reader;
