@@ -618,7 +618,7 @@ impl World {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Change(u64, Option<usize>),
     Burst(u64, u64, usize),
