@@ -241,7 +241,7 @@ mod tests {
                     return completion;
                 }
                 let until = Instant(10_000_000_000);
-                wait(&self.bell, &mut Vec::new(), Instant(0), Some(until)).unwrap();
+                wait(&self.bell, &[], Instant(0), Some(until)).unwrap();
             }
         }
     }
