@@ -172,6 +172,7 @@ impl Serving {
         ServerConfig {
             volume: self.volume,
             slot: Slot::new(self.me as u8).expect("a slot"),
+            listen: None,
             identity: Identity {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
