@@ -9,7 +9,11 @@
 pub mod clock;
 pub mod disk;
 pub mod fuse;
+pub mod host;
 pub mod memory;
 pub mod net;
 pub mod node;
+pub mod report;
+pub mod signals;
 pub mod wait;
+pub mod witness;

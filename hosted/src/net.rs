@@ -43,8 +43,6 @@ pub struct TcpLink {
 #[derive(Debug)]
 pub struct TcpNetwork {
     epoll: Arc<OwnedFd>,
-    /// Where to listen, whatever the node names.
-    bind: Option<Endpoint>,
     listener: Option<TcpListener>,
     acceptable: bool,
     streams: BTreeMap<u64, TcpLink>,
@@ -52,12 +50,10 @@ pub struct TcpNetwork {
 }
 
 impl TcpNetwork {
-    /// No connections, listening nowhere. Who listens does so at `bind`, if that is given, and
-    /// peers reach it there by the address they know.
-    pub fn new(bind: Option<Endpoint>) -> io::Result<TcpNetwork> {
+    /// No connections, listening nowhere.
+    pub fn new() -> io::Result<TcpNetwork> {
         Ok(TcpNetwork {
             epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
-            bind,
             listener: None,
             acceptable: false,
             streams: BTreeMap::new(),
@@ -108,7 +104,7 @@ impl TcpNetwork {
 
     fn start_listening(&mut self, at: Endpoint) -> io::Result<()> {
         // The standard library sets SO_REUSEADDR: a restarted node gets its port back at once.
-        let listener = TcpListener::bind(SocketAddr::from(self.bind.unwrap_or(at)))?;
+        let listener = TcpListener::bind(SocketAddr::from(at))?;
         listener.set_nonblocking(true)?;
         let changes = EventFlags::IN | EventFlags::ET;
         epoll::add(&self.epoll, &listener, EventData::new_u64(LISTENER), changes)?;
@@ -262,7 +258,7 @@ mod tests {
     }
 
     fn listening() -> (TcpNetwork, Endpoint) {
-        let mut network = TcpNetwork::new(None).unwrap();
+        let mut network = TcpNetwork::new().unwrap();
         let at = free_endpoint();
         network.listen(at).unwrap();
         (network, at)
@@ -270,7 +266,7 @@ mod tests {
 
     fn pair() -> (TcpNetwork, StreamId, TcpNetwork, StreamId) {
         let (mut server, at) = listening();
-        let mut client = TcpNetwork::new(None).unwrap();
+        let mut client = TcpNetwork::new().unwrap();
         let there = client.connect(at).unwrap();
         let here = eventually(|| {
             server.refresh().unwrap();
@@ -331,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_refused_connection_is_reported_and_a_taken_port_too() {
-        let mut client = TcpNetwork::new(None).unwrap();
+        let mut client = TcpNetwork::new().unwrap();
         let refused = client.connect(free_endpoint());
         let error = refused.map(|id| {
             eventually(|| {
@@ -341,6 +337,6 @@ mod tests {
         });
         assert!(matches!(error, Ok(NetError::Closed) | Err(NetError::Closed)));
         let (_server, at) = listening();
-        assert_eq!(TcpNetwork::new(None).unwrap().listen(at), Err(NetError::Unavailable));
+        assert_eq!(TcpNetwork::new().unwrap().listen(at), Err(NetError::Unavailable));
     }
 }
