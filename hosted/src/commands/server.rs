@@ -326,7 +326,7 @@ impl Watch {
             ServerEvent::Down(client, end) => {
                 format!("client {client} is not connected any more ({end:?})")
             }
-            ServerEvent::Left(client) => format!("client {client} has left"),
+            ServerEvent::Left(client) => format!("client {client} has left the volume"),
             ServerEvent::Evicted(client) => format!("client {client} is evicted"),
             ServerEvent::Deposed(term, loss) => format!("deposed from term {term}: {}", lost(loss)),
             ServerEvent::Resigned(term) => {
