@@ -129,6 +129,7 @@ impl Tally {
             deleted,
             commits,
             revokes,
+            reads_failed,
             items_lost,
         } = *core;
         for (name, value) in [
@@ -149,6 +150,7 @@ impl Tally {
             ("deleted", deleted),
             ("commits", commits),
             ("revokes", revokes),
+            ("reads_failed", reads_failed),
             ("items_lost", items_lost),
         ] {
             line("mount", name, value);
