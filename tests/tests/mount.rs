@@ -22,8 +22,8 @@ fn mounts(seed: u64, count: u16) -> Vec<Walk<Shown>> {
     shown.into_iter().map(Walk::over).collect()
 }
 
-/// Makes calls on mounts in turn, and on a model, and compares; then all unmount, and one that comes
-/// later sees the same.
+/// Makes calls on mounts in turn, and on a model, and compares; then all unmount, and one that
+/// comes later sees the same.
 fn play(seed: u64, count: u16, calls: usize) {
     let mut mounts = mounts(seed, count);
     let mut model = Walk::new(0o755);

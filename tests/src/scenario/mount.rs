@@ -8,7 +8,7 @@ use crate::model::walk::Executes;
 use crate::model::{Asked, Done};
 use crate::net::Net;
 use crate::node::{Boot, Guest, Program};
-use crate::platform::{Call, LENT_BYTES, Platform};
+use crate::platform::{Call, Platform};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::time::MINUTE;
@@ -291,7 +291,6 @@ impl Executes for Shown {
             now: asked.now,
             op: asked.op.clone(),
             data: asked.data.to_vec(),
-            room: asked.room.unwrap_or(0).min(LENT_BYTES),
         };
         let what = format!("{:?}", asked.op);
         let id = self.world.borrow_mut().with(self.host, |at: &mut Platform, _| at.call(call));

@@ -330,7 +330,7 @@ impl Users {
         let (op, data) = self.op(at);
         self.clock += 1;
         let now = Time { sec: self.clock, nsec: 0 };
-        let call = Call { user: Name::ROOT, now, op, data, room: 0 };
+        let call = Call { user: Name::ROOT, now, op, data };
         self.users[at].call = world.with(host, |platform: &mut Platform, _| platform.call(call));
         assert!(self.users[at].call.is_some() || !world.is_running(host));
     }
