@@ -27,6 +27,7 @@
 //!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
+mod config;
 mod events;
 mod evict;
 mod limits;
@@ -35,15 +36,15 @@ mod orphans;
 mod requests;
 mod table;
 
+pub use config::{ServerConfig, ServerTiming, StartError};
 pub use events::ServerEvent;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
-use crate::arena::{Arena, ArenaFull};
+use crate::arena::Arena;
 use crate::block::RequestId;
 use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
-use crate::format::super_block::Super;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
@@ -52,14 +53,13 @@ use crate::format::wire::message::{
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::net::{
-    self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
+    Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
 };
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
 use crate::txn::settle::FREE_MIN;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
-use core::time::Duration;
 use events::Events;
 use heapless::{Deque, Vec};
 use locks::{Breach, Locks};
@@ -81,77 +81,6 @@ const TIDY_PER_COMMIT: u32 = 16;
 const RETRIES_MAX: u32 = 64;
 /// The flush before a resignation. The voter's tags lie between the store's and this.
 const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
-
-/// How long the server waits for things.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerTiming {
-    /// A commit is begun this long after the first request joined it.
-    pub gather: Duration,
-    /// Or this long after the first change that nobody waits for.
-    pub tidy: Duration,
-    /// An endpoint that can't be listened at is tried again after this.
-    pub listen_retry: Duration,
-    /// A flush that failed while a term ends is tried again after this.
-    pub flush_retry: Duration,
-    /// A client that is not heard for so long, while it could be, is evicted.
-    pub recovery: Duration,
-    /// What an evicted client has submitted before has happened by then, or never will: its locks
-    /// on file ranges are given to others.
-    pub io_lifetime: Duration,
-}
-
-impl ServerTiming {
-    /// For real devices.
-    pub const NORMAL: ServerTiming = ServerTiming {
-        gather: Duration::from_millis(1),
-        tidy: Duration::from_secs(1),
-        listen_retry: Duration::from_secs(1),
-        flush_retry: Duration::from_millis(200),
-        recovery: Duration::from_secs(30),
-        io_lifetime: Duration::from_secs(60),
-    };
-}
-
-/// What a server is told at its start.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerConfig {
-    /// The volume, verified.
-    pub volume: Super,
-    /// The slot it votes and listens in.
-    pub slot: Slot,
-    /// Where it listens, if not where the volume tells others to connect: when something between
-    /// forwards connections.
-    pub listen: Option<Endpoint>,
-    /// Who it is.
-    pub identity: quorum::Identity,
-    /// The election's constants.
-    pub quorum: quorum::Timing,
-    /// Those of connections.
-    pub net: net::Timing,
-    /// Its own.
-    pub timing: ServerTiming,
-    /// Random: what it challenges clients with is made from this.
-    pub secret: [u8; 32],
-}
-
-/// Why a server can't be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartError {
-    /// The memory is too small.
-    Memory,
-    /// The limits don't hold.
-    Limits(LimitsError),
-    /// The volume has no voter in this slot, or the constants don't fit together.
-    Voter(quorum::ConfigError),
-    /// The volume can't be written by this code.
-    ReadOnly,
-}
-
-impl From<ArenaFull> for StartError {
-    fn from(_: ArenaFull) -> StartError {
-        StartError::Memory
-    }
-}
 
 /// What a server has done since it started, for status and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -533,6 +462,7 @@ impl<'m> Server<'m> {
                 self.members.remove(client);
                 self.locks.server.release_ghost(client);
                 self.locks.server.farewell(client);
+                self.events.push(ServerEvent::Left(client));
                 ServerAnswer::Farewell
             }
             Work::Greet { stream, client, .. } => {
@@ -812,7 +742,7 @@ impl<'m> Server<'m> {
                     self.links.recorded(session, ticket);
                     let asked = self.on_lock_ask(now, session, ticket, client, &record);
                     return if asked == Err(Breach) {
-                        self.begin_eviction(client)
+                        self.begin_eviction(client);
                     };
                 }
                 ClientRequest::Orphans(inos) => {

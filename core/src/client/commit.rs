@@ -8,6 +8,54 @@
 //!    +------- the attempt has failed --+------------------ handle_failed -+
 //! ```
 //!
+//! # Invariants
+//!
+//! * A transaction is cut between two runs of tasks: the items that are dirty, the blocks and
+//!   numbers that are used, and the blocks that are freed, are those of the same changes.
+//! * Nothing is begun that might not fit: blocks and numbers for the runs of all dirty items are
+//!   reserved before, and memory for the largest transaction is carved. While items are copied
+//!   there is no input or output, and nothing to wait for.
+//! * What is sent has been flushed, and stays the same until it is answered: whichever server
+//!   carries it out, carries it out once, by its number. An answer counts once, by the same.
+//! * A failed attempt loses nothing: its items, and what it used and freed, are the open
+//!   transaction's again. It has not used its number, because nobody has it but a server that says
+//!   that nothing came of it.
+//! * A run's number is used in one attempt only. So a late block of a failed one can't pass for one
+//!   of its successor.
+//! * Each block is written only within blocks lent to this mount for runs, which nobody reads
+//!   before the server has recorded the transaction.
+//!
+//! # What changes bear
+//!
+//! Changes bear a number, by which locks and those who sync know when they are durable. Up to the
+//! snapshot it is that of the open transaction. What comes after the snapshot belongs to the next
+//! one, of which the server has said nothing yet; if it bore the same number, the end of the first
+//! would pass for its own. So from the snapshot to the answer changes bear the number that follows.
+//! The next transaction's own is that or a later one.
+//!
+//! # When the device fails
+//!
+//! A block whose writing fails is written again, [`TRIES`] times. It is ours, and in memory.
+//!
+//! A flush that fails says nothing of what was lost before it: everything that was written since
+//! the last one that succeeded may be. Of that the runs are in memory. So all of them are written
+//! again, and flushed. File data are not: they were answered when they were written, and their
+//! memory went back. They may be lost whatever this mount does, also when the next flush succeeds,
+//! and nobody knows which. So [`Committer::write_errors`] counts it, and who asks whether data are
+//! durable must be told [`Io`](super::op::OpError::Io) from then on, as long as it can't be said
+//! that they were written later. Metadata goes on: to give it up would turn lost data of a few files
+//! into lost changes of all of them, and a mount that can commit can still be moved away from the
+//! device in good order.
+//!
+//! # When the server refuses
+//!
+//! A refusal has changed nothing at the server. [`Busy`](ErrorCode::Busy), [`Io`](ErrorCode::Io) and
+//! [`NoSpace`](ErrorCode::NoSpace) are the server's trouble, and pass: begin again after a pause.
+//! [`Invalid`](ErrorCode::Invalid), [`TooMany`](ErrorCode::TooMany) and [`Stale`](ErrorCode::Stale)
+//! say that server and mount don't agree about what is lent or which transaction is open: nothing
+//! more of this mount will become durable, though trying again harms nobody.
+//! [`Evicted`](ErrorCode::Evicted) ends the mount.
+//!
 //! What this module deliberately doesn't know: the network, and when a commit is due.
 
 use super::extents::Span;
@@ -652,7 +700,8 @@ impl<'m> Committer<'m> {
         self.failure.take()
     }
 
-    /// How many flushes have failed: see the module.
+    /// How many flushes have failed, each of which may have lost file data written before it: see
+    /// the module.
     #[must_use]
     pub fn write_errors(&self) -> u64 {
         self.counters.flushes_failed
@@ -732,3 +781,6 @@ impl<'m> Committer<'m> {
         self.blocks.in_flight + u32::from(self.phase == (Phase::Flushing { asked: true }))
     }
 }
+
+#[cfg(test)]
+mod tests;

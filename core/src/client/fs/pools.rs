@@ -24,6 +24,17 @@ use crate::format::{BlockNo, Ino};
 /// and of inode numbers.
 pub const USES_MAX: usize = USED_MAX / 2;
 
+/// Whether anything may be taken from a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// What is there.
+    Open,
+    /// Nothing: who needs something waits.
+    Wait,
+    /// Nothing: who needs something fails.
+    Fail,
+}
+
 /// What transactions name of one kind: the open one, and how much the one in flight does.
 pub struct Named<'m> {
     open: Extents<'m>,
@@ -102,8 +113,7 @@ pub struct Inos<'m> {
     pub used: Named<'m>,
     /// The server has none left.
     refused: bool,
-    /// Nothing may be taken.
-    closed: bool,
+    gate: Gate,
 }
 
 impl<'m> Inos<'m> {
@@ -115,7 +125,7 @@ impl<'m> Inos<'m> {
             clock: 0,
             used: Named::carve(arena, USES_MAX)?,
             refused: false,
-            closed: false,
+            gate: Gate::Open,
         })
     }
 
@@ -159,24 +169,24 @@ impl<'m> Inos<'m> {
         self.refused = true;
     }
 
-    /// From now on, who needs one fails; or doesn't any more.
-    pub fn close(&mut self, closed: bool) {
-        self.closed = closed;
+    /// Whether any may be taken from now on.
+    pub fn gate(&mut self, gate: Gate) {
+        self.gate = gate;
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        self.closed || (self.refused && self.available() == 0)
+    pub(in crate::client) fn is_refused(&self) -> bool {
+        self.gate == Gate::Fail || (self.refused && self.available() == 0)
     }
 
     /// The number that an inode made next in this directory gets.
-    pub(super) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
-        let can = !self.closed && self.used.room() > 0;
+    pub(in crate::client) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
+        let can = self.gate == Gate::Open && self.used.room() > 0;
         let found = self.find(dir, directory).filter(|_| can);
         found.map(|at| Ino(self.groups[at].next))
     }
 
     /// Gives out the number that was peeked at.
-    pub(super) fn take(&mut self, dir: Ino, directory: bool) {
+    pub(in crate::client) fn take(&mut self, dir: Ino, directory: bool) {
         let at = self.find(dir, directory).expect("it was peeked at");
         self.clock += 1;
         let group = &mut self.groups[at];
@@ -218,8 +228,7 @@ pub struct Blocks<'m> {
     pub freed: Named<'m>,
     /// The server has none left.
     refused: bool,
-    /// Nothing may be taken.
-    closed: bool,
+    gate: Gate,
 }
 
 impl<'m> Blocks<'m> {
@@ -234,7 +243,7 @@ impl<'m> Blocks<'m> {
             used: Named::carve(arena, USES_MAX)?,
             freed: Named::carve(arena, freed)?,
             refused: false,
-            closed: false,
+            gate: Gate::Open,
         })
     }
 
@@ -250,13 +259,13 @@ impl<'m> Blocks<'m> {
         self.refused = true;
     }
 
-    /// From now on, who needs some fails; or doesn't any more.
-    pub fn close(&mut self, closed: bool) {
-        self.closed = closed;
+    /// Whether any may be taken from now on.
+    pub fn gate(&mut self, gate: Gate) {
+        self.gate = gate;
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        self.closed || (self.refused && self.free.is_empty())
+    pub(in crate::client) fn is_refused(&self) -> bool {
+        self.gate == Gate::Fail || (self.refused && self.free.is_empty())
     }
 
     /// Blocks that can be taken.
@@ -279,19 +288,19 @@ impl<'m> Blocks<'m> {
     }
 
     /// Whether so many extents can be freed.
-    pub(super) fn has_room(&self, extents: usize) -> bool {
+    pub(in crate::client) fn has_room(&self, extents: usize) -> bool {
         self.freed.room() >= extents
     }
 
     /// What is taken next by one who wants so many.
-    pub(super) fn peek(&self, wanted: u64) -> Option<BlockRun> {
-        let can = !self.closed && self.used.room() > 0;
+    pub(in crate::client) fn peek(&self, wanted: u64) -> Option<BlockRun> {
+        let can = self.gate == Gate::Open && self.used.room() > 0;
         let span = self.free.spans().first().filter(|_| can)?;
         Some(BlockRun { first: BlockNo(span.first), len: u64::from(span.len).min(wanted) })
     }
 
     /// Takes the run that was peeked at.
-    pub(super) fn take(&mut self, taken: BlockRun) {
+    pub(in crate::client) fn take(&mut self, taken: BlockRun) {
         let span = self.free.take(0, taken.len as u32);
         let same = span.first == taken.first.0 && u64::from(span.len) == taken.len;
         assert!(same, "it was peeked at");
@@ -300,7 +309,7 @@ impl<'m> Blocks<'m> {
 
     /// Frees a run, for which there is room. Of one too long for that, in a message's numbers, the
     /// end is not told.
-    pub(super) fn free(&mut self, run: BlockRun) {
+    pub(in crate::client) fn free(&mut self, run: BlockRun) {
         let mut left = run;
         while left.len > 0 {
             let len = left.len.min(u32::MAX.into());

@@ -37,6 +37,7 @@ macro_rules! context {
 
 impl<'m> Mount<'m> {
     /// Takes a request; see [`Mount::submit`].
+    #[expect(clippy::result_large_err, reason = "there is no heap, and its owner gets it back")]
     pub(super) fn take(
         &mut self,
         now: Instant,

@@ -411,6 +411,23 @@ fn an_answer_confirms_nothing_that_failed_after_the_question() {
 }
 
 #[test]
+fn a_root_older_than_the_newest_known_confirms_nothing() {
+    let mut bench = Bench::with(1, [inodes(1..100, "x")]);
+    let blkno = block_of(&mut bench, inode(5));
+    bench.spoil(blkno);
+    assert_eq!(bench.settle(), [ReaderEvent::RootWanted]);
+    let root = bench.root();
+    let old = ManifestRoot { commit: CommitNo(root.commit.0 - 1), ..root };
+    bench.reader.answer_root(&old).unwrap();
+    assert_eq!(bench.settle(), [ReaderEvent::RootWanted]);
+    // Nor does what is no root at all.
+    bench.reader.answer_root(&ManifestRoot { height: 99, ..root }).unwrap_err();
+    assert_eq!(bench.settle(), [ReaderEvent::RootWanted]);
+    bench.reader.answer_root(&root).unwrap();
+    assert!(matches!(bench.settle()[..], [ReaderEvent::Failed { .. }]));
+}
+
+#[test]
 fn a_parked_fill_whose_lock_is_given_up_does_not_go_on() {
     let mut bench = Bench::with(1, [inodes(1..100, "x")]);
     let blkno = block_of(&mut bench, inode(5));
