@@ -27,6 +27,21 @@ pub enum Mutant {
     EvictionNotDurable,
 }
 
+impl Mutant {
+    /// All of them.
+    pub const ALL: &[Mutant] = &[
+        Mutant::SharedRoots,
+        Mutant::RootBeforeFlush,
+        Mutant::TakeoverOutsideReserve,
+        Mutant::ReserveNotQuarantined,
+        Mutant::NoCommitReserve,
+        Mutant::GrantInRecovery,
+        Mutant::GrantBeforeRelease,
+        Mutant::EvictionFreesLoans,
+        Mutant::EvictionNotDurable,
+    ];
+}
+
 #[cfg(any(test, outrider_mutants))]
 mod switch {
     extern crate std;

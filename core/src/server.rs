@@ -21,6 +21,8 @@
 //!   for the first commit of the term.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
+//! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
+//!   where they are called.
 //!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
