@@ -23,8 +23,6 @@ pub enum Mutant {
     GrantBeforeRelease,
     /// What an evicted client was lent is free for others at once.
     EvictionFreesLoans,
-    /// The locks of a silent client are others' before its eviction is durable.
-    EvictionNotDurable,
 }
 
 impl Mutant {
@@ -38,7 +36,6 @@ impl Mutant {
         Mutant::GrantInRecovery,
         Mutant::GrantBeforeRelease,
         Mutant::EvictionFreesLoans,
-        Mutant::EvictionNotDurable,
     ];
 }
 
