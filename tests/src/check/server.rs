@@ -12,7 +12,7 @@
 
 use crate::check::Checker;
 use crate::rng::Rng;
-use crate::scenario::server::{BLOCKS, FAREWELLS, LEASE, Mount, volume};
+use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, LEASE, Mount, volume};
 use crate::time::Time;
 use crate::trace::HostId;
 use crate::world::World;
@@ -549,7 +549,7 @@ impl Checker for Servers {
         world.hosts().find_map(|host| {
             let mount = world.guest::<Mount>(host);
             match mount {
-                Some(mount) if mount.farewells() < FAREWELLS => {
+                Some(mount) if mount.farewells() < FAREWELLS || mount.grants() < GRANTS => {
                     Some(format!("{host}: {} farewells, {}", mount.farewells(), mount.describe()))
                 }
                 Some(_) | None => None,

@@ -75,6 +75,9 @@ pub const RECOVERY: Duration = Duration::from_secs(12);
 /// Farewells that each mount has to come to after faults have stopped.
 pub const FAREWELLS: u64 = 2;
 
+/// Locks that each must have been granted after it booted last.
+pub const GRANTS: u64 = 30;
+
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "server",
@@ -404,7 +407,14 @@ impl Mount {
         let client = self.link.client();
         let waiting = self.locking.waiting();
         let (state, up) = (self.state, self.link.is_up());
-        format!("{client:?} {state:?} waits {} up {up} locks {waiting:?}", self.waits)
+        let grants = self.grants();
+        format!("{client:?} {state:?} waits {} up {up} {grants} locks, {waiting:?}", self.waits)
+    }
+
+    /// Locks granted in this life.
+    #[must_use]
+    pub fn grants(&self) -> u64 {
+        self.locking.grants
     }
 
     /// Whether it has said farewell: it has nothing any more.
@@ -686,7 +696,9 @@ impl Mount {
         (self.waits, self.transactions, self.loans_number) = (false, 0, 0);
         self.have = Have::default();
         self.writes.clear();
+        let grants = self.locking.grants;
         self.locking = Locking::new();
+        self.locking.grants = grants;
     }
 
     fn step_work(&mut self, now: Instant) {

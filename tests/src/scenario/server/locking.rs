@@ -55,6 +55,8 @@ pub(super) struct Locking {
     lease_until: Instant,
     /// When the question was made that the lease counts from.
     lease_made: Instant,
+    /// Grants so far.
+    pub(super) grants: u64,
     /// As what each lock was granted last.
     modes: BTreeMap<LockName, Mode>,
     question: Option<(RequestId, Vec<U64>)>,
@@ -94,6 +96,7 @@ impl Locking {
             renew_at: Instant(0),
             lease_until: Instant(0),
             lease_made: Instant(0),
+            grants: 0,
             modes: BTreeMap::new(),
             question: None,
             ask_at: Instant(0),
@@ -143,6 +146,7 @@ impl Locking {
         if let (ToClient::Grant { name, mode, .. }, Some(root)) = (&message, &tell.root) {
             log.granted(*name, root.commit);
             self.modes.insert(*name, *mode);
+            self.grants += 1;
         }
         match self.locks.handle_message(now, self.term, &message) {
             Ok(Reply::Message(reply)) => self.replies.push_back(reply),
