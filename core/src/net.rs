@@ -207,7 +207,7 @@ pub enum Breach {
     Resume,
     /// The client has another id than before, or none.
     Identity,
-    /// A guest asks for more than the status.
+    /// A guest asks for more than reports: the status, and how full the volume is.
     Guest,
 }
 

@@ -8,6 +8,9 @@
 //!       |                         deposed, or anything failed       v
 //!       +------------------------------------------------------- Draining
 //!                    all I/O has ended and is flushed: resign
+//!
+//!     stop() leads from anywhere through Draining, if there is a term to end; then the voter lets
+//!     go of its slot, and nothing begins any more.
 //! ```
 //!
 //! # Invariants
@@ -26,6 +29,8 @@
 //!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
+mod config;
+mod events;
 mod evict;
 mod limits;
 mod locks;
@@ -33,14 +38,15 @@ mod orphans;
 mod requests;
 mod table;
 
+pub use config::{ServerConfig, ServerTiming, StartError};
+pub use events::ServerEvent;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
-use crate::arena::{Arena, ArenaFull};
+use crate::arena::Arena;
 use crate::block::RequestId;
 use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
-use crate::format::super_block::Super;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
@@ -49,14 +55,14 @@ use crate::format::wire::message::{
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::net::{
-    self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
+    Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
 };
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
 use crate::txn::settle::FREE_MIN;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
-use core::time::Duration;
+use events::Events;
 use heapless::{Deque, Vec};
 use locks::{Breach, Locks};
 use orphans::Orphans;
@@ -77,74 +83,6 @@ const TIDY_PER_COMMIT: u32 = 16;
 const RETRIES_MAX: u32 = 64;
 /// The flush before a resignation. The voter's tags lie between the store's and this.
 const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
-
-/// How long the server waits for things.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerTiming {
-    /// A commit is begun this long after the first request joined it.
-    pub gather: Duration,
-    /// Or this long after the first change that nobody waits for.
-    pub tidy: Duration,
-    /// An endpoint that can't be listened at is tried again after this.
-    pub listen_retry: Duration,
-    /// A flush that failed while a term ends is tried again after this.
-    pub flush_retry: Duration,
-    /// A client that is not heard for so long, while it could be, is evicted.
-    pub recovery: Duration,
-    /// What an evicted client has submitted before has happened by then, or never will: its locks
-    /// on file ranges are given to others.
-    pub io_lifetime: Duration,
-}
-
-impl ServerTiming {
-    /// For real devices.
-    pub const NORMAL: ServerTiming = ServerTiming {
-        gather: Duration::from_millis(1),
-        tidy: Duration::from_secs(1),
-        listen_retry: Duration::from_secs(1),
-        flush_retry: Duration::from_millis(200),
-        recovery: Duration::from_secs(30),
-        io_lifetime: Duration::from_secs(60),
-    };
-}
-
-/// What a server is told at its start.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerConfig {
-    /// The volume, verified.
-    pub volume: Super,
-    /// The slot it votes and listens in.
-    pub slot: Slot,
-    /// Who it is.
-    pub identity: quorum::Identity,
-    /// The election's constants.
-    pub quorum: quorum::Timing,
-    /// Those of connections.
-    pub net: net::Timing,
-    /// Its own.
-    pub timing: ServerTiming,
-    /// Random: what it challenges clients with is made from this.
-    pub secret: [u8; 32],
-}
-
-/// Why a server can't be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartError {
-    /// The memory is too small.
-    Memory,
-    /// The limits don't hold.
-    Limits(LimitsError),
-    /// The volume has no voter in this slot, or the constants don't fit together.
-    Voter(quorum::ConfigError),
-    /// The volume can't be written by this code.
-    ReadOnly,
-}
-
-impl From<ArenaFull> for StartError {
-    fn from(_: ArenaFull) -> StartError {
-        StartError::Memory
-    }
-}
 
 /// What a server has done since it started, for status and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -232,6 +170,9 @@ pub struct Server<'m> {
     listening_since: Option<Instant>,
     unlisten: bool,
     serving_since: Instant,
+    /// It was told to stop.
+    stopping: bool,
+    events: Events,
     draws: u64,
     counters: Counters,
 }
@@ -298,6 +239,8 @@ impl<'m> Server<'m> {
             listening_since: None,
             unlisten: false,
             serving_since: Instant(0),
+            stopping: false,
+            events: Events::default(),
             draws: 0,
             counters: Counters::default(),
         })
@@ -332,6 +275,36 @@ impl<'m> Server<'m> {
     #[must_use]
     pub fn voter(&self) -> &Voter<'m> {
         &self.voter
+    }
+
+    /// What has happened, oldest first.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        self.events.pop()
+    }
+
+    /// Ends its term, if it is in one, and lets go of its slot, which a later start then takes at
+    /// once. It [`is_over`](Self::is_over) when that is durable.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+        self.end_term();
+        if self.phase == Phase::Following {
+            self.voter.stop();
+        }
+    }
+
+    /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
+    /// aside.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Following && self.in_flight == 0
+    }
+
+    /// Whether it does nothing any more, for its last event's reason: it was stopped, or refused.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.voter.role(), quorum::Role::Stopped | quorum::Role::Refused(_))
+            && self.voter.is_quiescent()
+            && self.phase == Phase::Following
     }
 
     fn is_in_office(&self) -> bool {
@@ -376,7 +349,11 @@ impl<'m> Server<'m> {
                 self.store.reset();
                 self.written = false;
                 self.phase = Phase::Following;
-                self.voter.resign(now);
+                if self.stopping {
+                    self.voter.stop();
+                } else {
+                    self.voter.resign(now);
+                }
             }
         }
     }
@@ -389,7 +366,10 @@ impl<'m> Server<'m> {
     fn step_notices(&mut self, now: Instant) {
         while let Some(notice) = self.voter.poll_notice(now) {
             match notice {
+                // Who was told to stop has let go of the slot already.
+                Notice::Elected(_) if self.stopping => {}
                 Notice::Elected(term) => {
+                    self.events.push(ServerEvent::Elected(term));
                     self.counters.elections += 1;
                     self.retries_left = RETRIES_MAX;
                     self.store.load();
@@ -402,15 +382,24 @@ impl<'m> Server<'m> {
                         self.on_confirmed(now, commit);
                     }
                 }
-                Notice::Deposed(..) => {
+                Notice::Deposed(term, loss) => {
+                    self.events.push(ServerEvent::Deposed(term, loss));
                     self.counters.terms_lost += 1;
                     self.end_term();
-                    if self.phase == Phase::Following {
+                    if self.phase == Phase::Following && !self.stopping {
                         self.voter.resign(now);
                     }
                 }
-                Notice::Refused(_) | Notice::Stopped(_) => self.end_term(),
-                Notice::Listening(_) | Notice::Resigned(_) => {}
+                Notice::Refused(refusal) => {
+                    self.events.push(ServerEvent::Refused(refusal));
+                    self.end_term();
+                }
+                Notice::Stopped(result) => {
+                    self.events.push(ServerEvent::Stopped(result));
+                    self.end_term();
+                }
+                Notice::Listening(term) => self.events.push(ServerEvent::Listening(term)),
+                Notice::Resigned(term) => self.events.push(ServerEvent::Resigned(term)),
             }
         }
     }
@@ -475,6 +464,7 @@ impl<'m> Server<'m> {
                 self.members.remove(client);
                 self.locks.server.release_ghost(client);
                 self.locks.server.farewell(client);
+                self.events.push(ServerEvent::Left(client));
                 ServerAnswer::Farewell
             }
             Work::Greet { stream, client, .. } => {
@@ -661,6 +651,7 @@ impl<'m> Server<'m> {
         self.unlisten = false;
         self.listen_at = Some(now);
         self.voter.accepting(self.endpoint);
+        self.events.push(ServerEvent::Serving(term));
     }
 
     fn on_greeted(&mut self, now: Instant, stream: StreamId, greeting: &Greeting) {
@@ -851,7 +842,16 @@ impl<'m> Server<'m> {
             match event {
                 LinksEvent::Greeted(stream, greeting) => self.on_greeted(now, stream, &greeting),
                 LinksEvent::Message(session) => self.on_message(now, session),
-                LinksEvent::Up(_) | LinksEvent::Down(..) => {}
+                LinksEvent::Up(session) => {
+                    if let Some(client) = self.links.client(session) {
+                        self.events.push(ServerEvent::Up(client));
+                    }
+                }
+                LinksEvent::Down(session, end) => {
+                    if let Some(client) = self.links.client(session) {
+                        self.events.push(ServerEvent::Down(client, end));
+                    }
+                }
             }
         }
         self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
@@ -955,7 +955,7 @@ impl<'m> Server<'m> {
             } else if self.listen_at.is_some_and(|at| at <= now) {
                 self.listen_at = None;
                 self.listening_since = Some(now);
-                self.act(Action::Listen(self.endpoint));
+                self.act(Action::Listen(self.config.listen.unwrap_or(self.endpoint)));
             } else if self.is_in_office()
                 && self.voter.may_act(now)
                 && let Some(Completion { tag, op, .. }) = self.retries.pop_front()

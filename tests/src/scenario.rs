@@ -7,6 +7,7 @@
 //!   enough seeds each must have happened.
 
 pub mod counter;
+pub mod mount;
 pub mod scrub;
 pub mod server;
 
@@ -30,7 +31,8 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO];
+pub const ALL: &[Scenario] =
+    &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO, mount::SCENARIO];
 
 /// What came of a run.
 #[derive(Debug, Clone)]

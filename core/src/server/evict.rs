@@ -28,6 +28,7 @@
 //! What this module deliberately doesn't know: why a client isn't heard.
 
 use super::Server;
+use super::events::ServerEvent;
 use super::requests::{self, Context, Halt, Progress};
 use super::table::{Member, Stage, Standing, Work};
 use crate::error::Corruption;
@@ -141,6 +142,7 @@ impl Server<'_> {
             return;
         }
         self.locks.server.evict(client);
+        self.events.push(ServerEvent::Evicted(client));
         let until = now.plus(self.config.timing.io_lifetime);
         if let Some(member) = self.members.find(client) {
             (member.standing, member.evicted) = (Standing::Evicted, true);

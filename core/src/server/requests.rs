@@ -29,6 +29,7 @@ use crate::format::wire::message::{
 };
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{BlockNo, ClientId, CommitNo, Ino, RunId, Seq};
+use crate::lock::GROUP_KEYS;
 use crate::txn::loans::{EXTENTS_HIGH, Loans, NotSo};
 use crate::txn::settle::FREE_MIN;
 use crate::txn::store::Store;
@@ -245,8 +246,13 @@ fn exchange(
         }
     }
     let mut lent = state.lent.clone();
+    // A lock covers a group of inodes: no two clients are to draw from one.
+    let first_ino = match request.inodes {
+        0 => trees.next_ino.0,
+        _ => trees.next_ino.0.next_multiple_of(GROUP_KEYS),
+    };
     for (pool, start, count) in [
-        (Pool::Inodes, trees.next_ino.0, request.inodes),
+        (Pool::Inodes, first_ino, request.inodes),
         (Pool::RunIds, trees.next_run.0, request.run_ids),
     ] {
         if count > 0 {
@@ -275,7 +281,7 @@ fn exchange(
         trees.freed.put(key.as_bytes(), list.as_bytes(), &mut update, cache);
     }
     kept.write(trees, &mut update, cache);
-    trees.next_ino = Ino(trees.next_ino.0 + u64::from(request.inodes));
+    trees.next_ino = Ino(first_ino + u64::from(request.inodes));
     trees.next_run = RunId(trees.next_run.0 + u64::from(request.run_ids));
     for _ in &keys {
         cx.store.next_freed_list();

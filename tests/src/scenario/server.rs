@@ -203,6 +203,7 @@ impl Serving {
         ServerConfig {
             volume: volume(),
             slot: Slot::new(self.me as u8).expect("a slot"),
+            listen: None,
             identity: Identity {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
