@@ -3,6 +3,7 @@
 //! What this module deliberately doesn't know: how a volume is made or checked, which the core
 //! does.
 
+mod ask;
 mod check;
 mod device;
 mod items;
@@ -13,6 +14,7 @@ mod report;
 mod server;
 mod signature;
 mod size;
+mod status;
 mod witness;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Print(print::Options),
     Check(check::Options),
     Server(server::Options),
+    Status(status::StatusOptions),
+    Df(status::DfOptions),
     #[command(hide = true)]
     Witness(witness::Options),
     Completions(pages::CompletionsOptions),
@@ -71,6 +75,8 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Print(options) => print::run(&options).map(|()| 0),
         Command::Check(options) => check::run(&options),
         Command::Server(options) => server::run(&options).map(|()| 0),
+        Command::Status(options) => status::status(&options),
+        Command::Df(options) => status::df(&options).map(|()| 0),
         Command::Witness(options) => witness::run(&options).map(|()| 0),
         Command::Completions(options) => pages::completions(&options).map(|()| 0),
         Command::Man(options) => pages::man(&options).map(|()| 0),
