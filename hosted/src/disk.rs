@@ -196,14 +196,19 @@ fn transfer(file: &File, op: &mut BlockOp<'static>) -> BlockResult {
         BlockOp::Write(blkno, block) => file.write_all_at(&block.0, at(blkno)),
         BlockOp::Flush => file.sync_data(),
     };
-    done.map_err(|error| match error.kind() {
+    done.map_err(|error| transfer_error(&error))
+}
+
+/// What to call an error of a transfer.
+pub(crate) fn transfer_error(error: &io::Error) -> IoError {
+    match error.kind() {
         ErrorKind::UnexpectedEof => IoError::OutOfRange,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => IoError::Unsupported,
         _ if error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error()) => {
             IoError::Unsupported
         }
         _ => IoError::Device,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod fuse;
 pub mod host;
 pub mod memory;
+pub mod mount;
 pub mod mounts;
 pub mod net;
 pub mod node;

@@ -575,7 +575,7 @@ impl<'m> Links<'m> {
     pub fn request(
         &mut self,
         id: SessionId,
-        request: &ServerRequest,
+        request: &ServerRequest<'_>,
     ) -> Result<RequestId, NotSent> {
         let index = self.member(id).ok_or(NotSent::NotConnected)?;
         self.members[index].session.request(request)

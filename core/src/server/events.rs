@@ -28,6 +28,10 @@ pub enum ServerEvent {
     Up(ClientId),
     /// A client's connection has ended.
     Down(ClientId, End),
+    /// A client's farewell is durable.
+    Left(ClientId),
+    /// A client that was not heard, or broke the protocol, was evicted.
+    Evicted(ClientId),
     /// Its term is over, against its will.
     Deposed(Term, Loss),
     /// It is durable that its term is over.

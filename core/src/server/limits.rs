@@ -2,6 +2,7 @@
 
 use crate::block;
 use crate::btree::{PINS_PER_READ, PINS_PER_UPDATE};
+use crate::lock;
 use crate::net::{self, LineLimits, LinksLimits, SessionLimits};
 
 /// Sizes of a server's pools.
@@ -11,6 +12,8 @@ pub struct ServerLimits {
     pub cache: block::Limits,
     /// Connections and sessions.
     pub links: LinksLimits,
+    /// Locks.
+    pub locks: lock::server::Limits,
 }
 
 /// Why limits can't work.
@@ -26,6 +29,10 @@ pub enum LimitsError {
     Plan,
     /// The commit reserve that a root names would not fit.
     Reserve,
+    /// The lock server could not go on.
+    Locks(lock::server::LimitsError),
+    /// A client with a record might find no place among those with locks.
+    LockClients,
 }
 
 /// Blocks that the largest plan, a transaction's, may obtain. Each tree's updates share the upper
@@ -69,6 +76,22 @@ impl ServerLimits {
                 session: SessionLimits { asks_max: 16, answers_max: 64 },
                 line: LineLimits::MIN,
             },
+            locks: ServerLimits::locks(clients_max, 1024),
+        }
+    }
+
+    /// Limits for locks: so many for each of these clients, one of which may have four times that.
+    #[must_use]
+    pub const fn locks(clients_max: u16, each: u32) -> lock::server::Limits {
+        let clients = clients_max as u32;
+        let entries_high = (clients + 4) * each;
+        lock::server::Limits {
+            // Those with a record, and as many whose locks are still being cleared away.
+            clients: 2 * clients,
+            entries: entries_high + entries_high / 8,
+            entries_per_client: 4 * each,
+            entries_high,
+            reclaims: 64,
         }
     }
 
@@ -77,7 +100,7 @@ impl ServerLimits {
     pub const fn requests(clients_max: u16, half_open_max: u16) -> u32 {
         // the store's own, and the job that looks after free space or reads the clients' records;
         2
-            // of each mount a transaction and a loan, or its farewell;
+            // of each mount a transaction and a loan, or its farewell, or its eviction;
             + 2 * clients_max as u32
             // of each connection in the greeting a new record; and as many whose connection has
             // ended since, to be waited for before another takes its place.
@@ -88,6 +111,10 @@ impl ServerLimits {
     pub fn validate(&self) -> Result<(), LimitsError> {
         self.cache.validate().map_err(LimitsError::Cache)?;
         self.links.validate().map_err(LimitsError::Links)?;
+        self.locks.validate().map_err(LimitsError::Locks)?;
+        if self.locks.clients < 2 * u32::from(self.links.clients_max) {
+            return Err(LimitsError::LockClients);
+        }
         let LinksLimits { clients_max, half_open_max, .. } = self.links;
         if self.cache.requests != ServerLimits::requests(clients_max, half_open_max) {
             return Err(LimitsError::Requests);

@@ -326,6 +326,8 @@ impl Watch {
             ServerEvent::Down(client, end) => {
                 format!("client {client} is not connected any more ({end:?})")
             }
+            ServerEvent::Left(client) => format!("client {client} has left the volume"),
+            ServerEvent::Evicted(client) => format!("client {client} is evicted"),
             ServerEvent::Deposed(term, loss) => format!("deposed from term {term}: {}", lost(loss)),
             ServerEvent::Resigned(term) => {
                 format!("resigned from term {term}: nothing of it is under way any more")
