@@ -932,11 +932,16 @@ impl<'m> Server<'m> {
         }
     }
 
-    /// Whether the leader of a term is proven gone: its slot says that it has resigned.
+    /// Whether the leader of a term is proven gone: its slot says that it has resigned; or it had
+    /// this very slot, which nobody gets before the last user is gone, nor a second term in before
+    /// the first is over.
     fn is_gone(&self, term: Term) -> bool {
         let Some(slot) = Slot::new(term.slot()).filter(|_| term != Term::NONE) else {
             return false;
         };
+        if slot == self.config.slot {
+            return true;
+        }
         let ballot = self.voter.sight(slot).ballot();
         ballot.is_some_and(|ballot| !ballot.state.is_active() && ballot.held >= term)
     }

@@ -3,6 +3,7 @@
 //! What this module deliberately doesn't know: how a volume is made or checked, which the core
 //! does.
 
+mod ask;
 mod check;
 mod device;
 mod items;
@@ -14,6 +15,7 @@ mod report;
 mod server;
 mod signature;
 mod size;
+mod status;
 mod umount;
 mod witness;
 
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     Server(server::Options),
     Mount(mount::Options),
     Umount(umount::Options),
+    Status(status::StatusOptions),
+    Df(status::DfOptions),
     #[command(hide = true)]
     Witness(witness::Options),
     Completions(pages::CompletionsOptions),
@@ -78,6 +82,8 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Server(options) => server::run(&options).map(|()| 0),
         Command::Mount(options) => mount::run(&options),
         Command::Umount(options) => umount::run(&options).map(|()| 0),
+        Command::Status(options) => status::status(&options),
+        Command::Df(options) => status::df(&options).map(|()| 0),
         Command::Witness(options) => witness::run(&options).map(|()| 0),
         Command::Completions(options) => pages::completions(&options).map(|()| 0),
         Command::Man(options) => pages::man(&options).map(|()| 0),

@@ -12,6 +12,7 @@ pub mod fuse;
 pub mod host;
 pub mod memory;
 pub mod mount;
+pub mod mounts;
 pub mod net;
 pub mod node;
 pub mod report;

@@ -199,7 +199,7 @@ impl Volume {
         })
     }
 
-    fn quorum(&self) -> Result<Value, Failure> {
+    pub(super) fn quorum(&self) -> Result<Value, Failure> {
         let volume = self.found.volume();
         let show = |slot: Slot| {
             let block = self.image.read(slot.blkno(QUORUM_BLKNO))?;
