@@ -22,20 +22,26 @@
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
 //!
+//! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
+//!   on. Nothing that merging needs waits for a client.
+//!
 //! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no
 //! locks and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
 
 mod limits;
+mod merge;
 mod requests;
 mod table;
 
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
+pub use merge::MergeCounters;
 
 use crate::arena::{Arena, ArenaFull};
 use crate::block::RequestId;
 use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
+use crate::format::records::{FreedKey, OwnerKind, QuarantineKey};
 use crate::format::super_block::Super;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
@@ -47,14 +53,17 @@ use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::net::{self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, SessionId};
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
-use crate::txn::settle::FREE_MIN;
+use crate::txn::settle::lend_floor;
 use crate::txn::store::{Store, StoreEvent};
+use crate::txn::takeover::Gone;
 use blake2::{Blake2s256, Digest};
 use core::time::Duration;
 use heapless::Deque;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
-use requests::{Context, Halt, Progress, Scratch};
+use merge::Merger;
+use requests::{Context, Entered, Halt, Progress, Scratch};
 use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
+use zerocopy::big_endian::{U16 as BigU16, U32 as BigU32, U64 as BigU64};
 
 /// Actions decided on and not yet given out.
 const ACTIONS: usize = 64;
@@ -69,6 +78,20 @@ const TIDY_PER_COMMIT: u32 = 16;
 const RETRIES_MAX: u32 = 64;
 /// The flush before a resignation. The voter's tags lie between the store's and this.
 const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
+/// Tags of the merge's writes begin here.
+const TAG_MERGE: Tag = Tag(TAG_FLUSH.0 + 1);
+const _: () = assert!(TAG_MERGE.0.checked_add(Merger::TAGS).is_some());
+/// What is quarantined on account of earlier leaders is looked at so often.
+const RELEASE_EVERY: Duration = Duration::from_secs(10);
+/// Or after this, if something else was under way.
+const RELEASE_RETRY: Duration = Duration::from_millis(200);
+
+/// Before all lists of freed extents.
+const FIRST_FREED: FreedKey = FreedKey { commit: BigU64::ZERO, part: BigU32::ZERO };
+/// From the first quarantined list of a leader on.
+const RELEASE: Work = Work::Release {
+    from: QuarantineKey { kind: OwnerKind::Round as u8, owner: BigU64::ZERO, part: BigU16::ZERO },
+};
 
 /// How long the server waits for things.
 #[derive(Debug, Clone, Copy)]
@@ -150,6 +173,14 @@ pub struct Counters {
     pub dropped: u64,
     /// Times its endpoint could not be listened at.
     pub listen_failures: u64,
+    /// Freed extents that were forgotten: some of each was free already.
+    pub freed_twice: u64,
+    /// Lists of freed extents that can't be read.
+    pub freed_unreadable: u64,
+    /// Transactions that were held back.
+    pub held: u64,
+    /// What was merged.
+    pub merging: MergeCounters,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +217,7 @@ pub struct Server<'m> {
     table: Table<'m>,
     members: Members<'m>,
     scratch: Option<&'m mut Scratch>,
+    merger: Merger<'m>,
     phase: Phase,
     actions: Deque<Action<'m>, ACTIONS>,
     /// Connections that had to make room.
@@ -206,6 +238,12 @@ pub struct Server<'m> {
     /// Durable, and not known to be answerable.
     unconfirmed: Option<CommitNo>,
     tidy_left: u32,
+    /// Lists of freed extents before this one can't be read.
+    tidy_from: FreedKey,
+    /// When quarantined space is looked at again.
+    release_at: Option<Instant>,
+    /// Requests in [`Stage::Held`].
+    held: u32,
     listen_at: Option<Instant>,
     unlisten: bool,
     serving_since: Instant,
@@ -253,6 +291,7 @@ impl<'m> Server<'m> {
             table: Table::carve(arena, limits)?,
             members: Members::carve(arena, limits.links.clients_max.into())?,
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
+            merger: Merger::carve(arena, limits.merging, limits.level_0_max, volume)?,
             phase: Phase::Following,
             actions: Deque::new(),
             closes: Deque::new(),
@@ -265,6 +304,9 @@ impl<'m> Server<'m> {
             confirmed: CommitNo(0),
             unconfirmed: None,
             tidy_left: 0,
+            tidy_from: FIRST_FREED,
+            release_at: None,
+            held: 0,
             listen_at: None,
             unlisten: false,
             serving_since: Instant(0),
@@ -276,7 +318,7 @@ impl<'m> Server<'m> {
     /// What it has done.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { merging: self.merger.counters(), ..self.counters }
     }
 
     /// The term in which it serves, if it does.
@@ -316,13 +358,14 @@ impl<'m> Server<'m> {
         let dropped = self.table.slots.iter().filter(|slot| slot.stage != Stage::Free).count();
         self.counters.dropped += dropped as u64;
         self.table.clear(&mut self.store.cache);
+        self.merger.reset();
+        (self.held, self.tidy_from, self.release_at) = (0, FIRST_FREED, None);
         self.members.clear();
         self.links.begin(Term::NONE);
         self.unlisten |= matches!(self.phase, Phase::Serving(_));
         (self.commit_at, self.unconfirmed, self.listen_at) = (None, None, None);
         while let Some(failed) = self.retries.pop_front() {
-            self.in_flight -= 1;
-            self.store.handle_completion(failed);
+            self.on_transferred(failed);
         }
         self.phase = Phase::Draining { flush: self.written.then_some(Instant(0)) };
     }
@@ -448,7 +491,13 @@ impl<'m> Server<'m> {
                 let _ = self.links.admit(now, *stream, *client);
                 return;
             }
-            Work::Load { .. } | Work::Tidy => return,
+            Work::Merge => {
+                if self.merger.on_durable(now) {
+                    self.table.ready(index);
+                }
+                return;
+            }
+            Work::Load { .. } | Work::Tidy { .. } | Work::Release { .. } => return,
         };
         self.counters.requests += 1;
         if let Some((session, ticket)) = slot.asked {
@@ -476,13 +525,26 @@ impl<'m> Server<'m> {
             }
             // Without the records there is no serving.
             Work::Load { .. } => self.end_term(),
-            Work::Tidy => self.tidy_left = 0,
+            Work::Tidy { .. } => self.tidy_left = 0,
+            // Neither is refused for long: the one is tried again, the other ends by itself.
+            Work::Release { .. } | Work::Merge => {}
             Work::Loan | Work::Transaction { .. } => {}
         }
     }
 
     /// Runs a request once.
     fn run(&mut self, now: Instant, index: usize) {
+        let slot = &mut self.table.slots[index];
+        let pressed = self.merger.is_pressed(&self.store.trees.level_runs);
+        if pressed && matches!(slot.work, Work::Transaction { .. }) {
+            // What it had obtained may have changed when it goes on.
+            self.store.cache.release(&mut slot.pins);
+            slot.pins.begin(slot.id);
+            slot.stage = Stage::Held;
+            self.held += 1;
+            self.counters.held += 1;
+            return;
+        }
         let result = self.carry_out(index);
         let slot = &mut self.table.slots[index];
         match result {
@@ -493,6 +555,7 @@ impl<'m> Server<'m> {
                     Progress::More => self.table.ready(index),
                     Progress::Done => self.on_done(now, index),
                     Progress::Known => self.answer_durable(now, index),
+                    Progress::Waits => self.table.slots[index].stage = Stage::Parked,
                 }
                 self.want_commit_if_changed(now);
             }
@@ -514,12 +577,12 @@ impl<'m> Server<'m> {
                 slot.stage = Stage::Free;
                 return self.serve(now);
             }
-            Work::Tidy => {
+            Work::Tidy { .. } | Work::Release { .. } => {
                 slot.stage = Stage::Free;
                 return;
             }
             Work::Loan => slot.loan.commit,
-            Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell => {
+            Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell | Work::Merge => {
                 open.expect("it has just changed it")
             }
         };
@@ -543,7 +606,11 @@ impl<'m> Server<'m> {
     }
 
     fn carry_out(&mut self, index: usize) -> Result<Progress, Halt> {
-        let Server { table, members, store, scratch, stable, config, tidy_left, .. } = self;
+        let gone = match &self.table.slots[index].work {
+            Work::Release { .. } => self.gone(),
+            _ => Gone::NOBODY,
+        };
+        let Server { table, members, store, scratch, stable, config, counters, .. } = self;
         let Place { work, loan, pins, payload, payload_len, client, .. } = &mut table.slots[index];
         let scratch = scratch.as_deref_mut().expect("carved");
         let volume_blocks = config.volume.blocks();
@@ -551,11 +618,19 @@ impl<'m> Server<'m> {
         let mut cx = Context { store, pins, scratch, volume_blocks };
         match work {
             Work::Load { client, seq } => load(&mut cx, client, seq, stable, members),
-            Work::Tidy => {
-                let progress = requests::enter_freed(&mut cx)?;
-                *tidy_left = tidy_left.saturating_sub(1);
-                Ok(if *tidy_left == 0 { Progress::Done } else { progress })
+            Work::Tidy { from } => {
+                match requests::enter_freed(&mut cx, from)? {
+                    Entered::Free => {}
+                    Entered::Skipped => counters.freed_twice += 1,
+                    Entered::Unreadable => counters.freed_unreadable += 1,
+                    Entered::Nothing => self.tidy_left = 1,
+                }
+                self.tidy_from = *from;
+                self.tidy_left = self.tidy_left.saturating_sub(1);
+                Ok(if self.tidy_left == 0 { Progress::Done } else { Progress::More })
             }
+            Work::Release { from } => requests::release(&mut cx, &gone, from),
+            Work::Merge => self.merger.run(&mut cx),
             Work::Greet { nonce, client, .. } => {
                 if members.is_full() {
                     return Err(Halt::Refuse(ErrorCode::TooMany));
@@ -598,6 +673,7 @@ impl<'m> Server<'m> {
     fn serve(&mut self, now: Instant) {
         let Phase::Reading(term) = self.phase else { return };
         self.phase = Phase::Serving(term);
+        self.release_at = Some(now);
         self.counters.terms_served += 1;
         self.serving_since = now;
         self.links.begin(term);
@@ -729,10 +805,10 @@ impl<'m> Server<'m> {
     }
 
     fn statfs(&self) -> ServerAnswer<'static> {
-        let trees = &self.store.trees;
+        let (trees, blocks) = (&self.store.trees, self.config.volume.blocks());
         ServerAnswer::Statfs(Statfs {
-            blocks: self.config.volume.blocks(),
-            blocks_free: trees.free.free_blocks().saturating_sub(FREE_MIN),
+            blocks,
+            blocks_free: trees.free.free_blocks().saturating_sub(lend_floor(blocks)),
             ino_next: trees.next_ino,
         })
     }
@@ -773,18 +849,53 @@ impl<'m> Server<'m> {
         self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
     }
 
-    fn step_requests(&mut self, now: Instant) -> More {
-        let tidying =
-            |slot: &Place<'_>| slot.stage != Stage::Free && matches!(slot.work, Work::Tidy);
-        let serving = matches!(self.phase, Phase::Serving(_));
-        if serving
-            && self.tidy_left > 0
-            && !self.store.trees.freed.is_empty()
-            && !self.table.slots.iter().any(tidying)
-        {
-            // If all slots are taken, there is a next time.
-            let _ = self.table.begin(Work::Tidy, ClientId(0));
+    /// Begins what nobody has asked for.
+    fn begin_jobs(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Serving(_)) {
+            return;
         }
+        let on_space = |slot: &Place<'_>| {
+            slot.stage != Stage::Free
+                && matches!(slot.work, Work::Tidy { .. } | Work::Release { .. })
+        };
+        let trees = &self.store.trees;
+        let level_runs = trees.level_runs;
+        let freed = self.tidy_left > 0 && !trees.freed.is_empty();
+        let quarantined = self.release_at.is_some_and(|at| at <= now);
+        // If all slots are taken, there is a next time. One job after the other, in turns.
+        let one_is_on_it = self.table.slots.iter().any(on_space);
+        if quarantined {
+            let begun = !one_is_on_it && self.table.begin(RELEASE, ClientId(0)).is_ok();
+            let pause = if begun { RELEASE_EVERY } else { RELEASE_RETRY };
+            self.release_at = Some(now.plus(pause));
+        } else if freed && !one_is_on_it {
+            let _ = self.table.begin(Work::Tidy { from: self.tidy_from }, ClientId(0));
+        }
+        if self.merger.is_due(now, &level_runs)
+            && let Ok(index) = self.table.begin(Work::Merge, ClientId(0))
+        {
+            self.merger.begin(index);
+        }
+    }
+
+    /// Lets go on what has waited for a step, or for level 0.
+    fn wake_held(&mut self) {
+        if let Some(index) = self.merger.wake() {
+            self.table.ready(index);
+        }
+        if self.held > 0 && !self.merger.is_pressed(&self.store.trees.level_runs) {
+            self.held = 0;
+            for index in 0..self.table.slots.len() {
+                if self.table.slots[index].stage == Stage::Held {
+                    self.table.ready(index);
+                }
+            }
+        }
+    }
+
+    fn step_requests(&mut self, now: Instant) -> More {
+        self.begin_jobs(now);
+        self.wake_held();
         for _ in 0..RUNS_PER_STEP {
             while let Some(woken) = self.store.poll_wake() {
                 self.table.wake(woken);
@@ -792,7 +903,9 @@ impl<'m> Server<'m> {
             if !self.is_in_office() {
                 return More::No;
             }
-            let Some(index) = self.table.next() else { return More::No };
+            let Some(index) = self.table.next() else {
+                return if self.merger.wants_step() { More::Yes } else { More::No };
+            };
             self.run(now, index);
         }
         More::Yes
@@ -835,7 +948,7 @@ impl<'m> Server<'m> {
                     self.voter.outranked(now, newest);
                     return self.end_term();
                 }
-                match self.store.take_over(term, self.is_gone(newest)) {
+                match self.store.take_over(term, &self.gone()) {
                     Ok(()) => self.phase = Phase::TakingOver(term),
                     Err(_) => self.end_term(),
                 }
@@ -848,13 +961,19 @@ impl<'m> Server<'m> {
         }
     }
 
-    /// Whether the leader of a term is proven gone: its slot says that it has resigned.
-    fn is_gone(&self, term: Term) -> bool {
-        let Some(slot) = Slot::new(term.slot()).filter(|_| term != Term::NONE) else {
-            return false;
+    /// Which leaders of earlier rounds are proven gone, as the last reading of all slots shows. A
+    /// configured voter of which it isn't known what it says may be any of them.
+    fn gone(&self) -> Gone {
+        let is_blind = |slot: &Slot| {
+            self.config.volume.voter(slot.number()).is_some()
+                && !self.voter.sight(*slot).is_certain()
         };
-        let ballot = self.voter.sight(slot).ballot();
-        ballot.is_some_and(|ballot| !ballot.state.is_active() && ballot.held >= term)
+        if Slot::ALL.iter().any(is_blind) {
+            return Gone::NOBODY;
+        }
+        let ballots = Slot::ALL.into_iter().filter_map(|slot| self.voter.sight(slot).ballot());
+        let acting = ballots.filter(|ballot| ballot.state.is_active());
+        Gone::all_but(acting.map(|ballot| ballot.term.round()))
     }
 
     /// Decides what is submitted, closed and listened at.
@@ -883,6 +1002,12 @@ impl<'m> Server<'m> {
                 self.in_flight += 1;
                 self.written |= matches!(request.op, BlockOp::Write(..));
                 self.act(Action::Block(request));
+            } else if self.is_in_office()
+                && self.voter.may_act(now)
+                && let Some(request) = self.merger.poll_request(TAG_MERGE)
+            {
+                (self.in_flight, self.written) = (self.in_flight + 1, true);
+                self.act(Action::Block(request));
             } else {
                 return More::No;
             }
@@ -909,7 +1034,7 @@ impl<'m> Server<'m> {
         if done.tag == TAG_FLUSH {
             self.in_flight -= 1;
             self.on_flushed(now, &done);
-        } else if done.tag.0 >= Store::TAGS {
+        } else if (Store::TAGS..TAG_FLUSH.0).contains(&done.tag.0) {
             self.voter.handle_completion(now, done);
         } else if done.result.is_err()
             && !matches!(done.op, BlockOp::Flush)
@@ -920,8 +1045,16 @@ impl<'m> Server<'m> {
             self.retries_left -= 1;
             assert!(self.retries.push_back(done).is_ok(), "it is not full");
         } else {
-            self.in_flight -= 1;
-            self.store.handle_completion(done);
+            self.on_transferred(done);
+        }
+    }
+
+    /// A transfer of the store, or a write of the merge, has ended for good.
+    fn on_transferred(&mut self, done: Completion<'m>) {
+        self.in_flight -= 1;
+        match done.tag >= TAG_MERGE {
+            true => self.merger.handle_completion(TAG_MERGE, done),
+            false => self.store.handle_completion(done),
         }
     }
 
@@ -993,9 +1126,10 @@ impl<'m> Node<'m> for Server<'m> {
             | Phase::Serving(_) => None,
         };
         let commit = self.commit_at.filter(|_| self.store.open_commit().is_some());
+        let jobs = [self.merger.poll_timeout(), self.release_at];
         let due =
             [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
-        due.into_iter().flatten().min()
+        due.into_iter().chain(jobs).flatten().min()
     }
 
     fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {

@@ -6,6 +6,7 @@ extern crate std;
 
 use super::settle::FREE_MIN;
 use super::store::{Store, StoreEvent, TakeoverError};
+use super::takeover::Gone;
 use super::trees::Trees;
 use crate::arena::Arena;
 use crate::arena::tests::region;
@@ -100,7 +101,8 @@ struct Leader {
     term: Term,
     /// As the open commit has it.
     model: Model,
-    taking_over: Option<bool>,
+    /// What it is told of earlier leaders, once it has loaded.
+    asks_gone: bool,
     woken: bool,
 }
 
@@ -126,7 +128,7 @@ impl Leader {
             queue: Vec::new(),
             term,
             model: Model::new(),
-            taking_over: None,
+            asks_gone: false,
             woken: false,
         }
     }
@@ -481,9 +483,8 @@ impl World {
         let chaos = self.rng.one_in(2).then(|| Chaos::new(self.rng.0, 6));
         let mut leader = Leader::new(term, chaos);
         // Nobody else can write what the last leader could: it has crashed, and nothing strays.
-        let root = newest_root(&self.disk);
         leader.store.load();
-        leader.taking_over = Some(self.is_gone(root.term().round()));
+        leader.asks_gone = !self.rng.one_in(3);
         self.leader = Some(leader);
         self.counts.takeovers += 1;
     }
@@ -493,6 +494,14 @@ impl World {
             && !self.stray.iter().any(|(owner, _)| *owner == round)
     }
 
+    /// What the quorum area would say: it has room for seven.
+    fn gone(&self) -> Gone {
+        let leaders = self.paused.iter().chain(&self.leader).map(|leader| leader.term.round());
+        let acting: BTreeSet<u64> =
+            leaders.chain(self.stray.iter().map(|(owner, _)| *owner)).collect();
+        Gone::all_but(acting)
+    }
+
     /// Lets a leader do something. False: it is none any more.
     fn act(&mut self, leader: &mut Leader) -> bool {
         leader.turn(&mut self.disk, &mut self.rng);
@@ -500,10 +509,9 @@ impl World {
             Some(StoreEvent::Loaded) => {
                 let root = leader.store.root().unwrap();
                 leader.model = self.states[&root.rank()].clone();
-                let gone = leader.taking_over.take().unwrap() && root.term().round() != 0;
-                let gone = gone && self.is_gone(root.term().round());
+                let gone = if leader.asks_gone { self.gone() } else { Gone::NOBODY };
                 let next = (leader.term, root.commit().next());
-                match leader.store.take_over(leader.term, gone) {
+                match leader.store.take_over(leader.term, &gone) {
                     Ok(()) => drop(self.states.insert(next, leader.model.clone())),
                     Err(TakeoverError::Round | TakeoverError::Late) => {
                         self.counts.refused += 1;

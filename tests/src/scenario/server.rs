@@ -1,7 +1,8 @@
 //! A metadata server, a second voter, and mounts that speak the bare protocol.
 //!
 //! Each mount greets, borrows space, writes the blocks of its runs to the device, flushes, and
-//! records them in numbered transactions that also free some of the data it used before; after a
+//! records them in numbered transactions that also free some of the data it used before. The server
+//! merges the runs, a few at a time, so that much of that happens in a short run. After a
 //! number of those it says farewell, and comes back as another client. The servers take turns as
 //! they crash, pause and come back.
 //!
@@ -12,6 +13,8 @@
 //!
 //! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of
 //! the one before has ended.
+
+pub mod merge;
 
 use crate::check::server::{Log, Servers};
 use crate::faults::{Fault, FaultSet, Promise};
@@ -25,17 +28,16 @@ use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::block::{Limits, RequestId};
-use outrider_core::format::key::Key;
 use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
-use outrider_core::format::records::{ManifestEntry, Pool};
+use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{Identity as Volume, Super};
 use outrider_core::format::wire::greeting::Role;
 use outrider_core::format::wire::message::{
     ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord, ServerAnswer,
     Transaction,
 };
-use outrider_core::format::{ClientId, CommitNo, Ino, Seq};
+use outrider_core::format::{ClientId, CommitNo, Seq};
 use outrider_core::net::{
     Cluster, ClusterKey, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
     SessionLimits, Timing as NetTiming,
@@ -44,6 +46,7 @@ use outrider_core::node::{Action, Event, More, Node};
 use outrider_core::quorum::{Identity, Timing, Vouched, Watcher, WatcherBlocks};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_core::txn::store::{Store, StoreEvent};
+use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_hal::{
     Block, BlockNo, BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag,
 };
@@ -51,7 +54,6 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
-use zerocopy::FromZeros;
 
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 14;
@@ -203,7 +205,7 @@ impl Serving {
 impl Program for Serving {
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = merge::limits(CLIENTS);
         drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
         arena.bytes_used()
     }
@@ -211,7 +213,7 @@ impl Program for Serving {
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
         let config = self.config(&mut boot.entropy, boot.boots);
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = merge::limits(CLIENTS);
         Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
     }
 }
@@ -242,6 +244,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         link: Link::carve(arena, &LINK, config).expect("measured"),
         watcher,
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
+        maker: Maker::carve(arena).expect("measured"),
         log: Rc::default(),
         entropy: Rng::new(0),
         nonce,
@@ -308,9 +311,22 @@ struct Have {
 #[derive(Debug, Clone)]
 struct Planned {
     seq: Seq,
-    runs: Vec<ManifestEntry>,
+    runs: Vec<Made>,
     used: Vec<(u64, u64)>,
     freed: Vec<(u64, u64)>,
+}
+
+impl Planned {
+    /// The blocks to be written.
+    fn blocks(&self) -> VecDeque<u64> {
+        let runs = self.runs.iter().flat_map(|run| run.blocks.keys().copied());
+        runs.chain(self.used.iter().flat_map(|&(start, len)| start..start + len)).collect()
+    }
+
+    /// What a block is to hold, if it is one of a run.
+    fn block(&self, blkno: u64) -> Option<&Block> {
+        self.runs.iter().find_map(|run| run.blocks.get(&blkno))
+    }
 }
 
 /// A mount.
@@ -318,6 +334,7 @@ pub struct Mount {
     link: Link<'static>,
     watcher: Watcher<'static>,
     buffer: Option<&'static mut Block>,
+    maker: Maker,
     log: Rc<RefCell<Log>>,
     entropy: Rng,
     nonce: [u8; 16],
@@ -388,17 +405,12 @@ impl Mount {
         }
         let mut runs = Vec::new();
         for _ in 0..self.entropy.within(1..=2) {
-            let Some((start, blocks)) = cut(&mut have.runs, 4) else { break };
-            if blocks < 3 {
+            let Some((start, blocks)) = cut(&mut have.runs, RUN_BLOCKS) else { break };
+            if blocks < RUN_BLOCKS {
                 continue;
             }
             let (run, _) = cut(&mut have.run_ids, 1).expect("two are there");
-            let mut entry = ManifestEntry::new_zeroed();
-            (entry.run, entry.blkno) = (run.into(), start.into());
-            (entry.items, entry.item_blocks) = (9.into(), (blocks as u16 - 2).into());
-            (entry.index_blocks, entry.filter_blocks) = (1.into(), 1.into());
-            entry.zones[2].append(&Key::inode(Ino(1 + self.entropy.below(50))).into());
-            runs.push(entry);
+            runs.push(self.maker.make(run, start, &mut self.entropy));
         }
         let used: Vec<_> = cut(&mut have.data, self.entropy.within(1..=40)).into_iter().collect();
         let mut freed = Vec::new();
@@ -408,11 +420,10 @@ impl Mount {
         }
         have.used.extend(&used);
         let planned = Planned { seq: self.seq, runs, used, freed };
-        self.writes = planned.runs.iter().flat_map(|r| r.blkno.get()..r.extent().end().0).collect();
-        self.writes.extend(planned.used.iter().flat_map(|&(start, len)| start..start + len));
+        self.writes = planned.blocks();
         let client = self.client();
-        let runs: Vec<u64> = planned.runs.iter().map(|run| run.run.get()).collect();
         let number = self.transactions + 1;
+        let runs = planned.runs.clone();
         self.log.borrow_mut().plan(client, number, runs, &planned.used, &planned.freed);
         self.have.next = Some(planned);
         true
@@ -445,7 +456,8 @@ impl Mount {
             }
             State::Transaction => {
                 let planned = self.have.next.clone().expect("planned");
-                let runs: Vec<_> = planned.runs.iter().map(RunRecord::new).collect();
+                let runs: Vec<_> =
+                    planned.runs.iter().map(|run| RunRecord::new(&run.entry)).collect();
                 let (used, freed) =
                     (records(Pool::Data, &planned.used), records(Pool::Data, &planned.freed));
                 let transaction = Transaction::new(
@@ -467,7 +479,7 @@ impl Mount {
         }
     }
 
-    /// Writes the next block: who it belongs to, all over.
+    /// Writes the next block: of a run, or who it belongs to, all over.
     fn write_next(&mut self) {
         let Some(&blkno) = self.writes.front() else {
             self.state = State::Flushing;
@@ -475,7 +487,10 @@ impl Mount {
         };
         let stamp = Log::stamp(self.client(), self.transactions + 1);
         let buffer = self.buffer.take().expect("one at a time");
-        buffer.0.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&stamp));
+        match self.have.next.as_ref().and_then(|planned| planned.block(blkno)) {
+            Some(block) => buffer.0 = block.0,
+            None => buffer.0.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&stamp)),
+        }
         let op = BlockOp::Write(BlockNo(blkno), buffer);
         self.actions.push_back(Action::Block(BlockRequest { tag: TAG_DATA, op }));
         self.waits = true;
@@ -499,8 +514,7 @@ impl Mount {
     /// A failed flush says nothing of what was written before.
     fn restart_writes(&mut self) {
         let planned = self.have.next.as_ref().expect("planned");
-        self.writes = planned.runs.iter().flat_map(|r| r.blkno.get()..r.extent().end().0).collect();
-        self.writes.extend(planned.used.iter().flat_map(|&(start, len)| start..start + len));
+        self.writes = planned.blocks();
         self.state = State::Writing;
     }
 
@@ -533,6 +547,7 @@ impl Mount {
                     self.transactions += 1;
                     log.answered(client, done.number, self.transactions);
                     log.opened(self.seq, done.seq_next, done.seq_stable);
+                    log.recorded(client, done.number, done.seq_next);
                     self.seq = done.seq_next;
                     self.have.next = None;
                     self.state = match self.transactions >= TRANSACTIONS {
