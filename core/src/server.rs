@@ -59,8 +59,8 @@ use crate::txn::takeover::Gone;
 use blake2::{Blake2s256, Digest};
 use core::time::Duration;
 use heapless::Deque;
-use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
 use merge::Merger;
+use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
 use requests::{Context, Entered, Halt, Progress, Scratch};
 use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
 use zerocopy::big_endian::{U16 as BigU16, U32 as BigU32, U64 as BigU64};
@@ -291,7 +291,7 @@ impl<'m> Server<'m> {
             table: Table::carve(arena, limits)?,
             members: Members::carve(arena, limits.links.clients_max.into())?,
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
-            merger: Merger::carve(arena, limits.merging, limits.level_0_max, volume)?,
+            merger: Merger::carve(arena, limits, volume)?,
             phase: Phase::Following,
             actions: Deque::new(),
             closes: Deque::new(),

@@ -2,6 +2,7 @@
 
 use crate::block;
 use crate::btree::{CREATES_PER_UPDATE, PINS_PER_READ, PINS_PER_UPDATE};
+use crate::format::run::SEGMENT_BLOCKS;
 use crate::lsm::choose::{PINS_PER_CHOOSE, Policy};
 use crate::lsm::manifest::CHANGE_MAX;
 use crate::lsm::merge::PINS_PER_MERGE;
@@ -21,6 +22,8 @@ pub struct ServerLimits {
     /// above `merging.level_0_runs`: until then reading takes longer, which is all that many runs
     /// do.
     pub level_0_max: u64,
+    /// Blocks of a merged run at the most: no more than a segment's, and less for tests only.
+    pub run_blocks: u64,
 }
 
 /// Why limits can't work.
@@ -38,6 +41,8 @@ pub enum LimitsError {
     Reserve,
     /// Level 0 would be full before it is merged.
     LevelZero,
+    /// A merged run has no blocks, or more than a segment.
+    RunBlocks,
 }
 
 /// Blocks that the largest plan may obtain. A transaction's updates of each tree share the upper
@@ -99,6 +104,7 @@ impl ServerLimits {
             },
             merging: Policy::STANDARD,
             level_0_max: 1024,
+            run_blocks: SEGMENT_BLOCKS,
         }
     }
 
@@ -128,6 +134,9 @@ impl ServerLimits {
         }
         if self.level_0_max <= self.merging.level_0_runs {
             return Err(LimitsError::LevelZero);
+        }
+        if !(1..=SEGMENT_BLOCKS).contains(&self.run_blocks) {
+            return Err(LimitsError::RunBlocks);
         }
         // What a root's reserve and a takeover's can be, in pieces.
         if self.cache.fresh < crate::format::root::RESERVE_EXTENTS as u32 {

@@ -37,6 +37,7 @@
 //!
 //! What this module deliberately doesn't know: what to merge, and the device.
 
+use super::limits::ServerLimits;
 use super::requests::{Context, Halt, Progress, find_from_cursor, part_at_cursor};
 use crate::arena::{Arena, ArenaFull};
 use crate::error::{Corruption, Error, Stop};
@@ -124,6 +125,7 @@ pub struct MergeCounters {
 pub(super) struct Merger<'m> {
     policy: Policy,
     level_0_max: u64,
+    run_blocks: u64,
     chooser: Option<&'m mut Chooser>,
     merge: Option<&'m mut Merge<'m>>,
     stage: Stage,
@@ -155,8 +157,7 @@ impl<'m> Merger<'m> {
 
     pub(super) fn carve(
         arena: &mut Arena<'m>,
-        policy: Policy,
-        level_0_max: u64,
+        limits: &ServerLimits,
         volume: &Super,
     ) -> Result<Merger<'m>, ArenaFull> {
         let mut space = Some(BuildSpace::carve(arena)?);
@@ -167,9 +168,10 @@ impl<'m> Merger<'m> {
             merge.as_deref_mut().expect("not measuring").give_block(block);
         }
         Ok(Merger {
-            policy,
-            level_0_max,
-            chooser: arena.slice(1, |_| Chooser::new(policy))?.first_mut(),
+            policy: limits.merging,
+            level_0_max: limits.level_0_max,
+            run_blocks: limits.run_blocks,
+            chooser: arena.slice(1, |_| Chooser::new(limits.merging))?.first_mut(),
             merge,
             stage: Stage::Resting,
             pause: Pause::Not,
@@ -280,11 +282,7 @@ impl<'m> Merger<'m> {
                 return true;
             }
             Stage::Moving | Stage::Changing | Stage::Giving => self.stage = Stage::Resting,
-            Stage::Starting
-            | Stage::Choosing
-            | Stage::Merging
-            | Stage::Resting
-            | Stage::Stuck => {}
+            Stage::Starting | Stage::Choosing | Stage::Merging | Stage::Resting | Stage::Stuck => {}
         }
         self.place = None;
         self.not_before = match self.ended {
@@ -415,16 +413,16 @@ impl<'m> Merger<'m> {
         let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
         let room = CHANGE_MAX.saturating_sub(merge.inputs().len() + self.taken.len()) as u64;
         // Pieces of one size: the last would be too short to be of use.
-        let pieces = self.wanted.div_ceil(SEGMENT_BLOCKS).clamp(1, room.max(1));
+        let pieces = self.wanted.div_ceil(self.run_blocks).clamp(1, room.max(1));
         let spare = trees.free.free_blocks().saturating_sub(FREE_MIN);
-        let piece = self.wanted.div_ceil(pieces).min(SEGMENT_BLOCKS).min(spare);
+        let piece = self.wanted.div_ceil(pieces).min(self.run_blocks).min(spare);
         let found = match piece {
             0 => None,
             _ if room == 0 => None,
             _ => find_from_cursor(piece, trees, cache, pins)?,
         };
         let part = found.map(|whole| (whole, part_at_cursor(whole, piece, trees.cursor)));
-        let part = part.filter(|(_, part)| part.len() >= self.wanted.min(PIECE_MIN));
+        let part = part.filter(|(_, part)| part.len() >= piece.min(PIECE_MIN));
         let (whole, part) = part.ok_or(Error::NoSpace)?;
         let mut taken = self.taken.clone();
         let at = taken.partition_point(|other| other.start() < part.start());
@@ -470,7 +468,7 @@ impl<'m> Merger<'m> {
             Merged::Block if self.is_writing() => Ok(self.wait_for_write()),
             Merged::Block => unreachable!("a merge gets on with the memory it has"),
             Merged::Space => {
-                (self.stage, self.wanted) = (Stage::Taking, SEGMENT_BLOCKS);
+                (self.stage, self.wanted) = (Stage::Taking, self.run_blocks);
                 Ok(Progress::More)
             }
             Merged::Change if self.is_writing() => Ok(self.wait_for_write()),

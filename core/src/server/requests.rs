@@ -610,10 +610,7 @@ pub(super) enum Entered {
 /// that lies or by one that is broken, and nobody can tell whose it is now. It is dropped from its
 /// list: at worst some blocks belong to nobody until `check` tells of them, and everything behind
 /// it gets on. A list that can't be read stays where it is.
-pub(super) fn enter_freed(
-    cx: &mut Context<'_, '_>,
-    from: &mut FreedKey,
-) -> Result<Entered, Halt> {
+pub(super) fn enter_freed(cx: &mut Context<'_, '_>, from: &mut FreedKey) -> Result<Entered, Halt> {
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
     let Some(item) = trees.freed.next(from.as_bytes(), cache, pins)? else {

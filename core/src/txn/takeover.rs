@@ -29,8 +29,8 @@ use super::trees::Trees;
 use crate::block::{Cache, Pins};
 use crate::error::Stop;
 use crate::format::layout::ROOT_PAIRS;
-use crate::format::records::{FreedKey, LIST_MAX, OwnerKind, QuarantineKey};
 use crate::format::quorum::SLOTS;
+use crate::format::records::{FreedKey, LIST_MAX, OwnerKind, QuarantineKey};
 use crate::format::root::{Extent, Root, TAKEOVER_BLOCKS, TAKEOVER_ROUNDS};
 use crate::format::{CommitNo, Term};
 use crate::mutant::{Mutant, is_active};
@@ -135,7 +135,8 @@ impl TakeoverJob {
                     let last = self.term.round().saturating_sub(ROOT_PAIRS);
                     if last > 0
                         && !self.gone.has(last)
-                        && (last >= root.term().round() || has_quarantine(last, trees, cache, pins)?)
+                        && (last >= root.term().round()
+                            || has_quarantine(last, trees, cache, pins)?)
                     {
                         return Ok(Outcome::Unproven);
                     }

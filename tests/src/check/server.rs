@@ -18,12 +18,12 @@ use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::format::block::{Magic, Promise, open};
 use outrider_core::format::btree::{Node, TreeRoot, parse};
+use outrider_core::format::key::KeyBytes;
 use outrider_core::format::layout::{FIRST_BLKNO, spare_blkno};
 use outrider_core::format::records::{
     BlockKey, ClientKey, ClientPart, ClientRecord, Length, LengthKey, LoanKey, ManifestEntry,
     ManifestKey, Pool, extent, list,
 };
-use outrider_core::format::key::KeyBytes;
 use outrider_core::format::root::{Extent, LEVELS, Root, TAKEOVER_BLOCKS};
 use outrider_core::format::wire::message::{Payload, ServerAnswer};
 use outrider_core::format::wire::{ErrorCode, Kind};
@@ -237,7 +237,8 @@ impl Servers {
                 // merged away.
                 let is_there = census.runs.contains_key(&made.entry.run.get());
                 let mut blocks = made.blocks.iter();
-                if is_there && !blocks.all(|(at, block)| world.disk().content(BlockNo(*at)).0 == block.0)
+                if is_there
+                    && !blocks.all(|(at, block)| world.disk().content(BlockNo(*at)).0 == block.0)
                 {
                     return Err(format!("run {} holds something else", made.entry.run()));
                 }
@@ -260,7 +261,8 @@ impl Servers {
         census.files(&files)?;
         drop(log);
         // What only came is read when something has gone too.
-        let merged = self.read.difference(&found).next().is_some() || self.censuses.is_multiple_of(16);
+        let merged =
+            self.read.difference(&found).next().is_some() || self.censuses.is_multiple_of(16);
         if merged {
             self.read = found;
             self.compare(world, root, history)?;
@@ -406,7 +408,8 @@ impl<'w> Census<'w> {
             let entry = ManifestEntry::ref_from_bytes(value).map_err(|_| "an entry")?;
             let (first, last) = entry.range().ok_or("a run without items")?;
             let before = census.last_run.replace((key.level, last));
-            if key.level > 0 && before.is_some_and(|(level, end)| level == key.level && end >= first)
+            if key.level > 0
+                && before.is_some_and(|(level, end)| level == key.level && end >= first)
             {
                 return Err(format!("run {} overlaps the one before it", entry.run()));
             }

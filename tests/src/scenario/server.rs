@@ -26,6 +26,7 @@ use crate::scenario::Scenario;
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
+use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::block::{Limits, RequestId};
 use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
@@ -46,7 +47,6 @@ use outrider_core::node::{Action, Event, More, Node};
 use outrider_core::quorum::{Identity, Timing, Vouched, Watcher, WatcherBlocks};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_core::txn::store::{Store, StoreEvent};
-use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_hal::{
     Block, BlockNo, BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag,
 };

@@ -36,7 +36,7 @@ use std::rc::Rc;
 /// Blocks of the extent that a run is given.
 pub const RUN_BLOCKS: u64 = 4;
 /// Keys there are.
-const KEYS: u64 = 120;
+const KEYS: u64 = 600;
 /// Values are at least so long. With this, the items of one run fill its blocks but for a few.
 const VALUE_BYTES: u64 = 40;
 
@@ -58,7 +58,7 @@ pub struct Made {
 #[must_use]
 pub fn limits(clients: u16) -> ServerLimits {
     let merging = Policy { level_0_runs: 4, level_0_blocks: 20, small_blocks: 4, fanout: 2 };
-    ServerLimits { merging, level_0_max: 24, ..ServerLimits::for_clients(clients) }
+    ServerLimits { merging, level_0_max: 7, run_blocks: 4, ..ServerLimits::for_clients(clients) }
 }
 
 fn key(number: u64) -> KeyBytes {
@@ -135,11 +135,11 @@ impl Maker {
 
 fn draw(entropy: &mut Rng) -> Items {
     let mut items = Items::new();
-    let near = entropy.below(KEYS);
+    let (near, is_narrow) = (entropy.below(KEYS), entropy.below(2) == 0);
     for _ in 0..entropy.within(3..=30) {
         let at = match entropy.below(3) {
-            0 => entropy.below(KEYS),
-            _ => (near + entropy.below(12)) % KEYS,
+            0 if !is_narrow => entropy.below(KEYS),
+            _ => (near + entropy.below(12)).min(KEYS - 1),
         };
         let mut bytes = vec![0; entropy.within(VALUE_BYTES..=2 * VALUE_BYTES) as usize];
         entropy.fill(&mut bytes);
@@ -190,7 +190,11 @@ impl Default for Reader {
 
 impl Reader {
     /// All items of a root's runs that are not deleted.
-    pub fn read(&mut self, world: &World, root: &Root) -> Result<BTreeMap<KeyBytes, Vec<u8>>, String> {
+    pub fn read(
+        &mut self,
+        world: &World,
+        root: &Root,
+    ) -> Result<BTreeMap<KeyBytes, Vec<u8>>, String> {
         let tree = Tree::open(MANIFEST, &root.fields().manifest);
         let manifest = Manifest::new(tree.map_err(|what| format!("{what:?}"))?, BLOCKS);
         let mut found = BTreeMap::new();
