@@ -28,6 +28,7 @@
 //! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no
 //! locks and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
 
+mod jobs;
 mod limits;
 mod merge;
 mod requests;
@@ -41,7 +42,7 @@ use crate::block::RequestId;
 use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
-use crate::format::records::{FreedKey, OwnerKind, QuarantineKey};
+use crate::format::records::FreedKey;
 use crate::format::super_block::Super;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
@@ -59,11 +60,11 @@ use crate::txn::takeover::Gone;
 use blake2::{Blake2s256, Digest};
 use core::time::Duration;
 use heapless::Deque;
+use jobs::FIRST_FREED;
 use merge::Merger;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
 use requests::{Context, Entered, Halt, Progress, Scratch};
 use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
-use zerocopy::big_endian::{U16 as BigU16, U32 as BigU32, U64 as BigU64};
 
 /// Actions decided on and not yet given out.
 const ACTIONS: usize = 64;
@@ -81,17 +82,6 @@ const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
 /// Tags of the merge's writes begin here.
 const TAG_MERGE: Tag = Tag(TAG_FLUSH.0 + 1);
 const _: () = assert!(TAG_MERGE.0.checked_add(Merger::TAGS).is_some());
-/// What is quarantined on account of earlier leaders is looked at so often.
-const RELEASE_EVERY: Duration = Duration::from_secs(10);
-/// Or after this, if something else was under way.
-const RELEASE_RETRY: Duration = Duration::from_millis(200);
-
-/// Before all lists of freed extents.
-const FIRST_FREED: FreedKey = FreedKey { commit: BigU64::ZERO, part: BigU32::ZERO };
-/// From the first quarantined list of a leader on.
-const RELEASE: Work = Work::Release {
-    from: QuarantineKey { kind: OwnerKind::Round as u8, owner: BigU64::ZERO, part: BigU16::ZERO },
-};
 
 /// How long the server waits for things.
 #[derive(Debug, Clone, Copy)]
@@ -849,50 +839,6 @@ impl<'m> Server<'m> {
         self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
     }
 
-    /// Begins what nobody has asked for.
-    fn begin_jobs(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Serving(_)) {
-            return;
-        }
-        let on_space = |slot: &Place<'_>| {
-            slot.stage != Stage::Free
-                && matches!(slot.work, Work::Tidy { .. } | Work::Release { .. })
-        };
-        let trees = &self.store.trees;
-        let level_runs = trees.level_runs;
-        let freed = self.tidy_left > 0 && !trees.freed.is_empty();
-        let quarantined = self.release_at.is_some_and(|at| at <= now);
-        // If all slots are taken, there is a next time. One job after the other, in turns.
-        let one_is_on_it = self.table.slots.iter().any(on_space);
-        if quarantined {
-            let begun = !one_is_on_it && self.table.begin(RELEASE, ClientId(0)).is_ok();
-            let pause = if begun { RELEASE_EVERY } else { RELEASE_RETRY };
-            self.release_at = Some(now.plus(pause));
-        } else if freed && !one_is_on_it {
-            let _ = self.table.begin(Work::Tidy { from: self.tidy_from }, ClientId(0));
-        }
-        if self.merger.is_due(now, &level_runs)
-            && let Ok(index) = self.table.begin(Work::Merge, ClientId(0))
-        {
-            self.merger.begin(index);
-        }
-    }
-
-    /// Lets go on what has waited for a step, or for level 0.
-    fn wake_held(&mut self) {
-        if let Some(index) = self.merger.wake() {
-            self.table.ready(index);
-        }
-        if self.held > 0 && !self.merger.is_pressed(&self.store.trees.level_runs) {
-            self.held = 0;
-            for index in 0..self.table.slots.len() {
-                if self.table.slots[index].stage == Stage::Held {
-                    self.table.ready(index);
-                }
-            }
-        }
-    }
-
     fn step_requests(&mut self, now: Instant) -> More {
         self.begin_jobs(now);
         self.wake_held();
@@ -959,21 +905,6 @@ impl<'m> Server<'m> {
             }
             StoreEvent::Refused(_) | StoreEvent::Failed(_) => self.end_term(),
         }
-    }
-
-    /// Which leaders of earlier rounds are proven gone, as the last reading of all slots shows. A
-    /// configured voter of which it isn't known what it says may be any of them.
-    fn gone(&self) -> Gone {
-        let is_blind = |slot: &Slot| {
-            self.config.volume.voter(slot.number()).is_some()
-                && !self.voter.sight(*slot).is_certain()
-        };
-        if Slot::ALL.iter().any(is_blind) {
-            return Gone::NOBODY;
-        }
-        let ballots = Slot::ALL.into_iter().filter_map(|slot| self.voter.sight(slot).ballot());
-        let acting = ballots.filter(|ballot| ballot.state.is_active());
-        Gone::all_but(acting.map(|ballot| ballot.term.round()))
     }
 
     /// Decides what is submitted, closed and listened at.
@@ -1182,3 +1113,6 @@ fn load(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -203,6 +203,12 @@ impl<'m> Merger<'m> {
             && self.policy.is_due(level_runs)
     }
 
+    /// Whether a merge is under way.
+    #[cfg(test)]
+    pub(super) fn is_under_way(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// When to look again whether a merge is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.not_before.filter(|_| self.place.is_none() && self.stage == Stage::Resting)
