@@ -21,7 +21,8 @@
 //!   are taken for another block.
 //! * A frame that a request has asked for is pinned for it at once, also while it is being read, so
 //!   that what arrives can't be gone before the request runs.
-//! * A failed read is told to each request that waited for it, and to nobody else.
+//! * A failed read is told to each request that waited for it, and to nobody else: not to one that
+//!   wants another version of the block, and only waited for its turn.
 //!
 //! # Why no wake-up is lost, and none is wasted
 //!
@@ -268,7 +269,7 @@ impl<'m> Cache<'m> {
             return Err(Wait::Again.into());
         }
         let blkno = at.blkno();
-        if let Some(error) = self.waiters.take_failure(pins.request, blkno) {
+        if let Some(error) = self.waiters.take_failure(pins.request, at) {
             return Err(error.into());
         }
         if let Some(id) = self.find(blkno) {
@@ -284,7 +285,9 @@ impl<'m> Cache<'m> {
                     return Err(self.wait_for(id, pins));
                 }
                 // What is in memory is of another time than the reference. The device decides.
-                (State::Clean | State::Reading, Some(_)) => self.displace(id),
+                (State::Clean, Some(_)) => self.displace(id),
+                // Two that displaced each other's reads would never see the end of one.
+                (State::Reading, Some(_)) => return Err(self.wait_for(id, pins)),
                 (State::Dirty | State::Writing, Some(what)) => {
                     return Err(Error::Corrupt { blkno, what }.into());
                 }
@@ -375,7 +378,7 @@ impl<'m> Cache<'m> {
 
     fn on_read(&mut self, id: FrameId, result: Result<(), Error>) {
         let frame = &self.frames[id.0 as usize];
-        let blkno = frame.at.blkno();
+        let (at, blkno) = (frame.at, frame.at.blkno());
         let verdict =
             result.and_then(|()| self.verify(frame).map_err(|what| Error::Corrupt { blkno, what }));
         match verdict {
@@ -385,7 +388,7 @@ impl<'m> Cache<'m> {
                 self.vacate(id);
             }
         }
-        self.wake_waiters(id, verdict.err().map(|error| (blkno, error)));
+        self.wake_waiters(id, verdict.err().map(|error| (at, error)));
     }
 
     /// Checks what a frame's read has brought.
@@ -528,7 +531,7 @@ impl<'m> Cache<'m> {
         }
     }
 
-    fn wake_waiters(&mut self, id: FrameId, failure: Option<(BlockNo, Error)>) {
+    fn wake_waiters(&mut self, id: FrameId, failure: Option<(BlockRef, Error)>) {
         self.waiters.wake_all(&mut self.frames[id.0 as usize].waiters, failure);
     }
 

@@ -3,6 +3,11 @@
 //! What this module deliberately doesn't know: the server. The two meet in messages and on the
 //! device, never in code.
 
+pub mod commit;
+pub mod extents;
 pub mod fs;
 pub mod items;
+pub mod loans;
+pub mod mount;
 pub mod op;
+pub mod reader;

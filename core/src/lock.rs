@@ -49,7 +49,7 @@ mod mode;
 mod name;
 mod table;
 
-pub use message::{Held, HeldRecord, LockRecord, Refusal, ToClient, ToServer};
+pub use message::{Held, Refusal, ToClient, ToServer};
 pub use mode::Mode;
 pub use name::{GROUP_KEYS, LockName, Scope};
 

@@ -34,4 +34,4 @@ pub mod window;
 pub use range::KeyRange;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -23,6 +23,14 @@ pub enum Mutant {
     MergeSpaceUnowned,
     /// What a merge has read is freed, and the manifest goes on naming it.
     InputsFreedEarly,
+    /// Locks are granted although recorded clients have not reported what they hold.
+    GrantInRecovery,
+    /// A lock is granted as soon as what is in its way is being revoked.
+    GrantBeforeRelease,
+    /// What an evicted client was lent is free for others at once.
+    EvictionFreesLoans,
+    /// The locks of a silent client are others' before its eviction is durable.
+    EvictionNotDurable,
 }
 
 #[cfg(any(test, outrider_mutants))]

@@ -20,8 +20,8 @@
 //!   messages sent before it, for as long as both ends' sessions live. A server's sessions live as
 //!   long as its term, a client's as long as the mount.
 //! * A request is kept by its sender until its answer has been taken. To a server of another term
-//!   it is sent again, with all other unanswered ones, in order; answers meant for the old one are
-//!   dropped.
+//!   it is sent again, with all other unanswered ones, in order; but for those that belong to one
+//!   term, which are dropped, and so are answers meant for the old server.
 //! * An answer is kept by its sender until the receiver's acknowledgement covers it: the owner
 //!   there has said that the outcomes of it and of all messages before it are recorded.
 //! * Nothing but its slot is given to a connection that has not proved the key, and it keeps no
@@ -40,9 +40,16 @@
 //! take what stands at the head of a connection, without waiting for a message behind it. Under
 //! that condition each end always reads on, each byte sent is read, and each answer, once given,
 //! arrives. Recording an outcome must not wait for a later message of the same peer either, since
-//! the acknowledgement goes in order: a lock request that waits for others is recorded when it
-//! stands in the queue, not when it is granted. Acknowledgements need no room of their own: they
-//! travel in every frame, or alone when there is none to travel in.
+//! the acknowledgement goes in order, and a window's place is free again only when the answer's is
+//! on its way: what a request sets going may wait, the note of it may not. Acknowledgements need no
+//! room of their own: they travel in every frame, or alone when there is none to travel in.
+//!
+//! Nor does what waits at an owner for a place in the window stand in anybody's way. Requests that
+//! may take long have a window of one each, which nothing else uses. The shared window's requests
+//! are answered when they are taken; in particular those about locks: a lock that is waited for
+//! takes up a place in the lock server's queue, which has its own bound and its own refusal, and
+//! none in a window. So however many locks are waited for, each release gets through, and each
+//! revoke; and a transaction that a revoke waits for has a window of its own.
 //!
 //! What this module deliberately doesn't know: the volume, who leads, and what messages ask for.
 
@@ -200,7 +207,7 @@ pub enum Breach {
     Resume,
     /// The client has another id than before, or none.
     Identity,
-    /// A guest asks for more than the status.
+    /// A guest asks for more than reports: the status, and how full the volume is.
     Guest,
 }
 

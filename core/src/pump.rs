@@ -142,6 +142,11 @@ where
         Ok(Pump { node, device, network, clock, limits, links, deferred: None })
     }
 
+    /// Counts, in a measuring arena, what [`new`](Self::new) carves.
+    pub fn measure(limits: &PumpLimits, arena: &mut Arena<'_>) -> Result<(), ArenaFull> {
+        arena.slice::<Option<Link>>(limits.streams, |_| None).map(drop)
+    }
+
     /// The node.
     pub fn node(&self) -> &N {
         &self.node

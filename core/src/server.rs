@@ -8,6 +8,9 @@
 //!       |                         deposed, or anything failed       v
 //!       +------------------------------------------------------- Draining
 //!                    all I/O has ended and is flushed: resign
+//!
+//!     stop() leads from anywhere through Draining, if there is a term to end; then the voter lets
+//!     go of its slot, and nothing begins any more.
 //! ```
 //!
 //! # Invariants
@@ -25,25 +28,30 @@
 //! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
 //!   on. Nothing that merging needs waits for a client.
 //!
-//! What this module deliberately doesn't know: sockets, the device, and the clock. It grants no
-//! locks and evicts nobody: a request for a lock is refused as [`ErrorCode::Busy`].
+//! What this module deliberately doesn't know: sockets, the device, and the clock.
 
+mod config;
+mod events;
+mod evict;
 mod jobs;
 mod limits;
+mod locks;
 mod merge;
+mod orphans;
 mod requests;
 mod table;
 
+pub use config::{ServerConfig, ServerTiming, StartError};
+pub use events::ServerEvent;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 pub use merge::MergeCounters;
 
-use crate::arena::{Arena, ArenaFull};
+use crate::arena::Arena;
 use crate::block::RequestId;
 use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
 use crate::format::records::FreedKey;
-use crate::format::super_block::Super;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
@@ -51,17 +59,21 @@ use crate::format::wire::message::{
 };
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
-use crate::net::{self, Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, SessionId};
+use crate::net::{
+    Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
+};
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
 use crate::txn::settle::lend_floor;
 use crate::txn::store::{Store, StoreEvent};
 use crate::txn::takeover::Gone;
 use blake2::{Blake2s256, Digest};
-use core::time::Duration;
-use heapless::Deque;
+use events::Events;
+use heapless::{Deque, Vec};
 use jobs::FIRST_FREED;
+use locks::{Breach, Locks};
 use merge::Merger;
+use orphans::Orphans;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
 use requests::{Context, Entered, Halt, Progress, Scratch};
 use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
@@ -82,67 +94,6 @@ const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
 /// Tags of the merge's writes begin here.
 const TAG_MERGE: Tag = Tag(TAG_FLUSH.0 + 1);
 const _: () = assert!(TAG_MERGE.0.checked_add(Merger::TAGS).is_some());
-
-/// How long the server waits for things.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerTiming {
-    /// A commit is begun this long after the first request joined it.
-    pub gather: Duration,
-    /// Or this long after the first change that nobody waits for.
-    pub tidy: Duration,
-    /// An endpoint that can't be listened at is tried again after this.
-    pub listen_retry: Duration,
-    /// A flush that failed while a term ends is tried again after this.
-    pub flush_retry: Duration,
-}
-
-impl ServerTiming {
-    /// For real devices.
-    pub const NORMAL: ServerTiming = ServerTiming {
-        gather: Duration::from_millis(1),
-        tidy: Duration::from_secs(1),
-        listen_retry: Duration::from_secs(1),
-        flush_retry: Duration::from_millis(200),
-    };
-}
-
-/// What a server is told at its start.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerConfig {
-    /// The volume, verified.
-    pub volume: Super,
-    /// The slot it votes and listens in.
-    pub slot: Slot,
-    /// Who it is.
-    pub identity: quorum::Identity,
-    /// The election's constants.
-    pub quorum: quorum::Timing,
-    /// Those of connections.
-    pub net: net::Timing,
-    /// Its own.
-    pub timing: ServerTiming,
-    /// Random: what it challenges clients with is made from this.
-    pub secret: [u8; 32],
-}
-
-/// Why a server can't be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartError {
-    /// The memory is too small.
-    Memory,
-    /// The limits don't hold.
-    Limits(LimitsError),
-    /// The volume has no voter in this slot, or the constants don't fit together.
-    Voter(quorum::ConfigError),
-    /// The volume can't be written by this code.
-    ReadOnly,
-}
-
-impl From<ArenaFull> for StartError {
-    fn from(_: ArenaFull) -> StartError {
-        StartError::Memory
-    }
-}
 
 /// What a server has done since it started, for status and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -171,6 +122,8 @@ pub struct Counters {
     pub held: u64,
     /// What was merged.
     pub merging: MergeCounters,
+    /// Clients that it began to evict.
+    pub evictions: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +159,8 @@ pub struct Server<'m> {
     links: Links<'m>,
     table: Table<'m>,
     members: Members<'m>,
+    locks: Locks<'m>,
+    orphans: Orphans<'m>,
     scratch: Option<&'m mut Scratch>,
     merger: Merger<'m>,
     phase: Phase,
@@ -225,6 +180,8 @@ pub struct Server<'m> {
     commit_at: Option<Instant>,
     /// The last commit that was confirmed in this term.
     confirmed: CommitNo,
+    /// Its manifest.
+    root_confirmed: ManifestRoot,
     /// Durable, and not known to be answerable.
     unconfirmed: Option<CommitNo>,
     tidy_left: u32,
@@ -235,8 +192,13 @@ pub struct Server<'m> {
     /// Requests in [`Stage::Held`].
     held: u32,
     listen_at: Option<Instant>,
+    /// Since when it can be heard.
+    listening_since: Option<Instant>,
     unlisten: bool,
     serving_since: Instant,
+    /// It was told to stop.
+    stopping: bool,
+    events: Events,
     draws: u64,
     counters: Counters,
 }
@@ -280,6 +242,11 @@ impl<'m> Server<'m> {
             links: Links::carve(arena, limits.links, links)?,
             table: Table::carve(arena, limits)?,
             members: Members::carve(arena, limits.links.clients_max.into())?,
+            locks: {
+                let LinksLimits { clients_max, session, .. } = limits.links;
+                Locks::carve(arena, &limits.locks, clients_max, session.answers_max)?
+            },
+            orphans: Orphans::carve(arena, limits.links.clients_max.into())?,
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
             merger: Merger::carve(arena, limits, volume)?,
             phase: Phase::Following,
@@ -292,14 +259,18 @@ impl<'m> Server<'m> {
             stable: Stable::default(),
             commit_at: None,
             confirmed: CommitNo(0),
+            root_confirmed: ManifestRoot::default(),
             unconfirmed: None,
             tidy_left: 0,
             tidy_from: FIRST_FREED,
             release_at: None,
             held: 0,
             listen_at: None,
+            listening_since: None,
             unlisten: false,
             serving_since: Instant(0),
+            stopping: false,
+            events: Events::default(),
             draws: 0,
             counters: Counters::default(),
         })
@@ -336,6 +307,36 @@ impl<'m> Server<'m> {
         &self.voter
     }
 
+    /// What has happened, oldest first.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        self.events.pop()
+    }
+
+    /// Ends its term, if it is in one, and lets go of its slot, which a later start then takes at
+    /// once. It [`is_over`](Self::is_over) when that is durable.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+        self.end_term();
+        if self.phase == Phase::Following {
+            self.voter.stop();
+        }
+    }
+
+    /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
+    /// aside.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Following && self.in_flight == 0
+    }
+
+    /// Whether it does nothing any more, for its last event's reason: it was stopped, or refused.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.voter.role(), quorum::Role::Stopped | quorum::Role::Refused(_))
+            && self.voter.is_quiescent()
+            && self.phase == Phase::Following
+    }
+
     fn is_in_office(&self) -> bool {
         !matches!(self.phase, Phase::Following | Phase::Draining { .. })
     }
@@ -351,6 +352,9 @@ impl<'m> Server<'m> {
         self.merger.reset();
         (self.held, self.tidy_from, self.release_at) = (0, FIRST_FREED, None);
         self.members.clear();
+        self.locks.reset();
+        self.orphans.reset();
+        self.listening_since = None;
         self.links.begin(Term::NONE);
         self.unlisten |= matches!(self.phase, Phase::Serving(_));
         (self.commit_at, self.unconfirmed, self.listen_at) = (None, None, None);
@@ -376,7 +380,11 @@ impl<'m> Server<'m> {
                 self.store.reset();
                 self.written = false;
                 self.phase = Phase::Following;
-                self.voter.resign(now);
+                if self.stopping {
+                    self.voter.stop();
+                } else {
+                    self.voter.resign(now);
+                }
             }
         }
     }
@@ -389,7 +397,10 @@ impl<'m> Server<'m> {
     fn step_notices(&mut self, now: Instant) {
         while let Some(notice) = self.voter.poll_notice(now) {
             match notice {
+                // Who was told to stop has let go of the slot already.
+                Notice::Elected(_) if self.stopping => {}
                 Notice::Elected(term) => {
+                    self.events.push(ServerEvent::Elected(term));
                     self.counters.elections += 1;
                     self.retries_left = RETRIES_MAX;
                     self.store.load();
@@ -402,15 +413,24 @@ impl<'m> Server<'m> {
                         self.on_confirmed(now, commit);
                     }
                 }
-                Notice::Deposed(..) => {
+                Notice::Deposed(term, loss) => {
+                    self.events.push(ServerEvent::Deposed(term, loss));
                     self.counters.terms_lost += 1;
                     self.end_term();
-                    if self.phase == Phase::Following {
+                    if self.phase == Phase::Following && !self.stopping {
                         self.voter.resign(now);
                     }
                 }
-                Notice::Refused(_) | Notice::Stopped(_) => self.end_term(),
-                Notice::Listening(_) | Notice::Resigned(_) => {}
+                Notice::Refused(refusal) => {
+                    self.events.push(ServerEvent::Refused(refusal));
+                    self.end_term();
+                }
+                Notice::Stopped(result) => {
+                    self.events.push(ServerEvent::Stopped(result));
+                    self.end_term();
+                }
+                Notice::Listening(term) => self.events.push(ServerEvent::Listening(term)),
+                Notice::Resigned(term) => self.events.push(ServerEvent::Resigned(term)),
             }
         }
     }
@@ -419,6 +439,7 @@ impl<'m> Server<'m> {
     fn on_confirmed(&mut self, now: Instant, commit: CommitNo) {
         self.store.confirm(commit);
         self.confirmed = commit;
+        self.root_confirmed = self.manifest_root();
         self.retries_left = RETRIES_MAX;
         self.counters.commits += 1;
         self.stable.confirmed = self.stable.closed;
@@ -435,6 +456,7 @@ impl<'m> Server<'m> {
         }
     }
 
+    /// The manifest of the newest durable root.
     fn manifest_root(&self) -> ManifestRoot {
         let Some(root) = self.store.root() else { return ManifestRoot::default() };
         let manifest = &root.fields().manifest;
@@ -448,7 +470,7 @@ impl<'m> Server<'m> {
 
     /// Answers a request that was carried out, its commit being confirmed.
     fn answer_durable(&mut self, now: Instant, index: usize) {
-        let root = self.manifest_root();
+        let root = self.root_confirmed;
         let slot = &mut self.table.slots[index];
         slot.stage = Stage::Free;
         let client = slot.client;
@@ -471,14 +493,23 @@ impl<'m> Server<'m> {
             }
             Work::Farewell => {
                 self.members.remove(client);
+                self.locks.server.release_ghost(client);
+                self.locks.server.farewell(client);
+                self.events.push(ServerEvent::Left(client));
                 ServerAnswer::Farewell
             }
             Work::Greet { stream, client, .. } => {
-                if let Some(member) = self.members.find(*client) {
-                    member.standing = Standing::Mounted;
+                let (stream, client) = (*stream, *client);
+                if let Some(member) = self.members.find(client) {
+                    (member.standing, member.is_new) = (Standing::Mounted, true);
                 }
                 // Who has gone meanwhile comes back with the same nonce.
-                let _ = self.links.admit(now, *stream, *client);
+                self.admit(now, stream, client);
+                return;
+            }
+            Work::Evict(state) => {
+                let blocks = state.blocks();
+                self.on_evicted(now, client, blocks);
                 return;
             }
             Work::Merge => {
@@ -510,8 +541,13 @@ impl<'m> Server<'m> {
             Work::Farewell => {
                 let client = slot.client;
                 if let Some(member) = self.members.find(client) {
-                    member.standing = Standing::Mounted;
+                    let evicted = member.evicted;
+                    member.standing = if evicted { Standing::Evicted } else { Standing::Mounted };
                 }
+            }
+            Work::Evict(_) => {
+                let client = slot.client;
+                self.on_eviction_failed(now, client);
             }
             // Without the records there is no serving.
             Work::Load { .. } => self.end_term(),
@@ -572,6 +608,7 @@ impl<'m> Server<'m> {
                 return;
             }
             Work::Loan => slot.loan.commit,
+            Work::Evict(state) => state.commit,
             Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell | Work::Merge => {
                 open.expect("it has just changed it")
             }
@@ -626,8 +663,7 @@ impl<'m> Server<'m> {
                     return Err(Halt::Refuse(ErrorCode::TooMany));
                 }
                 let (new, seq) = requests::greet(&mut cx, *nonce)?;
-                let standing = Standing::Greeting;
-                let member = Member { client: new, nonce: *nonce, standing, seq };
+                let member = Member { seq, ..Member::new(new, *nonce, Standing::Greeting) };
                 members.add(member).expect("it was not full");
                 *client = new;
                 Ok(Progress::Done)
@@ -656,6 +692,14 @@ impl<'m> Server<'m> {
                 stable.open = last.unwrap_or(stable.open);
                 Ok(progress)
             }
+            Work::Evict(state) => {
+                let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
+                let (progress, last) = evict::evict(&mut cx, *client, seq, state)?;
+                if let (Some(last), Some(member)) = (last, members.find(*client)) {
+                    (stable.open, member.seq) = (last, Seq(0));
+                }
+                Ok(progress)
+            }
         }
     }
 
@@ -667,9 +711,11 @@ impl<'m> Server<'m> {
         self.counters.terms_served += 1;
         self.serving_since = now;
         self.links.begin(term);
+        self.start_locks(now);
         self.unlisten = false;
         self.listen_at = Some(now);
         self.voter.accepting(self.endpoint);
+        self.events.push(ServerEvent::Serving(term));
     }
 
     fn on_greeted(&mut self, now: Instant, stream: StreamId, greeting: &Greeting) {
@@ -704,12 +750,18 @@ impl<'m> Server<'m> {
         };
         match known.map(|known| *known) {
             Some(known) if known.nonce != greeting.nonce => Err(ErrorCode::Invalid),
-            Some(Member { standing: Standing::Greeting | Standing::Leaving, .. }) => {
-                Err(ErrorCode::Busy)
-            }
-            Some(Member { client, standing: Standing::Mounted, .. }) => {
-                // Who can't be admitted has been told why.
+            Some(Member {
+                standing: Standing::Greeting | Standing::Leaving | Standing::Evicting,
+                ..
+            }) => Err(ErrorCode::Busy),
+            Some(Member { client, standing: Standing::Evicted, .. }) if greeting.farewell => {
+                // It has stopped, and says so: the proof that its quarantine waits for.
                 let _ = self.links.admit(now, stream, client);
+                Ok(())
+            }
+            Some(Member { standing: Standing::Evicted, .. }) => Err(ErrorCode::Evicted),
+            Some(Member { client, standing: Standing::Mounted, .. }) => {
+                self.admit(now, stream, client);
                 Ok(())
             }
             None => match greeting.client {
@@ -741,17 +793,36 @@ impl<'m> Server<'m> {
         let known = self.members.all().iter().find(|member| member.client == client).copied();
         let Some(incoming) = self.links.head(session) else { return };
         let (work, number) = match incoming {
-            // Nothing is asked of clients, so there is nothing they could answer.
-            Incoming::Answer(..) => return self.links.dismiss(session),
+            Incoming::Answer(..) => return self.on_answer(now, session, client),
             Incoming::Request(request) => match request {
+                ClientRequest::Transaction(_)
+                | ClientRequest::Loan(_)
+                | ClientRequest::LockAsk(_)
+                | ClientRequest::Orphans(_)
+                    if known.is_none_or(|known| known.standing != Standing::Mounted) =>
+                {
+                    (Err(Outcome::Failed(ErrorCode::Evicted, None)), 0)
+                }
+                ClientRequest::LockAsk(record) => {
+                    let Some(ticket) = self.links.take(now, session) else { return };
+                    self.links.recorded(session, ticket);
+                    let asked = self.on_lock_ask(now, session, ticket, client, &record);
+                    return if asked == Err(Breach) {
+                        self.begin_eviction(client);
+                    };
+                }
+                ClientRequest::Orphans(inos) => {
+                    let inos = Vec::from_slice(inos.records()).expect("as many as fit");
+                    let Some(ticket) = self.links.take(now, session) else { return };
+                    self.links.recorded(session, ticket);
+                    return self.on_orphans(session, ticket, &inos);
+                }
                 ClientRequest::Transaction(request) => {
                     (Ok(Work::Transaction { seq_next: Seq(0) }), request.number)
                 }
                 ClientRequest::Loan(request) => (Ok(Work::Loan), request.number),
                 ClientRequest::Farewell if known.is_some() => (Ok(Work::Farewell), 0),
                 ClientRequest::Farewell => (Err(Outcome::Done(ServerAnswer::Farewell)), 0),
-                ClientRequest::Release(_) => (Err(Outcome::Done(ServerAnswer::Release)), 0),
-                ClientRequest::Lock(_) => (Err(Outcome::Failed(ErrorCode::Busy, None)), 0),
                 ClientRequest::Root => (Err(Outcome::Done(self.root_now(known))), 0),
                 ClientRequest::Statfs => (Err(Outcome::Done(self.statfs())), 0),
                 ClientRequest::Status => (Err(Outcome::Done(self.status(now))), 0),
@@ -773,6 +844,8 @@ impl<'m> Server<'m> {
         let Some(ticket) = self.links.take(now, session) else { return };
         match begun {
             Ok(index) => {
+                // It is sent again to the next server, so it need not be to this one.
+                self.links.recorded(session, ticket);
                 let slot = &mut self.table.slots[index];
                 slot.asked = Some((session, ticket));
                 if let (Work::Farewell, Some(member)) = (&slot.work, self.members.find(client)) {
@@ -788,7 +861,7 @@ impl<'m> Server<'m> {
 
     fn root_now(&self, asking: Option<Member>) -> ServerAnswer<'static> {
         ServerAnswer::Root(RootNow {
-            root: self.manifest_root(),
+            root: self.root_confirmed,
             seq_stable: self.stable.confirmed,
             seq_open: asking.map_or(Seq(0), |member| member.seq),
         })
@@ -812,11 +885,11 @@ impl<'m> Server<'m> {
             leading_ms: u64::try_from(leading).unwrap_or(u64::MAX),
             clients: count(self.members.all().len()),
             clients_connected: count(self.connected()),
-            clients_recovering: 0,
-            clients_quarantined: 0,
-            locks: 0,
-            lock_waiters: 0,
-            blocks_quarantined: 0,
+            clients_recovering: count(self.locks.server.unrecovered().count()),
+            clients_quarantined: count(self.members.all().iter().filter(|m| m.is_out()).count()),
+            locks: self.locks.server.granted(),
+            lock_waiters: count(self.locks.server.waiting().count()),
+            blocks_quarantined: self.members.all().iter().map(|member| member.quarantined).sum(),
         })
     }
 
@@ -833,7 +906,16 @@ impl<'m> Server<'m> {
             match event {
                 LinksEvent::Greeted(stream, greeting) => self.on_greeted(now, stream, &greeting),
                 LinksEvent::Message(session) => self.on_message(now, session),
-                LinksEvent::Up(_) | LinksEvent::Down(..) => {}
+                LinksEvent::Up(session) => {
+                    if let Some(client) = self.links.client(session) {
+                        self.events.push(ServerEvent::Up(client));
+                    }
+                }
+                LinksEvent::Down(session, end) => {
+                    if let Some(client) = self.links.client(session) {
+                        self.events.push(ServerEvent::Down(client, end));
+                    }
+                }
             }
         }
         self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
@@ -920,7 +1002,8 @@ impl<'m> Server<'m> {
                 self.act(Action::Close(stream));
             } else if self.listen_at.is_some_and(|at| at <= now) {
                 self.listen_at = None;
-                self.act(Action::Listen(self.endpoint));
+                self.listening_since = Some(now);
+                self.act(Action::Listen(self.config.listen.unwrap_or(self.endpoint)));
             } else if self.is_in_office()
                 && self.voter.may_act(now)
                 && let Some(Completion { tag, op, .. }) = self.retries.pop_front()
@@ -1011,6 +1094,7 @@ impl<'m> Node<'m> for Server<'m> {
             Event::Accepted(stream) => self.on_accepted(now, stream),
             Event::ListenFailed => {
                 self.counters.listen_failures += 1;
+                self.listening_since = None;
                 if matches!(self.phase, Phase::Serving(_)) {
                     self.listen_at = Some(now.plus(self.config.timing.listen_retry));
                 }
@@ -1031,6 +1115,11 @@ impl<'m> Node<'m> for Server<'m> {
         if self.is_in_office() && self.voter.may_act(now) {
             for more_of in [self.step_store(now), self.step_requests(now), self.step_store(now)] {
                 more = if more_of == More::Yes { More::Yes } else { more };
+            }
+            if matches!(self.phase, Phase::Serving(_)) {
+                self.step_evictions(now);
+                self.step_orphans();
+                more = if self.step_locks(now) == More::Yes { More::Yes } else { more };
             }
             // What was answered goes into the buffers.
             self.links.step(now);
@@ -1057,10 +1146,10 @@ impl<'m> Node<'m> for Server<'m> {
             | Phase::Serving(_) => None,
         };
         let commit = self.commit_at.filter(|_| self.store.open_commit().is_some());
-        let jobs = [self.merger.poll_timeout(), self.release_at];
         let due =
             [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
-        due.into_iter().chain(jobs).flatten().min()
+        let others = [self.merger.poll_timeout(), self.release_at, self.eviction_timeout()];
+        due.into_iter().chain(others).flatten().min()
     }
 
     fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
@@ -1083,9 +1172,8 @@ fn load(
     let Some(after) = *seq else {
         match requests::next_client(cx, *client)? {
             Some(found) => {
-                let (standing, seq) = (Standing::Mounted, Seq(0));
-                let nonce = found.nonce;
-                let member = Member { client: found.client, nonce, standing, seq };
+                let standing = if found.evicted { Standing::Evicting } else { Standing::Mounted };
+                let member = Member::new(found.client, found.nonce, standing);
                 members.add(member).map_err(Halt::Refuse)?;
                 *client = found.client;
             }

@@ -10,8 +10,10 @@ mod mkfs;
 mod pages;
 mod print;
 mod report;
+mod server;
 mod signature;
 mod size;
+mod witness;
 
 use clap::{Parser, Subcommand};
 use outrider_core::error::Corruption;
@@ -34,13 +36,16 @@ pub(crate) enum Command {
     Mkfs(mkfs::Options),
     Print(print::Options),
     Check(check::Options),
+    Server(server::Options),
+    #[command(hide = true)]
+    Witness(witness::Options),
     Completions(pages::CompletionsOptions),
     Man(pages::ManOptions),
 }
 
 impl Command {
     /// What they are called.
-    pub(crate) const NAMES: [&str; 5] = ["mkfs", "print", "check", "completions", "man"];
+    pub(crate) const NAMES: [&str; 6] = ["mkfs", "print", "check", "server", "completions", "man"];
 }
 
 /// Why a command ended.
@@ -65,6 +70,8 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Mkfs(options) => mkfs::run(&options).map(|()| 0),
         Command::Print(options) => print::run(&options).map(|()| 0),
         Command::Check(options) => check::run(&options),
+        Command::Server(options) => server::run(&options).map(|()| 0),
+        Command::Witness(options) => witness::run(&options).map(|()| 0),
         Command::Completions(options) => pages::completions(&options).map(|()| 0),
         Command::Man(options) => pages::man(&options).map(|()| 0),
     }

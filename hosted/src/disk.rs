@@ -196,14 +196,19 @@ fn transfer(file: &File, op: &mut BlockOp<'static>) -> BlockResult {
         BlockOp::Write(blkno, block) => file.write_all_at(&block.0, at(blkno)),
         BlockOp::Flush => file.sync_data(),
     };
-    done.map_err(|error| match error.kind() {
+    done.map_err(|error| transfer_error(&error))
+}
+
+/// What to call an error of a transfer.
+pub(crate) fn transfer_error(error: &io::Error) -> IoError {
+    match error.kind() {
         ErrorKind::UnexpectedEof => IoError::OutOfRange,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => IoError::Unsupported,
         _ if error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error()) => {
             IoError::Unsupported
         }
         _ => IoError::Device,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -241,7 +246,7 @@ mod tests {
                     return completion;
                 }
                 let until = Instant(10_000_000_000);
-                wait(&self.bell, &mut Vec::new(), Instant(0), Some(until)).unwrap();
+                wait(&self.bell, &[], Instant(0), Some(until)).unwrap();
             }
         }
     }

@@ -95,6 +95,8 @@ pub trait Filesystem: Send + Sync + 'static {
 
     /// The request, which isn't answered yet, need not be any more: its process has got a signal.
     /// An answer is still to be given, soon; see
-    /// [`Resume::Interrupted`](outrider_core::client::op::Resume::Interrupted).
-    fn handle_interrupt(&self, id: RequestId);
+    /// [`Resume::Interrupted`](outrider_core::client::op::Resume::Interrupted). `false` for a
+    /// request that it doesn't know (yet, or any more): the kernel then repeats the interrupt if it
+    /// still waits.
+    fn handle_interrupt(&self, id: RequestId) -> bool;
 }

@@ -9,5 +9,12 @@
 pub mod clock;
 pub mod disk;
 pub mod fuse;
+pub mod host;
+pub mod memory;
+pub mod mount;
 pub mod net;
+pub mod node;
+pub mod report;
+pub mod signals;
 pub mod wait;
+pub mod witness;

@@ -2,23 +2,33 @@
 //!
 //! # Invariants
 //!
-//! * A stream is read or written only after `poll` reported it ready, so neither ever blocks and
-//!   "nothing there" is never mistaken for "the peer has finished".
+//! * Neither a read nor a write ever blocks, and "nothing there" is never mistaken for "the peer
+//!   has finished": a stream is read only after a look has shown that there is something.
+//! * A socket is told of once for each change (edge-triggered), and what was told is remembered
+//!   until the socket itself denies it. So a node that can't take more costs no wakeups, and what
+//!   has come meanwhile is not forgotten.
 //! * A stream's name is never used again.
 
 use embedded_io::{ErrorType, Read, ReadReady, Write, WriteReady};
 use outrider_hal::{Endpoint, NetError, Network, StreamId};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 /// Connections one node can have: what its limits ask for comes first, this only stops a flood
 /// from taking the process's descriptors.
 const STREAMS: usize = 1024;
+/// Changes taken from the system at a time.
+const CHANGES: usize = 64;
+/// The listener among the names of streams.
+const LISTENER: u64 = 0;
 
 /// A TCP connection, made or being made.
 #[derive(Debug)]
@@ -30,8 +40,9 @@ pub struct TcpLink {
 }
 
 /// The TCP connections of one node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TcpNetwork {
+    epoll: Arc<OwnedFd>,
     listener: Option<TcpListener>,
     acceptable: bool,
     streams: BTreeMap<u64, TcpLink>,
@@ -40,67 +51,77 @@ pub struct TcpNetwork {
 
 impl TcpNetwork {
     /// No connections, listening nowhere.
-    #[must_use]
-    pub fn new() -> TcpNetwork {
-        TcpNetwork::default()
+    pub fn new() -> io::Result<TcpNetwork> {
+        Ok(TcpNetwork {
+            epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
+            listener: None,
+            acceptable: false,
+            streams: BTreeMap::new(),
+            last_id: LISTENER,
+        })
     }
 
-    /// What to sleep on: everything that could become ready and isn't. `wants_write` says which
-    /// streams have bytes to send.
-    pub fn poll_fds<'a>(
-        &'a self,
-        fds: &mut Vec<PollFd<'a>>,
-        wants_write: impl Fn(StreamId) -> bool,
-    ) {
-        if let Some(listener) = &self.listener {
-            fds.push(PollFd::new(listener, PollFlags::IN));
-        }
-        for (&id, link) in &self.streams {
-            let mut flags = PollFlags::IN;
-            if link.connecting || (!link.writable && wants_write(StreamId(id))) {
-                flags |= PollFlags::OUT;
-            }
-            fds.push(PollFd::new(&link.socket, flags));
-        }
+    /// What to sleep on: it can be read when [`refresh`](Self::refresh) has something to learn.
+    #[must_use]
+    pub fn readiness(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.epoll)
     }
 
     /// Learns what has become ready, without waiting.
     pub fn refresh(&mut self) -> io::Result<()> {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = Vec::with_capacity(1 + self.streams.len());
-        for link in self.streams.values() {
-            fds.push(PollFd::new(&link.socket, PollFlags::IN | PollFlags::OUT));
-        }
-        if let Some(listener) = &self.listener {
-            fds.push(PollFd::new(listener, PollFlags::IN));
-        }
-        match poll(&mut fds, Some(&now)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
-        if self.listener.is_some() {
-            self.acceptable = ready.pop().is_some_and(|flags| !flags.is_empty());
-        }
-        let failed = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
-        for (link, flags) in self.streams.values_mut().zip(ready) {
-            if link.connecting && flags.intersects(PollFlags::OUT | failed) {
-                link.connecting = false;
+        loop {
+            let mut changes = [MaybeUninit::<Event>::uninit(); CHANGES];
+            let (changes, _) = match epoll::wait(&self.epoll, &mut changes, Some(&now)) {
+                Ok(changes) => changes,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            for change in &*changes {
+                let (id, flags) = (change.data.u64(), change.flags);
+                if id == LISTENER {
+                    self.acceptable = true;
+                } else if let Some(link) = self.streams.get_mut(&id) {
+                    link.on_change(flags);
+                }
             }
-            // An error is reported by the read or write it makes fail.
-            link.readable = flags.intersects(PollFlags::IN | failed);
-            link.writable = !link.connecting && flags.intersects(PollFlags::OUT | failed);
+            if changes.len() < CHANGES {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn add(&mut self, socket: TcpStream, connecting: bool) -> io::Result<StreamId> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
         self.last_id += 1;
+        let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&self.epoll, &socket, EventData::new_u64(self.last_id), all)?;
         let link = TcpLink { socket, connecting, readable: false, writable: false };
         self.streams.insert(self.last_id, link);
         Ok(StreamId(self.last_id))
+    }
+
+    fn start_listening(&mut self, at: Endpoint) -> io::Result<()> {
+        // The standard library sets SO_REUSEADDR: a restarted node gets its port back at once.
+        let listener = TcpListener::bind(SocketAddr::from(at))?;
+        listener.set_nonblocking(true)?;
+        let changes = EventFlags::IN | EventFlags::ET;
+        epoll::add(&self.epoll, &listener, EventData::new_u64(LISTENER), changes)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+}
+
+impl TcpLink {
+    fn on_change(&mut self, flags: EventFlags) {
+        // An error is reported by the read or write it makes fail.
+        let failed = EventFlags::ERR | EventFlags::HUP;
+        if flags.intersects(EventFlags::OUT | failed) {
+            self.connecting = false;
+            self.writable = true;
+        }
+        self.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP | failed);
     }
 }
 
@@ -109,12 +130,7 @@ impl Network for TcpNetwork {
 
     fn listen(&mut self, at: Endpoint) -> Result<(), NetError> {
         self.unlisten();
-        // The standard library sets SO_REUSEADDR: a restarted node gets its port back at once.
-        let listener = TcpListener::bind(SocketAddr::from(at));
-        let listener = listener.map_err(|_| NetError::Unavailable)?;
-        listener.set_nonblocking(true).map_err(|_| NetError::Unavailable)?;
-        self.listener = Some(listener);
-        Ok(())
+        self.start_listening(at).map_err(|_| NetError::Unavailable)
     }
 
     fn unlisten(&mut self) {
@@ -126,11 +142,12 @@ impl Network for TcpNetwork {
         if !self.acceptable || self.streams.len() >= STREAMS {
             return None;
         }
-        // A failed accept concerns the connection that failed: the next is tried next time.
         match self.listener.as_ref()?.accept() {
             Ok((socket, _)) => self.add(socket, false).ok(),
-            Err(_) => {
-                self.acceptable = false;
+            Err(error) => {
+                // Any other failure concerns a connection that failed, or will pass: the next
+                // accept is tried in the next turn.
+                self.acceptable = error.kind() != ErrorKind::WouldBlock;
                 None
             }
         }
@@ -172,13 +189,17 @@ impl ErrorType for TcpLink {
 
 impl ReadReady for TcpLink {
     fn read_ready(&mut self) -> Result<bool, NetError> {
-        Ok(self.readable && !self.connecting)
+        if self.connecting || !self.readable {
+            return Ok(false);
+        }
+        let looked = self.socket.peek(&mut [0; 1]);
+        self.readable = !looked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        Ok(self.readable)
     }
 }
 
 impl Read for TcpLink {
     fn read(&mut self, bytes: &mut [u8]) -> Result<usize, NetError> {
-        self.readable = false;
         io::Read::read(&mut self.socket, bytes).map_err(|_| NetError::Closed)
     }
 }
@@ -197,10 +218,12 @@ impl WriteReady for TcpLink {
 
 impl Write for TcpLink {
     fn write(&mut self, bytes: &[u8]) -> Result<usize, NetError> {
-        self.writable = false;
         match io::Write::write(&mut self.socket, bytes) {
             Ok(len) => Ok(len),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.writable = false;
+                Ok(0)
+            }
             Err(_) => Err(NetError::Closed),
         }
     }
@@ -235,7 +258,7 @@ mod tests {
     }
 
     fn listening() -> (TcpNetwork, Endpoint) {
-        let mut network = TcpNetwork::new();
+        let mut network = TcpNetwork::new().unwrap();
         let at = free_endpoint();
         network.listen(at).unwrap();
         (network, at)
@@ -243,7 +266,7 @@ mod tests {
 
     fn pair() -> (TcpNetwork, StreamId, TcpNetwork, StreamId) {
         let (mut server, at) = listening();
-        let mut client = TcpNetwork::new();
+        let mut client = TcpNetwork::new().unwrap();
         let there = client.connect(at).unwrap();
         let here = eventually(|| {
             server.refresh().unwrap();
@@ -304,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_refused_connection_is_reported_and_a_taken_port_too() {
-        let mut client = TcpNetwork::new();
+        let mut client = TcpNetwork::new().unwrap();
         let refused = client.connect(free_endpoint());
         let error = refused.map(|id| {
             eventually(|| {
@@ -314,6 +337,6 @@ mod tests {
         });
         assert!(matches!(error, Ok(NetError::Closed) | Err(NetError::Closed)));
         let (_server, at) = listening();
-        assert_eq!(TcpNetwork::new().listen(at), Err(NetError::Unavailable));
+        assert_eq!(TcpNetwork::new().unwrap().listen(at), Err(NetError::Unavailable));
     }
 }

@@ -7,7 +7,7 @@
 //!   the bell rung after.
 
 use outrider_hal::Instant;
-use rustix::event::{EventfdFlags, PollFd, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::io;
@@ -41,11 +41,11 @@ impl AsFd for Bell {
     }
 }
 
-/// Sleeps until one of `fds` is ready, the bell has rung, or it is `until` (never, if `None`). The
-/// descriptors' readiness is left in them.
+/// Sleeps until one of `sources` can be read, the bell has rung, or it is `until` (never, if
+/// `None`).
 pub fn wait(
     bell: &Bell,
-    fds: &mut Vec<PollFd<'_>>,
+    sources: &[BorrowedFd<'_>],
     now: Instant,
     until: Option<Instant>,
 ) -> io::Result<()> {
@@ -53,11 +53,11 @@ pub fn wait(
         let left = until.since(now);
         Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
     });
-    let bell_fd = bell.clone();
-    let mut all = std::mem::take(fds);
-    all.push(PollFd::from_borrowed_fd(bell_fd.as_fd(), rustix::event::PollFlags::IN));
-    let result = poll(&mut all, timeout.as_ref());
-    if all.pop().is_some_and(|bell| !bell.revents().is_empty()) {
+    let mut fds: Vec<PollFd<'_>> =
+        sources.iter().map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
+    fds.push(PollFd::new(bell, PollFlags::IN));
+    let result = poll(&mut fds, timeout.as_ref());
+    if fds.pop().is_some_and(|bell| !bell.revents().is_empty()) {
         bell.take();
     }
     match result {

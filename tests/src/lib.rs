@@ -21,6 +21,7 @@ pub mod model;
 pub mod mount_ops;
 pub mod net;
 pub mod node;
+pub mod platform;
 pub mod puppet;
 pub mod region;
 pub mod rng;

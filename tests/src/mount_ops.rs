@@ -11,15 +11,16 @@
 
 use crate::rng::{Chance, Rng};
 use outrider_core::arena::{Arena, REGION_ALIGN};
+use outrider_core::client::extents::Span;
 use outrider_core::client::fs::{
-    self, BlockRun, Blocks, Context, Fs, HOLDS_MAX, Inos, Step, Task, Wait, change_needs,
+    self, BlockRun, Blocks, Context, Fs, HOLDS_MAX, Inos, ROOT, Step, Task, Wait, change_needs,
 };
 use outrider_core::client::items::{self, Generation, ItemCache, Key, Range};
 use outrider_core::client::op::{
-    Caller, Direction, Lent, Op, OpError, Place, Reply, Request, Statfs, Transfer,
+    Caller, Direction, Extent, Lent, Op, OpError, Place, Reply, Request, Statfs, Transfer,
 };
-use outrider_core::format::item::Time;
-use outrider_core::format::key::NameSecret;
+use outrider_core::format::item::{FileKind, Inode, Time};
+use outrider_core::format::key::{self, NameSecret};
 use outrider_core::format::{BlockNo, ClientId, CommitNo, Ino, Seq, Term};
 use outrider_core::lock::client::{self, Action, Class, LockClient, OpId};
 use outrider_core::lock::server::{self, LockServer};
@@ -28,6 +29,7 @@ use outrider_hal::Instant;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::MaybeUninit;
 use std::time::Duration;
+use zerocopy::IntoBytes;
 
 /// Tasks of one mount at a time.
 pub const TASKS: usize = 4;
@@ -56,6 +58,19 @@ pub struct Running {
     task: Task,
     moved: usize,
     wait: Option<Wait>,
+    /// It waits for what stands in [`World::outside`].
+    parked: bool,
+}
+
+/// What a request wants of somebody outside.
+#[derive(Debug)]
+pub enum Outside {
+    /// That data are moved.
+    Transfer(Transfer),
+    /// That bytes become zeros on the device.
+    Zero(Extent),
+    /// To know whether the caller is in this group.
+    AskMember(u32),
 }
 
 /// How a request ended.
@@ -156,6 +171,8 @@ pub struct World<'m> {
     /// Blocks that durable transactions have freed.
     pub freed: BTreeSet<u64>,
     orphans: BTreeSet<Ino>,
+    /// If data and groups are somebody else's business: what requests of which mounts want.
+    pub outside: Option<VecDeque<(usize, u64, Outside)>>,
     /// What happened.
     pub counts: Counts,
 }
@@ -213,6 +230,35 @@ impl<'m> Mount<'m> {
         }
     }
 
+    fn context(&mut self, slot: usize, now: Instant) -> (&mut Fs<'m>, Context<'_, 'm>) {
+        let volume =
+            Statfs { blocks: 1, blocks_free: 1, blocks_available: 1, inodes: 1, inodes_free: 1 };
+        let cx = Context {
+            items: &mut self.items,
+            locks: &mut self.locks,
+            inos: &mut self.inos,
+            blocks: &mut self.blocks,
+            op: OpId(slot as u32),
+            class: Class::Ordinary,
+            now,
+            seq: self.seq,
+            committed: self.committed,
+            volume,
+        };
+        (&mut self.fs, cx)
+    }
+
+    /// Ends what the open transaction has used and freed; the latter is this.
+    fn cut(&mut self) -> Vec<BlockRun> {
+        let spans = self.blocks.freed.spans().iter();
+        let run = |span: &Span| BlockRun { first: BlockNo(span.first), len: span.len.into() };
+        let freed = spans.map(run).collect();
+        self.blocks.used.cut();
+        self.blocks.freed.cut();
+        self.inos.used.cut();
+        freed
+    }
+
     /// The requests at work.
     pub fn running(&self) -> impl Iterator<Item = &Running> {
         self.tasks.iter().flatten()
@@ -259,6 +305,7 @@ impl<'m> World<'m> {
             lent: BTreeSet::new(),
             freed: BTreeSet::new(),
             orphans: BTreeSet::new(),
+            outside: None,
             counts: Counts::default(),
         }
     }
@@ -275,8 +322,9 @@ impl<'m> World<'m> {
     ) -> Option<u64> {
         let task = Task::answer();
         let id = self.next_id;
-        let (moved, wait) = (0, None);
-        let running = Running { id, caller, groups, now, op, lent, data, task, moved, wait };
+        let (moved, wait, parked) = (0, None, false);
+        let running =
+            Running { id, caller, groups, now, op, lent, data, task, moved, wait, parked };
         let slot = self.mounts[mount].tasks.iter_mut().find(|slot| slot.is_none())?;
         *slot = Some(running);
         self.next_id += 1;
@@ -287,6 +335,46 @@ impl<'m> World<'m> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.mounts.iter().all(|mount| mount.tasks.iter().all(Option::is_none))
+    }
+
+    /// Whether all that is at work waits for somebody outside.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.mounts.iter().all(|mount| mount.running().all(|running| running.parked))
+    }
+
+    fn unpark(&mut self, mount: usize, id: u64) -> Option<&mut Running> {
+        let mut running = self.mounts[mount].tasks.iter_mut().flatten();
+        let running = running.find(|running| running.id == id && running.parked)?;
+        running.parked = false;
+        Some(running)
+    }
+
+    /// Somebody outside has moved data, or written zeros.
+    pub fn transferred(&mut self, mount: usize, id: u64, ok: bool) {
+        if let Some(running) = self.unpark(mount, id) {
+            running.task.transferred(ok);
+        }
+    }
+
+    /// Somebody outside knows whether the caller is in this group.
+    pub fn told(&mut self, mount: usize, id: u64, gid: u32, member: bool) {
+        if let Some(running) = self.unpark(mount, id) {
+            running.caller.groups.tell(gid, member);
+        }
+    }
+
+    /// Gives a request up, if it has changed nothing and nobody outside works for it.
+    pub fn interrupt(&mut self, at: usize, id: u64) -> Option<Ended> {
+        let slot = self.mounts[at].tasks.iter().position(|task| {
+            let task = task.as_ref().filter(|running| running.id == id && !running.parked);
+            task.is_some_and(|running| !running.task.has_changed())
+        })?;
+        let mut running = self.mounts[at].tasks[slot].take()?;
+        let now = self.now;
+        let (fs, mut cx) = self.mounts[at].context(slot, now);
+        fs.give_up(&mut cx, &mut running.task);
+        Some(Ended { running, result: Err(OpError::Interrupted), deleted: false })
     }
 
     /// Inodes that have no name and wait to be deleted.
@@ -376,7 +464,7 @@ impl<'m> World<'m> {
             self.next_seq += 1;
             mount.seq = Seq(self.next_seq);
             mount.locks.committed(self.now, seq);
-            assert_eq!(mount.blocks.take_freed().count(), 0, "freed without an item changed");
+            assert_eq!(mount.cut(), [], "freed without an item changed");
             return;
         };
         let mut items = Vec::new();
@@ -385,7 +473,7 @@ impl<'m> World<'m> {
             items.push((item.key, value));
             mount.items.commit_advance();
         }
-        let freed = mount.blocks.take_freed().collect();
+        let freed = mount.cut();
         mount.commit = Some(Commit { generation, seq, items, freed });
         // Seqs lie far enough apart that regions of the indices change now and then.
         self.next_seq += self.rng.within(1..=300);
@@ -408,6 +496,9 @@ impl<'m> World<'m> {
             }
         }
         assert!(mount.items.commit_done(commit.generation, self.root));
+        mount.blocks.used.settle();
+        mount.blocks.freed.settle();
+        mount.inos.used.settle();
         mount.committed = commit.seq;
         mount.locks.committed(self.now, commit.seq);
         self.counts.commits += 1;
@@ -441,12 +532,13 @@ impl<'m> World<'m> {
             task: Task::delete(ino),
             moved: 0,
             wait: None,
+            parked: false,
         });
     }
 
     fn run(&mut self, at: usize, slot: usize) -> Option<Ended> {
         let spurious = self.rng.chance(Chance(30_000));
-        let mut running = self.mounts[at].tasks[slot].take()?;
+        let mut running = self.mounts[at].tasks[slot].take_if(|running| !running.parked)?;
         if let Some(wait) = running.wait
             && !self.is_over(at, wait)
             && !spurious
@@ -467,6 +559,15 @@ impl<'m> World<'m> {
             Step::Wait(wait) => {
                 self.note_wait(at, wait);
                 running.wait = Some(wait);
+            }
+            Step::Transfer(transfer) if self.outside.is_some() => {
+                self.park(at, &mut running, Outside::Transfer(transfer));
+            }
+            Step::Zero(extent) if self.outside.is_some() => {
+                self.park(at, &mut running, Outside::Zero(extent));
+            }
+            Step::AskMember(gid) if self.outside.is_some() => {
+                self.park(at, &mut running, Outside::AskMember(gid));
             }
             Step::Transfer(transfer) => {
                 self.transfer(&transfer, &mut running);
@@ -491,22 +592,16 @@ impl<'m> World<'m> {
         None
     }
 
+    fn park(&mut self, at: usize, running: &mut Running, wants: Outside) {
+        running.parked = true;
+        if let Some(outside) = &mut self.outside {
+            outside.push_back((at, running.id, wants));
+        }
+    }
+
     fn run_task(&mut self, at: usize, slot: usize, running: &mut Running) -> Step {
-        let mount = &mut self.mounts[at];
-        let volume =
-            Statfs { blocks: 1, blocks_free: 1, blocks_available: 1, inodes: 1, inodes_free: 1 };
-        let mut cx = Context {
-            items: &mut mount.items,
-            locks: &mut mount.locks,
-            inos: &mut mount.inos,
-            blocks: &mut mount.blocks,
-            op: OpId(slot as u32),
-            class: Class::Ordinary,
-            now: self.now,
-            seq: mount.seq,
-            committed: mount.committed,
-            volume,
-        };
+        let now = self.now;
+        let (fs, mut cx) = self.mounts[at].context(slot, now);
         let lent = running.lent.as_mut();
         let mut request = Request {
             caller: running.caller.clone(),
@@ -514,7 +609,7 @@ impl<'m> World<'m> {
             op: running.op.clone(),
             lent: lent.map(|(buf, len)| Lent { buf: &mut buf[..], len: *len }),
         };
-        let step = mount.fs.run(&mut cx, &mut running.task, &mut request);
+        let step = fs.run(&mut cx, &mut running.task, &mut request);
         let len = request.lent.map(|lent| lent.len);
         if let (Some(len), Some(lent), Step::Done(_)) = (len, &mut running.lent, &step) {
             lent.1 = len;
@@ -546,16 +641,20 @@ impl<'m> World<'m> {
             Wait::Lock(_) => 3,
             Wait::Busy(_) => 4,
             Wait::Inos(_) => {
-                assert!(self.mounts[at].inos.lend(Ino(self.next_group), GROUP));
-                self.next_group += GROUP;
+                self.mounts[at].wants_commit |= self.mounts[at].inos.used.is_long();
+                if self.mounts[at].inos.lend(Ino(self.next_group), GROUP) {
+                    self.next_group += GROUP;
+                }
                 5
             }
             Wait::Blocks => {
+                self.mounts[at].wants_commit |= self.mounts[at].blocks.used.is_long();
                 let len = self.rng.within(1..=40);
                 let first = BlockNo(self.next_block);
-                self.lent.extend(first.0..first.0 + len);
-                self.next_block += len + self.rng.below(2);
-                assert!(self.mounts[at].blocks.lend(BlockRun { first, len }));
+                if self.mounts[at].blocks.lend(BlockRun { first, len }) {
+                    self.lent.extend(first.0..first.0 + len);
+                    self.next_block += len + self.rng.below(2);
+                }
                 6
             }
         };
@@ -641,9 +740,37 @@ impl<'m> World<'m> {
 
 /// A key as the cache and the disk have it.
 #[must_use]
-pub fn key_bytes(key: outrider_core::format::key::Key) -> Key {
-    use outrider_core::format::key::KeyBytes;
-    use zerocopy::IntoBytes;
-    let bytes = KeyBytes::from(key);
+pub fn key_bytes(key: key::Key) -> Key {
+    let bytes = key::KeyBytes::from(key);
     bytes.as_bytes().try_into().expect("keys are that long")
+}
+
+/// The items of a volume that holds a root directory for everybody, and nothing else.
+#[must_use]
+pub fn root_items() -> BTreeMap<Key, Vec<u8>> {
+    let inode = Inode {
+        kind: FileKind::Directory,
+        permissions: 0o777,
+        truncating: false,
+        size: 0,
+        meta_seq: Seq(0),
+        data_seq: Seq(0),
+        data_version: 0,
+        online_blocks: 0,
+        offline_blocks: 0,
+        next_readdir_pos: 2,
+        next_xattr_id: 0,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        atime: Time::default(),
+        ctime: Time::default(),
+        mtime: Time::default(),
+        crtime: Time::default(),
+    };
+    let mut items = BTreeMap::new();
+    items.insert(key_bytes(key::Key::inode(ROOT)), inode.emit().as_bytes().to_vec());
+    items.insert(key_bytes(key::Key::meta_seq(Seq(0), ROOT)), Vec::new());
+    items
 }

@@ -7,6 +7,7 @@
 //!   enough seeds each must have happened.
 
 pub mod counter;
+pub mod mount;
 pub mod scrub;
 pub mod server;
 

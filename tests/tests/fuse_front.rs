@@ -86,11 +86,12 @@ impl Filesystem for Served {
         }
     }
 
-    fn handle_interrupt(&self, id: RequestId) {
+    fn handle_interrupt(&self, id: RequestId) -> bool {
         let parked = self.parked.lock().unwrap().iter().any(|(parked, _)| *parked == id);
         if parked {
             let _ = self.news.lock().unwrap().send(News::Interrupted(id));
         }
+        parked
     }
 }
 

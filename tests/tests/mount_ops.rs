@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)] // A test that can't go on has failed.
 
 use outrider_core::client::fs::ROOT;
-use outrider_core::client::items::Key;
 use outrider_core::client::op::{
     Attr, Caller, EntryReader, FallocateMode, Handle, NameBuf, NewMode, NewNode, Op, OpError,
     OpenAccess, OpenHow, RenameMode, Reply, SetAttr, SetTime, Whence, WriteAt, XattrMode,
@@ -13,10 +12,10 @@ use outrider_core::format::item::{Dirent, FileExtent, FileKind, Inode, Mapping, 
 use outrider_core::format::key::{ItemKey, KeyBytes};
 use outrider_core::format::{Ino, Seq};
 use outrider_tests::model::{Asked, Model, User};
-use outrider_tests::mount_ops::{Counts, Ended, Running, World, key_bytes, memory};
+use outrider_tests::mount_ops::{Counts, Ended, Running, World, memory, root_items};
 use outrider_tests::rng::{Chance, Rng};
 use std::collections::{BTreeMap, BTreeSet};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 const NAMES: [&str; 6] = ["a", "b", "cc", "ddd", "a-name-that-is-longer", "e"];
 const XATTRS: [&str; 4] = ["user.a", "user.bb", "trusted.c", "other.d"];
@@ -59,35 +58,6 @@ struct Play<'m> {
     left: u64,
     clock: i64,
     errors: BTreeMap<OpError, u64>,
-}
-
-fn root_items() -> BTreeMap<Key, Vec<u8>> {
-    use outrider_core::format::key::Key;
-    let inode = Inode {
-        kind: FileKind::Directory,
-        permissions: 0o777,
-        truncating: false,
-        size: 0,
-        meta_seq: Seq(0),
-        data_seq: Seq(0),
-        data_version: 0,
-        online_blocks: 0,
-        offline_blocks: 0,
-        next_readdir_pos: 2,
-        next_xattr_id: 0,
-        nlink: 2,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        atime: Time::default(),
-        ctime: Time::default(),
-        mtime: Time::default(),
-        crtime: Time::default(),
-    };
-    let mut items = BTreeMap::new();
-    items.insert(key_bytes(Key::inode(ROOT)), inode.emit().as_bytes().to_vec());
-    items.insert(key_bytes(Key::meta_seq(Seq(0), ROOT)), Vec::new());
-    items
 }
 
 /// The inodes an operation names, for the model to be asked with others.

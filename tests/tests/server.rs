@@ -1,6 +1,11 @@
-//! The metadata server among faults: a few seeds, each run twice.
+//! The metadata server among faults: a few seeds, each run twice; and one that is stopped.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
+use outrider_core::server::Server;
 use outrider_tests::scenario::server::SCENARIO;
+use outrider_tests::time::MINUTE;
+use outrider_tests::trace::HostId;
+use outrider_tests::world::World;
 use std::collections::BTreeMap;
 
 #[test]
@@ -26,6 +31,36 @@ fn every_commit_passes_the_census_and_every_mount_gets_home() {
     ] {
         assert!(work[what] >= least, "too little was done to prove anything: {what}");
     }
+}
+
+#[test]
+fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
+    let serves = |world: &World, host| {
+        world.guest::<Server<'_>>(host).is_some_and(|server| server.serving().is_some())
+    };
+    let (mut stopped, mut took_over) = (0, 0);
+    for seed in 0..10 {
+        let mut world = (SCENARIO.world)(seed);
+        let servers = [HostId(0), HostId(1)];
+        let any = |world: &World| servers.into_iter().any(|host| serves(world, host));
+        assert_eq!(world.run_until(MINUTE, any), Ok(true), "seed {seed}");
+        let first = if serves(&world, HostId(0)) { HostId(0) } else { HostId(1) };
+        let boots = world.boots(first);
+        if world.with(first, |server: &mut Server<'_>, _| server.stop()).is_none() {
+            continue;
+        }
+        let is_stopped =
+            |world: &World| world.guest::<Server<'_>>(first).is_some_and(|server| server.is_over());
+        let over = |world: &World| is_stopped(world) || world.boots(first) > boots;
+        assert_eq!(world.run_until(MINUTE, over), Ok(true), "seed {seed}");
+        if is_stopped(&world) {
+            stopped += 1;
+            assert!(!serves(&world, first), "seed {seed}");
+        }
+        let second = HostId(1 - first.0);
+        took_over += u32::from(world.run_until(MINUTE, |world| serves(world, second)).unwrap());
+    }
+    assert!(stopped >= 5 && took_over >= 5, "{stopped} stopped, {took_over} took over");
 }
 
 /// With `RUSTFLAGS="--cfg outrider_mutants"`: the seeds would notice if the server made one of these

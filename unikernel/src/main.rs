@@ -18,6 +18,7 @@
 mod acceptance;
 mod machine;
 mod run;
+mod serve;
 mod virtio;
 
 use crate::machine::clock::MachineClock;

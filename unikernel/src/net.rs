@@ -85,6 +85,13 @@ impl NetLimits {
         linger: Duration::from_secs(3),
     };
 
+    /// Limits for a node that serves this many connections and makes none.
+    #[must_use]
+    pub const fn serving(connections: u32) -> NetLimits {
+        let backlog = NetLimits::DEFAULT.backlog;
+        NetLimits { accepted: connections + backlog, connected: 1, ..NetLimits::DEFAULT }
+    }
+
     /// Slots in all: one line for each holder.
     #[must_use]
     pub fn slots(&self) -> u32 {

@@ -6,6 +6,15 @@
 //! disk=flush|writethrough
 //!                     what makes a write durable: the disk's FLUSH (default), or the write itself,
 //!                     on a disk without a volatile cache
+//! slot=NR             serve the volume on the disk, as its voter of this slot
+//! listen=PORT         server: listen at this port of every own address, and not at the address
+//!                     that the volume gives the voter; for when connections to that are forwarded
+//! host=ID             server: the host it runs on, 32 hexadecimal digits. Whoever starts the
+//!                     image promises that no other voter of this slot ran under this id when it
+//!                     was started; the slot of a server that was killed is then free at once.
+//!                     Without it the id is random, and such a slot is never free by itself
+//! gone=ID|anyone      server: an operator's word that the last user of the slot, the incarnation
+//!                     of this id, or whoever it was, is gone for good
 //! selftest[=NAME]     run the acceptance test, or one planted fault: panic, wx, nx, null, stack,
 //!                     divide, double
 //! echo=PORT           selftest: serve one TCP echo connection at this port
@@ -21,6 +30,8 @@
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use heapless::Vec;
+use outrider_core::format::quorum::{HostId, Incarnation, Slot};
+use outrider_core::quorum::Vouched;
 
 /// Most addresses a node can have.
 pub const ADDRESSES_MAX: usize = 3;
@@ -56,6 +67,8 @@ pub enum Fault {
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
+    /// Serve as the voter of this slot.
+    Server(Slot),
     /// Run the acceptance test.
     SelfTest,
     /// Cause this fault.
@@ -73,6 +86,12 @@ pub struct Options {
     pub gateways: Vec<IpAddr, 2>,
     /// The disk needs no flush.
     pub write_through: bool,
+    /// Port the server listens at, on every own address.
+    pub listen: Option<u16>,
+    /// The host.
+    pub host: Option<HostId>,
+    /// Who is gone for good.
+    pub vouched: Option<Vouched>,
     /// Port of the self-test's echo.
     pub echo: Option<u16>,
     /// Peer of the self-test's client.
@@ -91,9 +110,11 @@ pub enum OptionsError<'a> {
     /// The option was given before, or as often as it may be.
     Doubled(&'a str),
     /// The option has no use in this mode.
-    OnlyForSelfTest(&'static str),
+    Useless(&'static str),
     /// Nothing says what to do.
     NoMode,
+    /// A server that nobody could reach.
+    NoAddress,
     /// A gateway of a family without an address.
     GatewayWithoutAddress(IpAddr),
 }
@@ -104,10 +125,13 @@ impl fmt::Display for OptionsError<'_> {
             OptionsError::Unknown(word) => write!(f, "unknown option '{word}'"),
             OptionsError::Malformed(word) => write!(f, "malformed option '{word}'"),
             OptionsError::Doubled(word) => write!(f, "option given too often: '{word}'"),
-            OptionsError::OnlyForSelfTest(name) => {
-                write!(f, "option '{name}' only makes sense with plain 'selftest'")
+            OptionsError::Useless(name) => {
+                write!(f, "option '{name}' makes no sense with what else is given")
             }
-            OptionsError::NoMode => write!(f, "nothing to do: give 'selftest'"),
+            OptionsError::NoMode => write!(f, "nothing to do: give 'slot=NR' or 'selftest'"),
+            OptionsError::NoAddress => {
+                write!(f, "a server needs an address: give 'ip=ADDR/PREFIX'")
+            }
             OptionsError::GatewayWithoutAddress(addr) => {
                 write!(f, "gateway {addr} without an ip= of its family")
             }
@@ -123,6 +147,9 @@ impl Options {
             addresses: Vec::new(),
             gateways: Vec::new(),
             write_through: false,
+            listen: None,
+            host: None,
+            vouched: None,
             echo: None,
             connect: None,
             linger_s: None,
@@ -158,12 +185,25 @@ impl Options {
                         _ => return Err(malformed),
                     };
                 }
+                ("slot", Some(value)) => {
+                    let slot = value.parse().ok().and_then(Slot::new).ok_or(malformed)?;
+                    once(&mut mode, Mode::Server(slot), doubled)?;
+                }
+                ("listen", Some(value)) => {
+                    once(&mut options.listen, parse_port(value).ok_or(malformed)?, doubled)?;
+                }
+                ("host", Some(value)) => {
+                    let host = parse_id(value).map(HostId).ok_or(malformed)?;
+                    once(&mut options.host, host, doubled)?;
+                }
+                ("gone", Some(value)) => {
+                    once(&mut options.vouched, parse_gone(value).ok_or(malformed)?, doubled)?;
+                }
                 ("selftest", value) => {
                     once(&mut mode, parse_self_test(value).ok_or(malformed)?, doubled)?;
                 }
                 ("echo", Some(value)) => {
-                    let port = value.parse().ok().filter(|&port: &u16| port != 0);
-                    once(&mut options.echo, port.ok_or(malformed)?, doubled)?;
+                    once(&mut options.echo, parse_port(value).ok_or(malformed)?, doubled)?;
                 }
                 ("connect", Some(value)) => {
                     let peer = value.parse().map_err(|_| malformed)?;
@@ -182,15 +222,21 @@ impl Options {
     }
 
     fn check(self) -> Result<Options, OptionsError<'static>> {
-        let only_self_test = [
-            ("echo", self.echo.is_some()),
-            ("connect", self.connect.is_some()),
-            ("linger", self.linger_s.is_some()),
+        let server = matches!(self.mode, Mode::Server(_));
+        let self_test = self.mode == Mode::SelfTest;
+        let given = [
+            ("listen", self.listen.is_some(), server),
+            ("host", self.host.is_some(), server),
+            ("gone", self.vouched.is_some(), server),
+            ("echo", self.echo.is_some(), self_test),
+            ("connect", self.connect.is_some(), self_test),
+            ("linger", self.linger_s.is_some(), self_test),
         ];
-        if self.mode != Mode::SelfTest
-            && let Some((name, _)) = only_self_test.iter().find(|(_, given)| *given)
-        {
-            return Err(OptionsError::OnlyForSelfTest(name));
+        if let Some((name, ..)) = given.iter().find(|(_, given, useful)| *given && !useful) {
+            return Err(OptionsError::Useless(name));
+        }
+        if server && self.addresses.is_empty() {
+            return Err(OptionsError::NoAddress);
         }
         for gateway in &self.gateways {
             if !self.addresses.iter().any(|own| own.addr.is_ipv4() == gateway.is_ipv4()) {
@@ -221,6 +267,33 @@ fn parse_prefixed(value: &str) -> Option<Prefixed> {
     (usable && (1..=most).contains(&prefix)).then_some(Prefixed { addr, prefix })
 }
 
+fn parse_port(value: &str) -> Option<u16> {
+    value.parse().ok().filter(|&port| port != 0)
+}
+
+/// 32 hexadecimal digits.
+fn parse_id(value: &str) -> Option<[u8; 16]> {
+    let digits = value.as_bytes();
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut id = [0; 16];
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            let digit = char::from(*digit).to_digit(16)?;
+            *byte = *byte << 4 | u8::try_from(digit).ok()?;
+        }
+    }
+    Some(id)
+}
+
+fn parse_gone(value: &str) -> Option<Vouched> {
+    match value {
+        "anyone" => Some(Vouched::Anyone),
+        id => parse_id(id).map(|id| Vouched::Gone(Incarnation(id))),
+    }
+}
+
 fn parse_self_test(value: Option<&str>) -> Option<Mode> {
     Some(match value {
         None => Mode::SelfTest,
@@ -239,6 +312,24 @@ fn parse_self_test(value: Option<&str>) -> Option<Mode> {
 mod tests {
     use super::{Fault, Mode, Options, OptionsError, Prefixed};
     use core::net::IpAddr;
+    use outrider_core::format::quorum::{HostId, Incarnation};
+    use outrider_core::quorum::Vouched;
+
+    #[test]
+    fn a_server_is_understood() {
+        let line = "ip=10.0.2.15/24 slot=6 listen=7001 host=00112233445566778899aAbBcCdDeEfF \
+                    gone=00112233445566778899aAbBcCdDeEfF";
+        let options = Options::parse(line).unwrap();
+        let id = core::array::from_fn(|index| index as u8 * 0x11);
+        let Mode::Server(slot) = options.mode else { panic!("{:?}", options.mode) };
+        assert_eq!((slot.number(), options.listen), (6, Some(7001)));
+        assert_eq!(options.host, Some(HostId(id)));
+        assert_eq!(options.vouched, Some(Vouched::Gone(Incarnation(id))));
+        let anyone = Options::parse("ip=10.0.2.15/24 slot=0 gone=anyone").unwrap();
+        assert_eq!(anyone.vouched, Some(Vouched::Anyone));
+        assert_eq!(Options::parse("slot=0"), Err(OptionsError::NoAddress));
+        assert_eq!(Options::parse("selftest listen=1"), Err(OptionsError::Useless("listen")));
+    }
 
     #[test]
     fn a_whole_line_is_understood() {
@@ -261,7 +352,7 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named() {
-        for word in ["ipp=1.2.3.4/8", "debug", "echo", "slot=x=y"] {
+        for word in ["ipp=1.2.3.4/8", "debug", "echo", "slot", "slott=1"] {
             assert_eq!(Options::parse(word), Err(OptionsError::Unknown(word)));
         }
         for word in [
@@ -281,6 +372,13 @@ mod tests {
             "echo=70000",
             "connect=1.2.3.4",
             "linger=-1",
+            "slot=7",
+            "slot=x=y",
+            "listen=0",
+            "host=0011",
+            "host=00112233445566778899aabbccddeefg",
+            "gone=",
+            "gone=nobody",
         ] {
             assert_eq!(Options::parse(word), Err(OptionsError::Malformed(word)), "{word}");
         }
@@ -288,16 +386,16 @@ mod tests {
             "gw=1.2.3.4 gw=5.6.7.8",
             "disk=flush disk=flush",
             "selftest selftest",
+            "slot=0 slot=1",
+            "selftest slot=0",
+            "gone=anyone gone=anyone",
             "selftest echo=1 echo=2",
             "ip=1.0.0.1/8 ip=2.0.0.1/8 ip=3.0.0.1/8 ip=4.0.0.1/8",
         ] {
             let last = line.split(' ').next_back().unwrap();
             assert_eq!(Options::parse(line), Err(OptionsError::Doubled(last)));
         }
-        assert_eq!(
-            Options::parse("selftest=wx echo=7"),
-            Err(OptionsError::OnlyForSelfTest("echo"))
-        );
+        assert_eq!(Options::parse("selftest=wx echo=7"), Err(OptionsError::Useless("echo")));
         let gateway = "fe80::1".parse().unwrap();
         assert_eq!(
             Options::parse("selftest ip=10.0.0.1/8 gw=fe80::1"),

@@ -9,7 +9,7 @@ use crate::machine::cpu::wait_for_interrupt;
 use crate::machine::exit::{self, refuse};
 use crate::machine::serial::say;
 use crate::virtio::{BlockError, Disk, Durability, NetworkCard, RECEIVE_FRAMES, SEND_FRAMES};
-use crate::{Platform, acceptance};
+use crate::{Platform, acceptance, serve};
 use core::time::Duration;
 use outrider_core::arena::Arena;
 use outrider_core::node::Node;
@@ -20,7 +20,7 @@ use outrider_unikernel::options::Mode;
 use outrider_unikernel::selftest::{Note, Plan, SelfTest, Verdict};
 
 /// A node on this machine.
-type MachinePump<N> = Pump<'static, N, Disk, Stack<'static, NetworkCard>, MachineClock>;
+pub(crate) type MachinePump<N> = Pump<'static, N, Disk, Stack<'static, NetworkCard>, MachineClock>;
 
 /// Acknowledges the devices' interrupts until none is left. This ends: a device that nobody serves
 /// soon has nothing to interrupt for.
@@ -30,7 +30,7 @@ fn acknowledge<N: Node<'static>>(pump: &mut MachinePump<N>) {
 
 /// Moves everything once; answers what to wait for, which is [`Wake::Now`] when something has still
 /// to be moved.
-fn advance<N: Node<'static>>(pump: &mut MachinePump<N>) -> Wake {
+pub(crate) fn advance<N: Node<'static>>(pump: &mut MachinePump<N>) -> Wake {
     acknowledge(pump);
     let now = pump.clock_mut().now();
     let received = pump.network_mut().poll(now);
@@ -43,7 +43,7 @@ fn advance<N: Node<'static>>(pump: &mut MachinePump<N>) -> Wake {
 }
 
 /// Halts until an interrupt, the time to wake at, or the network's next deadline.
-fn sleep<N: Node<'static>>(pump: &mut MachinePump<N>, wake: Wake) {
+pub(crate) fn sleep<N: Node<'static>>(pump: &mut MachinePump<N>, wake: Wake) {
     let node = match wake {
         Wake::Now => return,
         Wake::At(at) => Some(at),
@@ -61,7 +61,7 @@ fn sleep<N: Node<'static>>(pump: &mut MachinePump<N>, wake: Wake) {
 }
 
 /// Takes the disk into use, or says why not.
-fn open_disk(platform: &mut Platform, arena: &mut Arena<'static>) -> Disk {
+pub(crate) fn open_disk(platform: &mut Platform, arena: &mut Arena<'static>) -> Disk {
     let Some(transport) = platform.devices.disk.take() else {
         refuse!("no virtio disk");
     };
@@ -85,8 +85,9 @@ fn open_disk(platform: &mut Platform, arena: &mut Arena<'static>) -> Disk {
 }
 
 /// Takes the network into use, or says why not.
-fn open_network(
+pub(crate) fn open_network(
     platform: &mut Platform,
+    limits: NetLimits,
     arena: &mut Arena<'static>,
 ) -> Stack<'static, NetworkCard> {
     let Some(transport) = platform.devices.card.take() else {
@@ -100,7 +101,7 @@ fn open_network(
     let mut seed = [0; 8];
     platform.entropy.fill(&mut seed);
     let seed = u64::from_le_bytes(seed);
-    let (limits, now) = (NetLimits::DEFAULT, platform.clock.now());
+    let now = platform.clock.now();
     let stack = match Stack::new(limits, &platform.options, mac, seed, card, arena, now) {
         Ok(stack) => stack,
         Err(error) => refuse!("the network can't be set up: {error:?}"),
@@ -118,18 +119,27 @@ fn open_network(
 }
 
 /// Runs what the options ask for.
-pub(crate) fn run(mut platform: Platform) -> ! {
+pub(crate) fn run(platform: Platform) -> ! {
     match platform.options.mode {
         Mode::Fault(fault) => acceptance::commit(fault),
-        Mode::SelfTest => {}
+        Mode::Server(slot) => serve::run(platform, slot),
+        Mode::SelfTest => run_self_test(platform),
     }
+}
+
+/// The arena that a node is carved from: all that is left of memory.
+pub(crate) fn take_arena(platform: &mut Platform) -> Arena<'static> {
+    match Arena::new(core::mem::take(&mut platform.region)) {
+        Ok(arena) => arena,
+        Err(_) => refuse!("the region of memory is not aligned"),
+    }
+}
+
+fn run_self_test(mut platform: Platform) -> ! {
     accept_machine(&mut platform);
-    let region = core::mem::take(&mut platform.region);
-    let Ok(mut arena) = Arena::new(region) else {
-        refuse!("the region of memory is not aligned");
-    };
+    let mut arena = take_arena(&mut platform);
     let disk = open_disk(&mut platform, &mut arena);
-    let network = open_network(&mut platform, &mut arena);
+    let network = open_network(&mut platform, NetLimits::DEFAULT, &mut arena);
     let mut seed = [0; 8];
     platform.entropy.fill(&mut seed);
     let plan = Plan {

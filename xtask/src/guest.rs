@@ -5,10 +5,9 @@
 //!   loopback addresses of this machine.
 
 use crate::decode::Decoder;
-use crate::tools::QEMU;
+use crate::tools::{QEMU, mounted_below};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,9 +16,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A kind of machine that the image runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Machine {
+    /// QEMU's smallest machine.
     Microvm,
+    /// A PC with PCI Express.
     Q35,
 }
 
@@ -49,10 +50,31 @@ impl Machine {
     }
 }
 
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accel {
+    /// The processor, through the kernel.
+    Kvm,
+    /// An emulator.
+    Tcg,
+}
+
+impl Accel {
+    fn option(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        }
+    }
+}
+
 /// What to boot.
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) machine: Machine,
+    pub(crate) accel: Accel,
+    /// QEMU's `-m`.
+    pub(crate) memory: String,
     /// The kernel command line.
     pub(crate) append: String,
     /// QEMU's `-cpu`.
@@ -65,28 +87,73 @@ pub(crate) struct Setup {
     pub(crate) forward: String,
     /// Whether there is an entropy device.
     pub(crate) entropy: bool,
+    /// Whether nobody wants to know what QEMU itself has to say.
+    pub(crate) quiet: bool,
 }
 
 /// A plain file as disk.
 pub(crate) const FILE: &str = "driver=raw,node-name=d0,file.driver=file,file.filename={}";
+
+/// A file that other processes use at the same time, all of them directly: what a guest has flushed
+/// is what they read.
+pub(crate) const SHARED_DIRECT: &str = "driver=raw,node-name=d0,cache.direct=on,file.driver=file,\
+                                        file.locking=off,file.filename={}";
+
+/// The same on a file system without direct transfers, where all go through the page cache.
+pub(crate) const SHARED_BUFFERED: &str =
+    "driver=raw,node-name=d0,file.driver=file,file.locking=off,file.filename={}";
+
+/// Memory of a guest, unless asked for otherwise.
+pub(crate) const MEMORY: &str = "32M";
 
 impl Setup {
     /// A machine with an ordinary disk.
     pub(crate) fn new(machine: Machine, append: &str) -> Setup {
         Setup {
             machine,
+            accel: Accel::Tcg,
+            memory: MEMORY.to_owned(),
             append: append.to_owned(),
             cpu: "max",
             disk: "",
             blockdev: FILE,
             forward: String::new(),
             entropy: false,
+            quiet: false,
         }
+    }
+
+    /// QEMU with this image and disk; its console on standard input and output.
+    pub(crate) fn command(&self, image: &Path, disk: &Path) -> Command {
+        let bus = self.machine.bus();
+        // A comma ends an option's value, and two stand for one.
+        let disk = disk.display().to_string().replace(',', ",,");
+        let mut command = Command::new(QEMU.program);
+        command
+            .args(["-machine", self.machine.option(), "-accel", self.accel.option()])
+            .args(["-cpu", self.cpu, "-m", &self.memory])
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-no-reboot", "-serial", "stdio"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+            .arg("-kernel")
+            .arg(image)
+            .args(["-append", &self.append])
+            .args(["-blockdev", &self.blockdev.replace("{}", &disk)])
+            .args(["-device".into(), format!("virtio-blk-{bus},drive=d0{}", self.disk)])
+            .args(["-netdev".into(), format!("user,id=n0{}", self.forward)])
+            .args(["-device".into(), format!("virtio-net-{bus},netdev=n0")]);
+        if self.entropy {
+            command.args(["-device".into(), format!("virtio-rng-{bus}")]);
+        }
+        command
     }
 }
 
+/// Typed at the console of a serving guest, this asks it to stop.
+pub(crate) const STOP: u8 = 4;
+
 /// A directory for the files of one guest, removed at the end.
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
     pub(crate) fn new(name: &str) -> Result<Scratch, String> {
@@ -106,6 +173,11 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        // What is mounted there is not ours to remove.
+        if mounted_below(&self.0) {
+            eprintln!("xtask: {} has something mounted, and is left", self.0.display());
+            return;
+        }
         // A directory left behind in the place for temporary files hurts nobody.
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -117,6 +189,7 @@ pub(crate) struct Guest {
     lines: Receiver<String>,
     seen: Vec<String>,
     control: PathBuf,
+    started: Instant,
     deadline: Instant,
 }
 
@@ -136,33 +209,23 @@ impl Guest {
         patience: Duration,
     ) -> Result<Guest, String> {
         let control = scratch.0.join("control");
-        let bus = setup.machine.bus();
-        let disk = setup.blockdev.replace("{}", &disk.display().to_string());
-        let mut command = Command::new(QEMU.program);
-        command
-            .args(["-machine", setup.machine.option(), "-accel", "tcg", "-cpu", setup.cpu])
-            .args(["-m", "32M", "-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-no-reboot", "-serial", "stdio"])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
-            .args(["-qmp".into(), format!("unix:{},server=on,wait=off", control.display())])
-            .arg("-kernel")
-            .arg(image)
-            .args(["-append", &setup.append])
-            .args(["-blockdev", &disk])
-            .args(["-device".into(), format!("virtio-blk-{bus},drive=d0{}", setup.disk)])
-            .args(["-netdev".into(), format!("user,id=n0{}", setup.forward)])
-            .args(["-device".into(), format!("virtio-net-{bus},netdev=n0")]);
-        if setup.entropy {
-            command.args(["-device".into(), format!("virtio-rng-{bus}")]);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut command = setup.command(image, disk);
+        command.args(["-qmp".into(), format!("unix:{},server=on,wait=off", control.display())]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(if setup.quiet { Stdio::null() } else { Stdio::inherit() });
         let elf = fs::read(image).map_err(|error| format!("{}: {error}", image.display()))?;
         let decoder = Decoder::new(&elf)?;
+        let started = Instant::now();
         let mut child = command.spawn().map_err(|error| format!("QEMU: {error}"))?;
         let console = child.stdout.take().ok_or("QEMU has no console")?;
         let lines = watch(console, decoder);
-        let deadline = Instant::now() + patience;
-        Ok(Guest { child, lines, seen: Vec::new(), control, deadline })
+        let deadline = started + patience;
+        Ok(Guest { child, lines, seen: Vec::new(), control, started, deadline })
+    }
+
+    /// How long ago QEMU was started.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn next_line(&mut self) -> Result<String, RecvTimeoutError> {
@@ -206,6 +269,13 @@ impl Guest {
             }
         }
         Err(format!("QEMU did not end; the guest said:\n{}", self.said()))
+    }
+
+    /// Types at the guest's console.
+    pub(crate) fn type_in(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let console = self.child.stdin.as_mut().ok_or("QEMU has no console")?;
+        let typed = console.write_all(bytes).and_then(|()| console.flush());
+        typed.map_err(|error| format!("QEMU's console: {error}"))
     }
 
     /// Sends commands to QEMU's monitor, and waits for the answer to each.
@@ -254,12 +324,4 @@ fn watch(mut console: ChildStdout, mut decoder: Decoder) -> Receiver<String> {
         }
     });
     receiver
-}
-
-/// A port of 127.0.0.1 that nobody used a moment ago.
-pub(crate) fn free_port() -> Result<u16, String> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|addr| addr.port())
-        .map_err(|error| format!("no free port: {error}"))
 }

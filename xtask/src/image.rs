@@ -4,7 +4,7 @@
 //! * Every segment is written or executed, never both, and each lies on pages of its own.
 //! * What is loaded is smaller than [`BYTES_MAX`].
 
-use crate::tools::{Failure, cargo, root, succeed};
+use crate::tools::{Failure, cargo, succeed, target};
 use object::elf::{PF_W, PF_X, PT_LOAD};
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectSymbol};
@@ -32,9 +32,7 @@ pub(crate) fn build() -> Result<PathBuf, Failure> {
     let mut command = cargo();
     command.args(["build", "--quiet", "--release", "--package", PACKAGE, "--bins"]);
     succeed("building the image", &mut command)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("release/outrider-image"))
+    Ok(target().join("release/outrider-image"))
 }
 
 /// Builds the image, prints its size, and audits it.

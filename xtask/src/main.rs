@@ -3,7 +3,9 @@
 //! * Processes that are started here are ended here, by their handle, and every wait has a bound.
 //! * The last line of `test` says how many tests passed, failed and were skipped.
 
+mod boot;
 mod ci;
+mod cluster;
 mod decode;
 mod guest;
 mod image;
@@ -12,6 +14,7 @@ mod test;
 mod tools;
 
 use clap::{Parser, Subcommand};
+use cluster::Kind;
 use std::process::ExitCode;
 use tools::Failure;
 
@@ -34,6 +37,10 @@ enum Chore {
         /// Run only tests whose names contain this.
         filter: Option<String>,
     },
+    /// Run a cluster: QEMU guests that serve a volume, and mounts of it on this machine.
+    Qemu(cluster::Options),
+    /// The same with processes as servers.
+    Hosted(cluster::Options),
     /// Run simulated clusters under faults, for as many seeds as are asked for.
     #[command(disable_help_flag = true)]
     Sim {
@@ -55,15 +62,32 @@ enum Chore {
 fn main() -> ExitCode {
     let Arguments { no_install, chore } = Arguments::parse();
     let tools = tools::Tools { install: !no_install };
-    let done = match chore {
+    let done = match &chore {
+        Chore::Qemu(options) => return end(cluster::run(Kind::Qemu, &tools, options)),
+        Chore::Hosted(options) => return end(cluster::run(Kind::Hosted, &tools, options)),
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
-        Chore::Sim { arguments } => simulate::sim(&arguments),
-        Chore::Bench { arguments } => simulate::bench(&arguments),
+        Chore::Sim { arguments } => simulate::sim(arguments),
+        Chore::Bench { arguments } => bench(&tools, arguments),
         Chore::Ci => ci::run(),
     };
+    end(done.map(|()| 0))
+}
+
+/// Runs the benchmarks of these names, or all. That of whole guests is this program's.
+fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
+    const BOOT: &str = "boot";
+    let others: Vec<String> = names.iter().filter(|name| *name != BOOT).cloned().collect();
+    if names.is_empty() || !others.is_empty() {
+        simulate::bench(&others)?;
+    }
+    if names.is_empty() || others.len() < names.len() { boot::run(tools) } else { Ok(()) }
+}
+
+/// The status to end with; what has failed is said.
+fn end(done: Result<u8, Failure>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
         Err(Failure(message)) => {
             eprintln!("xtask: {message}");
             ExitCode::FAILURE

@@ -4,9 +4,11 @@
 //! What needs something that this machine lacks is skipped and counted so; with `CI=true` that is a
 //! failure.
 
-use crate::guest::{FILE, Guest, Machine, Scratch, Setup, free_port};
+mod serving;
+
+use crate::guest::{FILE, Guest, Machine, Scratch, Setup};
 use crate::image::{self, PACKAGE};
-use crate::tools::{Failure, QEMU, Tools, cargo};
+use crate::tools::{Failure, QEMU, Tools, cargo, free_ports};
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
@@ -36,8 +38,11 @@ struct Tally {
 /// Runs the tests whose names contain the filter.
 pub(crate) fn run(tools: &Tools, filter: Option<&str>) -> Result<(), Failure> {
     let mut tally = Tally::default();
-    run_crate_tests(&[], filter, &mut tally);
-    run_crate_tests(&["--package", PACKAGE, "--lib"], filter, &mut tally);
+    // No test of a crate is called so, and to find that out takes long.
+    if !filter.is_some_and(|filter| filter.starts_with(GUEST)) {
+        run_crate_tests(&[], filter, &mut tally);
+        run_crate_tests(&["--package", PACKAGE, "--lib"], filter, &mut tally);
+    }
     run_guest_tests(tools, filter, &mut tally);
     let Tally { passed, failed, skipped } = tally;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
@@ -89,6 +94,9 @@ fn add_counts(counts: &str, tally: &mut Tally) {
     tally.skipped += count("ignored").unwrap_or(0);
 }
 
+/// What the names of tests of the image on QEMU start with.
+const GUEST: &str = "guest::";
+
 /// A test on one machine.
 type GuestTest = fn(&Bench<'_>) -> Result<(), String>;
 
@@ -99,7 +107,7 @@ struct Bench<'a> {
     scratch: Scratch,
 }
 
-const GUEST_TESTS: [(&str, GuestTest); 11] = [
+const GUEST_TESTS: [(&str, GuestTest); 15] = [
     ("disk", disk),
     ("echo", echo),
     ("client", client),
@@ -111,6 +119,10 @@ const GUEST_TESTS: [(&str, GuestTest); 11] = [
     ("foreign_disk", foreign_disk),
     ("entropy", entropy),
     ("pause", pause),
+    ("server", serving::lives_and_stops),
+    ("server_killed", serving::is_killed_and_comes_back),
+    ("server_refused", serving::is_refused),
+    ("server_paused", serving::is_deposed_by_a_pause),
 ];
 
 fn run_guest_tests(tools: &Tools, filter: Option<&str>, tally: &mut Tally) {
@@ -118,7 +130,7 @@ fn run_guest_tests(tools: &Tools, filter: Option<&str>, tally: &mut Tally) {
         .into_iter()
         .flat_map(|machine| {
             GUEST_TESTS.into_iter().map(move |(name, test)| {
-                (format!("guest::{}::{name}", machine.name()), machine, test)
+                (format!("{GUEST}{}::{name}", machine.name()), machine, test)
             })
         })
         .filter(|(name, _, _)| filter.is_none_or(|filter| name.contains(filter)))
@@ -161,6 +173,12 @@ impl Bench<'_> {
 
     fn start_with(&self, setup: &Setup, disk: &Path) -> Result<Guest, String> {
         Guest::start(setup, self.image, disk, &self.scratch, PATIENCE)
+    }
+
+    /// A directory for another guest at the same time.
+    fn beside(&self) -> Result<Scratch, String> {
+        let name = self.scratch.0.file_name().unwrap_or_default().to_string_lossy();
+        Scratch::new(&format!("{name}-beside"))
     }
 
     fn setup(&self, append: &str) -> Setup {
@@ -238,6 +256,11 @@ fn echo(bench: &Bench<'_>) -> Result<(), String> {
     expect(guest, STATUS_SUCCESS, &["selftest: echoed 200000 bytes", "selftest: passed"])
 }
 
+fn free_port() -> Result<u16, String> {
+    let ports = free_ports(1)?;
+    ports.first().copied().ok_or_else(|| "no free port".into())
+}
+
 /// A connection that the guest makes.
 fn client(bench: &Bench<'_>) -> Result<(), String> {
     client_of(bench, Ipv4Addr::LOCALHOST.into(), "10.0.2.2")
@@ -285,6 +308,7 @@ fn options(bench: &Bench<'_>) -> Result<(), String> {
         ("selftest slott=1", "outrider: unknown option 'slott=1'"),
         ("selftest ip=10.0.2.15", "outrider: malformed option 'ip=10.0.2.15'"),
         ("ip=10.0.2.15/24", "outrider: nothing to do"),
+        ("slot=0", "outrider: a server needs an address"),
     ];
     lines.iter().try_for_each(|(line, part)| bench.fails(&bench.setup(line), &[part]))
 }

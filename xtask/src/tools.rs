@@ -1,9 +1,10 @@
 //! The programs that the chores call, and how they come onto this machine.
 
 use std::fmt::Display;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::{env, fmt};
+use std::{env, fmt, fs};
 
 /// Why a chore failed, in one line that says what to do where something can be done.
 #[derive(Debug)]
@@ -12,6 +13,12 @@ pub(crate) struct Failure(pub(crate) String);
 impl Failure {
     pub(crate) fn new(message: impl Display) -> Failure {
         Failure(message.to_string())
+    }
+}
+
+impl From<Failure> for String {
+    fn from(failure: Failure) -> String {
+        failure.0
     }
 }
 
@@ -32,6 +39,51 @@ pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).stdin(Stdio::null());
     command
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Builds the program `outrider`; answers where it is.
+pub(crate) fn build_program(dev: bool) -> Result<PathBuf, Failure> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "outrider-hosted", "--bin", "outrider"]);
+    let dir = if dev { "debug" } else { "release" };
+    if !dev {
+        command.arg("--release");
+    }
+    succeed("building outrider", &mut command)?;
+    Ok(target().join(dir).join("outrider"))
+}
+
+/// Builds `visit`, a client that asks a server one question; answers where it is.
+pub(crate) fn build_visit() -> Result<PathBuf, Failure> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "outrider-tests", "--bin", "visit"]);
+    succeed("building visit", &mut command)?;
+    Ok(target().join("debug/visit"))
+}
+
+/// Ports of 127.0.0.1 that nobody used a moment ago.
+pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
+    let fail = |error: std::io::Error| Failure(format!("no free port: {error}"));
+    // All are held before any is let go, so no two are the same.
+    let listeners = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(fail)?;
+    let port = |listener: &TcpListener| listener.local_addr().map(|addr| addr.port());
+    listeners.iter().map(port).collect::<Result<_, _>>().map_err(fail)
+}
+
+/// Whether something is mounted at this directory or below. Asks the system, and not the mount,
+/// which may not answer.
+pub(crate) fn mounted_below(dir: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.map(|point| point.replace("\\040", " ")).any(|point| Path::new(&point).starts_with(dir))
 }
 
 /// Runs the command; fails with what it is called when it does.
@@ -64,6 +116,9 @@ pub(crate) struct Tool {
 
 /// The emulator that boots the image.
 pub(crate) const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
+
+/// What unmounts a file system of a user.
+pub(crate) const FUSERMOUNT: Tool = Tool { program: "fusermount3", package: "fuse3" };
 
 /// How missing tools are dealt with.
 pub(crate) struct Tools {
@@ -99,11 +154,24 @@ impl Tools {
 }
 
 /// Where the program is, as the shell would find it.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 fn is_root() -> bool {
     output("id -u", Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mounted_below;
+    use std::path::Path;
+
+    #[test]
+    fn mount_points_are_known() {
+        assert!(mounted_below(Path::new("/proc")));
+        assert!(!mounted_below(Path::new("/proc/self")));
+        assert!(!mounted_below(Path::new("/pro")));
+    }
 }

@@ -217,6 +217,24 @@ fn what_is_read_is_verified_against_the_reference() {
 }
 
 #[test]
+fn two_versions_of_a_block_are_read_one_after_the_other() {
+    let mut bench = Bench::new();
+    let at = BlockRef::new(BlockNo(5), 2);
+    let wait = Err(Wait::Block(BlockNo(5)).into());
+    let stale = Error::Corrupt { blkno: BlockNo(5), what: Corruption::Stale };
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), wait);
+    // The other one lets the read come to its end, and then has its own.
+    assert_eq!(bench.get(1, 5), wait);
+    assert_eq!(bench.serve(|_| Ok(())), 1);
+    assert_eq!(bench.wakes(), [0, 1]);
+    assert_eq!(bench.get(1, 5), wait);
+    assert_eq!(bench.cache.get(at, Magic::Root, &mut bench.pins[0]), Err(stale.into()));
+    assert_eq!(bench.serve(|_| Ok(())), 1);
+    assert_eq!(bench.wakes(), [1]);
+    assert!(bench.get(1, 5).is_ok());
+}
+
+#[test]
 fn the_least_recently_used_block_goes_first() {
     let mut bench = Bench::new();
     for blkno in 1..=7 {

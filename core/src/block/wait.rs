@@ -16,7 +16,7 @@ use super::list::{Linked, Links, List};
 use super::{FrameId, Limits, RequestId};
 use crate::arena::{Arena, ArenaFull};
 use crate::error::Error;
-use outrider_hal::BlockNo;
+use crate::format::btree::BlockRef;
 
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(super) struct Waiter {
     commit_ticket: u64,
     commit_called: bool,
     /// Why the block it waited for can't be had.
-    failure: Option<(BlockNo, Error)>,
+    failure: Option<(BlockRef, Error)>,
 }
 
 #[cfg(test)]
@@ -139,7 +139,7 @@ impl<'m> Waiters<'m> {
     }
 
     /// Wakes all that wait for a transfer of this frame; with why it failed, if it did.
-    pub(super) fn wake_all(&mut self, list: &mut List, failure: Option<(BlockNo, Error)>) {
+    pub(super) fn wake_all(&mut self, list: &mut List, failure: Option<(BlockRef, Error)>) {
         while let Some(index) = list.pop_front(self.table) {
             let waiter = &mut self.table[index as usize];
             waiter.place = Place::Nowhere;
@@ -149,10 +149,10 @@ impl<'m> Waiters<'m> {
     }
 
     /// Why the block this request waited for can't be had. Told once.
-    pub(super) fn take_failure(&mut self, request: RequestId, blkno: BlockNo) -> Option<Error> {
+    pub(super) fn take_failure(&mut self, request: RequestId, at: BlockRef) -> Option<Error> {
         let waiter = self.waiter(request);
         let (of, error) = waiter.failure?;
-        if of != blkno {
+        if of != at {
             return None;
         }
         waiter.failure = None;

@@ -53,7 +53,7 @@ mod table;
 mod xattrs;
 
 pub use changes::change_needs;
-pub use pools::{BlockRun, Blocks, Inos};
+pub use pools::{BlockRun, Blocks, Inos, Named};
 
 use super::items::{ItemCache, Range};
 use super::op::{Caller, Handle, Lent, Op, OpError, Reply, Request, Statfs, Transfer};

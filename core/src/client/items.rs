@@ -61,7 +61,7 @@ pub use fill::{FillEnd, FillId, FillRefused};
 pub use key::{KEY_BYTES, Key};
 pub use limits::{Limits, LimitsError, Needs};
 pub use ranges::Range;
-pub use values::{VALUE_BYTES_MAX, Value};
+pub use values::{CHUNK_BYTES, VALUE_BYTES_MAX, Value};
 
 use crate::arena::{Arena, ArenaFull};
 use crate::format::CommitNo;

@@ -126,10 +126,10 @@ pub enum Malformed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// Wants a lock in some mode.
-    Lock = 1,
-    /// Gives a lock up, or part of it.
-    Release = 2,
+    /// Wants a lock in some mode, or gives one up, or part of it. Answered at once.
+    LockAsk = 1,
+    /// Asks which of some nameless inodes nobody uses.
+    Orphans = 2,
     /// Records what a client transaction wrote.
     Transaction = 3,
     /// Borrows space and numbers, and gives some back.
@@ -142,12 +142,14 @@ pub enum Kind {
     Farewell = 7,
     /// Asks who leads, and how it goes.
     Status = 8,
-    /// Takes a lock back, or part of it.
-    Revoke = 129,
+    /// Grants a lock, takes one back, or part of it, or refuses one. Answered at once.
+    LockTell = 129,
     /// Asks which locks a client holds.
     Recover = 130,
     /// Asks for borrowed space back.
     Recall = 131,
+    /// Asks which of some nameless inodes a client uses.
+    InUse = 132,
 }
 
 /// Which end of a session.
@@ -170,18 +172,19 @@ pub enum Window {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 11] = [
-        Kind::Lock,
-        Kind::Release,
+    pub const ALL: [Kind; 12] = [
+        Kind::LockAsk,
+        Kind::Orphans,
         Kind::Transaction,
         Kind::Loan,
         Kind::Root,
         Kind::Statfs,
         Kind::Farewell,
         Kind::Status,
-        Kind::Revoke,
+        Kind::LockTell,
         Kind::Recover,
         Kind::Recall,
+        Kind::InUse,
     ];
 
     /// The kind of this number on the wire.
@@ -194,15 +197,15 @@ impl Kind {
     #[must_use]
     pub const fn asker(self) -> Party {
         match self {
-            Kind::Lock
-            | Kind::Release
+            Kind::LockAsk
+            | Kind::Orphans
             | Kind::Transaction
             | Kind::Loan
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
             | Kind::Status => Party::Client,
-            Kind::Revoke | Kind::Recover | Kind::Recall => Party::Server,
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => Party::Server,
         }
     }
 
@@ -210,15 +213,32 @@ impl Kind {
     #[must_use]
     pub const fn window(self) -> Window {
         match self {
-            Kind::Transaction | Kind::Loan | Kind::Farewell | Kind::Recover | Kind::Recall => {
-                Window::One
+            Kind::Orphans
+            | Kind::Transaction
+            | Kind::Loan
+            | Kind::Farewell
+            | Kind::Recover
+            | Kind::Recall
+            | Kind::InUse => Window::One,
+            Kind::LockAsk | Kind::Root | Kind::Statfs | Kind::Status | Kind::LockTell => {
+                Window::Shared
             }
-            Kind::Lock
-            | Kind::Release
+        }
+    }
+
+    /// Whether a request means something only to the server it was made for, or by: it is not sent
+    /// to the next one.
+    #[must_use]
+    pub const fn is_of_one_term(self) -> bool {
+        match self {
+            Kind::LockAsk | Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => true,
+            Kind::Orphans
+            | Kind::Transaction
+            | Kind::Loan
             | Kind::Root
             | Kind::Statfs
-            | Kind::Status
-            | Kind::Revoke => Window::Shared,
+            | Kind::Farewell
+            | Kind::Status => false,
         }
     }
 }

@@ -448,7 +448,8 @@ impl<'m> LockClient<'m> {
     }
 
     /// A server has been greeted. Messages of other terms are refused from now on. `recorded` says
-    /// that the server will ask what is held; else it knows that nothing is. Until that is done
+    /// that the server will ask what is held, as the metadata server does in every term; else it
+    /// knows that nothing is. Until that is done
     /// nothing is sent, but what is held can be used. Greeting the same term again changes nothing.
     pub fn handle_greeting(&mut self, term: Term, recorded: bool) -> Result<(), Violation> {
         if term == self.term {
@@ -457,7 +458,7 @@ impl<'m> LockClient<'m> {
         if term < self.term {
             return Err(Violation::Term);
         }
-        if !recorded && self.views().any(|view| view.mode != Mode::Null) {
+        if !recorded && !self.holds_nothing() {
             return Err(Violation::Forgotten);
         }
         self.term = term;
@@ -501,7 +502,10 @@ impl<'m> LockClient<'m> {
                 self.on_refuse(now, name, mode, refusal)?;
                 Reply::Nothing
             }
-            ToClient::Recover { from } if self.standing == Standing::Recovering => {
+            // A client that the server has just come to know is asked too, and has nothing yet.
+            ToClient::Recover { from }
+                if self.standing == Standing::Recovering || self.holds_nothing() =>
+            {
                 Reply::Batch(from)
             }
             ToClient::Recover { .. } => return Err(Violation::NotAsked),
@@ -537,6 +541,10 @@ impl<'m> LockClient<'m> {
             self.go_live();
         }
         len
+    }
+
+    fn holds_nothing(&self) -> bool {
+        self.views().all(|view| view.mode == Mode::Null)
     }
 
     /// The lease has been renewed: it ends at `until`. What waited for it goes on.

@@ -1,39 +1,14 @@
 //! What lock client and server say to each other.
 //!
-//! Each message is one [`LockRecord`]; what is recovered travels as batches of [`HeldRecord`].
+//! Each message is one [`LockRecord`], but for the question what is held: that is a key, and the
+//! answer a batch of [`HeldRecord`]s.
 //!
 //! What this module deliberately doesn't know: frames, sessions, sequence numbers.
 
 use super::{LockName, Mode};
 use crate::error::Corruption;
-use crate::format::key::{Key, KeyBytes};
-use crate::record;
-use zerocopy::little_endian::U64;
-
-record! {
-    /// A message about a lock.
-    pub struct LockRecord [38] {
-        /// 1 Request, 2 Release, 3 Grant, 4 Revoke, 5 Refuse, 6 Recover.
-        kind: u8,
-        /// Request: wanted. Release: kept, null or read. Grant: granted. Revoke: what may be kept,
-        /// null or read. Refuse: what was wanted. Recover: 0.
-        mode: u8,
-        /// The lock's first key. Recover: any key.
-        name: KeyBytes,
-        /// Release, Grant, Revoke: which grant. Else 0.
-        generation: U64,
-        /// Refuse: a [`Refusal`]. Else 0.
-        refusal: u8,
-    }
-
-    /// A lock that a client held when its server went away.
-    pub struct HeldRecord [28] {
-        /// The lock's first key.
-        name: KeyBytes,
-        /// What is held: never null.
-        mode: u8,
-    }
-}
+use crate::format::key::Key;
+use crate::format::wire::message::{HeldRecord, LockRecord};
 
 /// From client to server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,13 +90,6 @@ pub struct Held {
     pub mode: Mode,
 }
 
-const REQUEST: u8 = 1;
-const RELEASE: u8 = 2;
-const GRANT: u8 = 3;
-const REVOKE: u8 = 4;
-const REFUSE: u8 = 5;
-const RECOVER: u8 = 6;
-
 fn record(kind: u8, mode: Mode, name: Key, generation: u64, refusal: u8) -> LockRecord {
     let (mode, name, generation) = (mode as u8, name.into(), generation.into());
     LockRecord { kind, mode, name, generation, refusal }
@@ -151,8 +119,8 @@ impl ToServer {
         let name = LockName::parse(&record.name.into())?;
         let generation = record.generation.get();
         let message = match record.kind {
-            REQUEST => ToServer::Request { name, mode: wanted(record.mode)? },
-            RELEASE => ToServer::Release { name, generation, kept: kept(record.mode)? },
+            LockRecord::REQUEST => ToServer::Request { name, mode: wanted(record.mode)? },
+            LockRecord::RELEASE => ToServer::Release { name, generation, kept: kept(record.mode)? },
             _ => return Err(Corruption::Kind),
         };
         same(message, message.emit(), record)
@@ -162,9 +130,11 @@ impl ToServer {
     #[must_use]
     pub fn emit(&self) -> LockRecord {
         match *self {
-            ToServer::Request { name, mode } => record(REQUEST, mode, name.start(), 0, 0),
+            ToServer::Request { name, mode } => {
+                record(LockRecord::REQUEST, mode, name.start(), 0, 0)
+            }
             ToServer::Release { name, generation, kept } => {
-                record(RELEASE, kept, name.start(), generation, 0)
+                record(LockRecord::RELEASE, kept, name.start(), generation, 0)
             }
         }
     }
@@ -173,45 +143,36 @@ impl ToServer {
 impl ToClient {
     /// The message that these bytes are.
     pub fn parse(record: &LockRecord) -> Result<ToClient, Corruption> {
-        let key = Key::from(record.name);
+        let name = LockName::parse(&record.name.into())?;
         let generation = record.generation.get();
         let message = match record.kind {
-            GRANT => ToClient::Grant {
-                name: LockName::parse(&key)?,
-                generation,
-                mode: wanted(record.mode)?,
-            },
-            REVOKE => ToClient::Revoke {
-                name: LockName::parse(&key)?,
-                generation,
-                to: kept(record.mode)?,
-            },
-            REFUSE => ToClient::Refuse {
-                name: LockName::parse(&key)?,
-                mode: wanted(record.mode)?,
-                refusal: Refusal::parse(record.refusal)?,
-            },
-            RECOVER => ToClient::Recover { from: key },
+            LockRecord::GRANT => ToClient::Grant { name, generation, mode: wanted(record.mode)? },
+            LockRecord::REVOKE => ToClient::Revoke { name, generation, to: kept(record.mode)? },
+            LockRecord::REFUSE => {
+                let refusal = Refusal::parse(record.refusal)?;
+                ToClient::Refuse { name, mode: wanted(record.mode)?, refusal }
+            }
             _ => return Err(Corruption::Kind),
         };
-        same(message, message.emit(), record)
+        let emitted = message.emit().ok_or(Corruption::Kind)?;
+        same(message, emitted, record)
     }
 
-    /// Its bytes.
+    /// Its bytes; none of the question what is held, which is its key.
     #[must_use]
-    pub fn emit(&self) -> LockRecord {
-        match *self {
+    pub fn emit(&self) -> Option<LockRecord> {
+        Some(match *self {
             ToClient::Grant { name, generation, mode } => {
-                record(GRANT, mode, name.start(), generation, 0)
+                record(LockRecord::GRANT, mode, name.start(), generation, 0)
             }
             ToClient::Revoke { name, generation, to } => {
-                record(REVOKE, to, name.start(), generation, 0)
+                record(LockRecord::REVOKE, to, name.start(), generation, 0)
             }
             ToClient::Refuse { name, mode, refusal } => {
-                record(REFUSE, mode, name.start(), 0, refusal as u8)
+                record(LockRecord::REFUSE, mode, name.start(), 0, refusal as u8)
             }
-            ToClient::Recover { from } => record(RECOVER, Mode::Null, from, 0, 0),
-        }
+            ToClient::Recover { .. } => return None,
+        })
     }
 }
 
@@ -264,7 +225,7 @@ mod tests {
                     prop_assert_eq!(message.emit(), record);
                 }
                 if let Ok(message) = ToClient::parse(&record) {
-                    prop_assert_eq!(message.emit(), record);
+                    prop_assert_eq!(message.emit(), Some(record));
                 }
             }
             let held = HeldRecord { name, mode };
@@ -277,16 +238,15 @@ mod tests {
     #[test]
     fn golden() {
         let name = LockName::inode(Ino(1024));
-        let from = Key { zone: 3, first: 1, kind: 1, second: 2, third: 3, fourth: 4 };
         let refuse = ToClient::Refuse { name, mode: Mode::Read, refusal: Refusal::Recovering };
         let messages = [
             ("request", ToServer::Request { name, mode: Mode::WriteOnly }.emit()),
             ("release", ToServer::Release { name, generation: 7, kept: Mode::Read }.emit()),
-            ("grant", ToClient::Grant { name, generation: 7, mode: Mode::Write }.emit()),
-            ("revoke", ToClient::Revoke { name, generation: 7, to: Mode::Null }.emit()),
-            ("refuse", refuse.emit()),
-            ("recover", ToClient::Recover { from }.emit()),
+            ("grant", ToClient::Grant { name, generation: 7, mode: Mode::Write }.emit().unwrap()),
+            ("revoke", ToClient::Revoke { name, generation: 7, to: Mode::Null }.emit().unwrap()),
+            ("refuse", refuse.emit().unwrap()),
         ];
+        assert_eq!(ToClient::Recover { from: Key::MIN }.emit(), None);
         let held = Held { name, mode: Mode::Write }.emit();
         let hex = |bytes: &[u8]| -> String {
             bytes.iter().map(|byte| std::format!("{byte:02x}")).collect()
@@ -313,10 +273,10 @@ mod tests {
             ToClient::Grant { name, generation: 7, mode: Mode::Write },
             ToClient::Revoke { name, generation: 7, to: Mode::Null },
             ToClient::Refuse { name, mode: Mode::Read, refusal: Refusal::ClientFull },
-            ToClient::Recover { from: Key::inode(Ino(5001)) },
         ] {
-            assert_eq!(ToClient::parse(&message.emit()), Ok(message));
-            assert!(ToServer::parse(&message.emit()).is_err());
+            let record = message.emit().unwrap();
+            assert_eq!(ToClient::parse(&record), Ok(message));
+            assert!(ToServer::parse(&record).is_err());
         }
         let mut record = ToServer::Request { name, mode: Mode::Read }.emit();
         record.refusal = 1;

@@ -251,7 +251,8 @@ impl World {
             return;
         }
         if let Some(message) = self.server.poll_message(mount.id) {
-            mount.down.push_back(ToClient::parse(&message.emit()).unwrap());
+            let read = message.emit().map(|record| ToClient::parse(&record).unwrap());
+            mount.down.push_back(read.unwrap_or(message));
         }
     }
 

@@ -56,11 +56,12 @@ use super::{Held, LockName, Mode, Refusal, Scope, ToClient, ToServer};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::ClientId;
 use crate::format::key::Key;
+use crate::mutant::{Mutant, is_active};
 use crate::node::More;
 use outrider_hal::Instant;
 
 /// What a lock server may use.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Clients: the live, those to be recovered, and the ghosts of the evicted.
     pub clients: u32,
@@ -373,6 +374,32 @@ impl<'m> LockServer<'m> {
         Ok(server)
     }
 
+    /// Forgets everything: another term begins. Work: all there is room for.
+    pub fn reset(&mut self) {
+        self.phase = Phase::Recording;
+        for client in self.clients.iter_mut() {
+            client.standing = Standing::Nobody;
+            (client.entries, client.kept, client.outbox) = (List::EMPTY, List::EMPTY, List::EMPTY);
+        }
+        (self.unrecovered, self.ghosts_unknown, self.leaving) = (0, 0, 0);
+        self.table.clear();
+        for links in [
+            &mut self.by_client,
+            &mut self.by_lock,
+            &mut self.in_queue,
+            &mut self.in_outbox,
+            &mut self.in_ages,
+        ] {
+            links.fill(Link::FREE);
+        }
+        (self.free, self.ages) = (List::EMPTY, List::EMPTY);
+        for entry in 0..self.entries.len() as u32 {
+            self.free.push_back(self.by_client, entry);
+        }
+        (self.reclaims, self.generation) = (0, 0);
+        self.counters = Counters::default();
+    }
+
     /// Names a client that an earlier server has recorded: it may hold locks. Before [`start`]
     /// only.
     ///
@@ -613,6 +640,14 @@ impl<'m> LockServer<'m> {
         })
     }
 
+    /// Grants that clients and ghosts have.
+    #[must_use]
+    pub fn granted(&self) -> u32 {
+        let taken = (0..self.table.slots()).filter(|lock| self.table.name(*lock).is_some());
+        let entries = taken.flat_map(|lock| self.locks[lock as usize].entries.iter(self.by_lock));
+        entries.filter(|entry| self.entries[*entry as usize].mode != Mode::Null).count() as u32
+    }
+
     /// Entries in use.
     #[must_use]
     pub fn entries_used(&self) -> u32 {
@@ -734,7 +769,7 @@ impl<'m> LockServer<'m> {
 
     /// Grants what can be granted of a lock, and revokes what is in the way of the first in line.
     fn process(&mut self, now: Instant, lock: u32) {
-        if self.is_recovering() {
+        if self.is_recovering() && !is_active(Mutant::GrantInRecovery) {
             return;
         }
         while let Some(head) = self.locks[lock as usize].queue.front() {
@@ -760,7 +795,7 @@ impl<'m> LockServer<'m> {
             if entry.mode.admits(wanted, entry.client == client) {
                 continue;
             }
-            clear = false;
+            clear = is_active(Mutant::GrantBeforeRelease);
             let answers = self.clients[entry.client as usize].standing.answers();
             if answers && entry.revoke.is_none() {
                 let to = entry.mode.revoked_for(wanted);

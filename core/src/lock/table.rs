@@ -33,6 +33,17 @@ impl<'m> Table<'m> {
         })
     }
 
+    /// Frees all slots.
+    pub(super) fn clear(&mut self) {
+        let slots = self.slots();
+        self.names.fill(None);
+        for (slot, next) in (1..).zip(self.chain.iter_mut()) {
+            *next = if slot < slots { slot } else { NONE };
+        }
+        self.buckets.fill(NONE);
+        (self.free, self.used) = (0, 0);
+    }
+
     pub(super) fn used(&self) -> u32 {
         self.used
     }

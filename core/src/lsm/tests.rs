@@ -29,29 +29,29 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 const KIND: TreeKind = TreeKind(3);
-const FILTER_KEY: [u8; 16] = [9; 16];
+pub(crate) const FILTER_KEY: [u8; 16] = [9; 16];
 /// Blocks below are the trees', the others are the runs'.
 const RUNS_START: u64 = 4096;
-const VOLUME_BLOCKS: u64 = 1 << 20;
+pub(crate) const VOLUME_BLOCKS: u64 = 1 << 20;
 
 /// What a key holds; None: a tombstone.
-type Stored = Option<Vec<u8>>;
-type Items = BTreeMap<KeyBytes, Stored>;
+pub(crate) type Stored = Option<Vec<u8>>;
+pub(crate) type Items = BTreeMap<KeyBytes, Stored>;
 /// What there is: newest values.
-type Model = BTreeMap<KeyBytes, Vec<u8>>;
+pub(crate) type Model = BTreeMap<KeyBytes, Vec<u8>>;
 
 #[derive(Clone)]
-struct World {
-    manifest: Tree,
+pub(crate) struct World {
+    pub(crate) manifest: Tree,
     level_runs: [u64; LEVELS],
-    model: Rc<Model>,
-    next_order: u64,
+    pub(crate) model: Rc<Model>,
+    pub(crate) next_order: u64,
     /// Space that merges have freed, from the first on.
     freed: Rc<Vec<Extent>>,
 }
 
 /// Everything the tests share with the requests that run in a rig.
-struct Shared {
+pub(crate) struct Shared {
     /// Blocks to be written at once.
     writes: RefCell<Vec<(BlockNo, Block)>>,
     stale: Cell<u64>,
@@ -61,10 +61,10 @@ struct Shared {
     space: RefCell<RunSpace>,
     busy: RefCell<Vec<RunId>>,
     /// Blocks of the extents that merges are given.
-    segment: Cell<u64>,
+    pub(crate) segment: Cell<u64>,
     choosing: Cell<bool>,
-    chooser: RefCell<Chooser>,
-    merges: Cell<u64>,
+    pub(crate) chooser: RefCell<Chooser>,
+    pub(crate) merges: Cell<u64>,
     merged_items: Cell<u64>,
     moves: Cell<u64>,
     joins: Cell<u64>,
@@ -147,7 +147,7 @@ fn build(
 }
 
 /// Keys of all sorts, close together.
-fn key(n: u64) -> KeyBytes {
+pub(crate) fn key(n: u64) -> KeyBytes {
     let (owner, n) = (Ino(n / 16 % 24 + 1), n % 16);
     let key = match n {
         0 => Key::inode(owner),
@@ -161,7 +161,7 @@ fn key(n: u64) -> KeyBytes {
     key.into()
 }
 
-const KEYS: u64 = 16 * 24;
+pub(crate) const KEYS: u64 = 16 * 24;
 
 fn random_items(rng: &mut Rng, most: u64, value_max: u64) -> Items {
     let near = rng.one_in(2).then(|| rng.below(KEYS));
@@ -203,7 +203,7 @@ enum Stage {
 }
 
 /// A request that chooses what to merge, and merges it or gives up on the way.
-fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
+pub(crate) fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
     let mut merge = carve(|arena| Merge::carve(arena, &VOLUME, &FILTER_KEY));
     for _ in 0..POOL_MIN as u64 + rng.below((POOL_MAX - POOL_MIN + 1) as u64) {
         merge.give_block(fresh());
@@ -474,9 +474,9 @@ fn setup(rng: &mut Rng, updates: u32) -> Setup {
     }
 }
 
-struct Story {
-    rig: Rig<World>,
-    shared: Rc<Shared>,
+pub(crate) struct Story {
+    pub(crate) rig: Rig<World>,
+    pub(crate) shared: Rc<Shared>,
     /// Extents that merges have freed and that have been given back.
     freed: usize,
     /// A root that readers may still have.
@@ -485,7 +485,7 @@ struct Story {
 }
 
 impl Story {
-    fn new(seed: u64, updates: u32) -> Story {
+    pub(crate) fn new(seed: u64, updates: u32) -> Story {
         let mut rng = Rng(seed);
         let world = World {
             manifest: Tree::empty(KIND),
@@ -503,7 +503,7 @@ impl Story {
         }
     }
 
-    fn run(&mut self, mut op: Op<World>) {
+    pub(crate) fn run(&mut self, mut op: Op<World>) {
         self.names += 1;
         while let Some(back) = self.rig.offer(self.names, op) {
             op = back;
@@ -511,7 +511,7 @@ impl Story {
         }
     }
 
-    fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         self.rig.turn();
         self.turn_over();
     }
@@ -532,13 +532,13 @@ impl Story {
         }
     }
 
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         while !self.rig.is_idle() {
             self.turn();
         }
     }
 
-    fn commit(&mut self) {
+    pub(crate) fn commit(&mut self) {
         if self.rig.rng.one_in(2) {
             self.settle();
         }
@@ -553,7 +553,7 @@ impl Story {
         }
     }
 
-    fn record(&mut self, items: Items) {
+    pub(crate) fn record(&mut self, items: Items) {
         let mut space = self.shared.space.borrow_mut();
         let bytes = items.values().map(|stored| item_bytes(&value(stored)) as u64).sum();
         let blocks = blocks_for(items.len() as u64, bytes).unwrap();
@@ -618,7 +618,7 @@ fn census(story: &mut Story) -> Vec<Run> {
     runs
 }
 
-fn random_policy(rng: &mut Rng) -> Policy {
+pub(crate) fn random_policy(rng: &mut Rng) -> Policy {
     if rng.one_in(4) {
         return Policy::STANDARD;
     }

@@ -64,7 +64,8 @@ pub enum LinkEvent {
         term: Term,
         /// The client's id.
         client: ClientId,
-        /// It is another server than before, or the first: the session was renewed.
+        /// It is another server than before, or the first: the session was renewed. This is said
+        /// even if the connection has ended since.
         renewed: bool,
     },
     /// A message stands at the head. Said once for each.
@@ -367,7 +368,8 @@ impl<'m> Link<'m> {
             Phase::Idle | Phase::Over(_) => {}
             Phase::Challenge(_) | Phase::Welcome(_) | Phase::Open => {
                 self.phase = Phase::Over(end);
-                self.up = None;
+                // That requests of the term before were dropped must be heard before more are made.
+                self.up = self.up.filter(|up| matches!(up, LinkEvent::Up { renewed: true, .. }));
                 self.message_told = false;
             }
         }
@@ -422,6 +424,7 @@ impl<'m> Link<'m> {
         self.client = Some(admission.client).filter(|client| *client != ClientId(0));
         self.line.rekey(now, seeds.to_client, seeds.to_server);
         self.phase = Phase::Open;
+        let renewed = renewed || self.up.is_some();
         self.up = Some(LinkEvent::Up { term, client: admission.client, renewed });
         Ok(())
     }

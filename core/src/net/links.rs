@@ -85,8 +85,9 @@ impl LinksLimits {
     }
 
     /// Connections: one for each session, and those in the greeting.
-    fn slots(&self) -> u32 {
-        u32::from(self.clients_max) + u32::from(self.guests_max) + u32::from(self.half_open_max)
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.clients_max as u32 + self.guests_max as u32 + self.half_open_max as u32
     }
 
     fn members(&self) -> u32 {
@@ -574,7 +575,7 @@ impl<'m> Links<'m> {
     pub fn request(
         &mut self,
         id: SessionId,
-        request: &ServerRequest,
+        request: &ServerRequest<'_>,
     ) -> Result<RequestId, NotSent> {
         let index = self.member(id).ok_or(NotSent::NotConnected)?;
         self.members[index].session.request(request)
@@ -874,9 +875,9 @@ impl<'m> Member<'m> {
         self.parted = false;
     }
 
-    /// Checks that a guest asks for nothing but the status.
+    /// Checks that a guest asks for nothing but reports.
     fn check_guest(&self, line: &Line<'_>) -> Result<(), End> {
-        let strange = |message: Message<'_>| message.kind != Kind::Status;
+        let strange = |message: Message<'_>| !matches!(message.kind, Kind::Status | Kind::Statfs);
         match self.occupant == Occupant::Guest && line.message().is_some_and(strange) {
             true => Err(Breach::Guest.into()),
             false => Ok(()),

@@ -27,7 +27,7 @@ pub(super) struct Kept {
 
 impl Kept {
     pub(super) const NONE: Kept =
-        Kept { seq: 0, request: 0, kind: Kind::Lock, part: Part::Request, offset: 0, bytes: 0 };
+        Kept { seq: 0, request: 0, kind: Kind::LockAsk, part: Part::Request, offset: 0, bytes: 0 };
 }
 
 /// The kept messages of one direction of a session.

@@ -32,11 +32,10 @@ use core::marker::PhantomData;
 /// How many requests of the shared sort a session has room for. Both ends' numbers must fit: the
 /// greeting fails if one asks more than the other answers.
 ///
-/// A full window makes its owner wait for an answer that may itself wait for something behind it,
-/// so windows are as large as the owners' other limits let them become needed. A client's: one for
-/// each operation that can wait for a lock, plus one for each release, root and statfs that can be
-/// under way beside those. The server's: one for each lock that one client can have in use at once,
-/// for all of those may be wanted back, and the first may have to wait for the last.
+/// A full window makes its owner wait for an answer, so none of the shared sort may wait for
+/// something behind it: messages about locks are answered as soon as they are taken, whatever comes
+/// of them, and the others when the server has looked. So a window bounds how much is on its way at
+/// once, and nothing else; what does not fit waits at its owner, in an order that it chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {
     /// This end's, until their answers are acknowledged.
@@ -133,7 +132,7 @@ impl<'m> Sessions<'m> {
         count: u32,
     ) -> Result<Sessions<'m>, ArenaFull> {
         let (messages, bytes) = room::<S>(limits);
-        let none = Taken { seq: 0, kind: Kind::Lock, answer: false, recorded: true };
+        let none = Taken { seq: 0, kind: Kind::LockAsk, answer: false, recorded: true };
         let all = |each: u32| each.checked_mul(count).ok_or(ArenaFull);
         Ok(Sessions {
             space: arena.slice(all(bytes)?, |_| 0)?,
@@ -191,10 +190,10 @@ impl<'m, S: Speaker> Session<'m, S> {
         self.renew();
     }
 
-    /// Begins anew with another server. Requests are kept, and are sent again from number 1.
-    /// Answers are dropped, for the new server never asked.
+    /// Begins anew with another server. Requests are kept, and are sent again from number 1, but
+    /// for those that mean nothing to it. Answers are dropped, for the new server never asked.
     pub(super) fn renew(&mut self) {
-        self.log.retain(|kept| kept.part == Part::Request);
+        self.log.retain(|kept| kept.part == Part::Request && !kept.kind.is_of_one_term());
         self.log.renumber();
         self.taken_len = 0;
         self.epoch += 1;

@@ -396,6 +396,12 @@ impl<'m> Voter<'m> {
         self.office().is_some_and(|office| now < office.lease_end)
     }
 
+    /// When its lease is over, while it leads: what [`may_act`](Self::may_act) goes by.
+    #[must_use]
+    pub fn lease_end(&self) -> Option<Instant> {
+        self.office().map(|office| office.lease_end)
+    }
+
     /// The latest trouble, until it is over.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {

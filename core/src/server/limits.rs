@@ -3,6 +3,7 @@
 use crate::block;
 use crate::btree::{CREATES_PER_UPDATE, PINS_PER_READ, PINS_PER_UPDATE};
 use crate::format::run::SEGMENT_BLOCKS;
+use crate::lock;
 use crate::lsm::choose::{PINS_PER_CHOOSE, Policy};
 use crate::lsm::manifest::CHANGE_MAX;
 use crate::lsm::merge::PINS_PER_MERGE;
@@ -24,6 +25,8 @@ pub struct ServerLimits {
     pub level_0_max: u64,
     /// Blocks of a merged run at the most: no more than a segment's, and less for tests only.
     pub run_blocks: u64,
+    /// Locks.
+    pub locks: lock::server::Limits,
 }
 
 /// Why limits can't work.
@@ -43,6 +46,10 @@ pub enum LimitsError {
     LevelZero,
     /// A merged run has no blocks, or more than a segment.
     RunBlocks,
+    /// The lock server could not go on.
+    Locks(lock::server::LimitsError),
+    /// A client with a record might find no place among those with locks.
+    LockClients,
 }
 
 /// Blocks that the largest plan may obtain. A transaction's updates of each tree share the upper
@@ -105,6 +112,22 @@ impl ServerLimits {
             merging: Policy::STANDARD,
             level_0_max: 1024,
             run_blocks: SEGMENT_BLOCKS,
+            locks: ServerLimits::locks(clients_max, 1024),
+        }
+    }
+
+    /// Limits for locks: so many for each of these clients, one of which may have four times that.
+    #[must_use]
+    pub const fn locks(clients_max: u16, each: u32) -> lock::server::Limits {
+        let clients = clients_max as u32;
+        let entries_high = (clients + 4) * each;
+        lock::server::Limits {
+            // Those with a record, and as many whose locks are still being cleared away.
+            clients: 2 * clients,
+            entries: entries_high + entries_high / 8,
+            entries_per_client: 4 * each,
+            entries_high,
+            reclaims: 64,
         }
     }
 
@@ -114,7 +137,7 @@ impl ServerLimits {
         // the store's own, the job that looks after free space or reads the clients' records, and
         // the one that merges;
         3
-            // of each mount a transaction and a loan, or its farewell;
+            // of each mount a transaction and a loan, or its farewell, or its eviction;
             + 2 * clients_max as u32
             // of each connection in the greeting a new record; and as many whose connection has
             // ended since, to be waited for before another takes its place.
@@ -125,6 +148,10 @@ impl ServerLimits {
     pub fn validate(&self) -> Result<(), LimitsError> {
         self.cache.validate().map_err(LimitsError::Cache)?;
         self.links.validate().map_err(LimitsError::Links)?;
+        self.locks.validate().map_err(LimitsError::Locks)?;
+        if self.locks.clients < 2 * u32::from(self.links.clients_max) {
+            return Err(LimitsError::LockClients);
+        }
         let LinksLimits { clients_max, half_open_max, .. } = self.links;
         if self.cache.requests != ServerLimits::requests(clients_max, half_open_max) {
             return Err(LimitsError::Requests);

@@ -13,6 +13,7 @@
 //!
 //! What this module deliberately doesn't know: sessions, and when a commit is durable.
 
+use super::evict;
 use crate::block::{Cache, Pins};
 use crate::error::{Corruption, Error, Stop};
 use crate::format::layout::FIRST_BLKNO;
@@ -28,6 +29,7 @@ use crate::format::wire::message::{
 };
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{BlockNo, ClientId, CommitNo, Ino, RunId, Seq};
+use crate::lock::GROUP_KEYS;
 use crate::txn::loans::{EXTENTS_HIGH, Loans, NotSo};
 use crate::txn::settle::lend_floor;
 use crate::txn::store::Store;
@@ -129,12 +131,26 @@ impl Context<'_, '_> {
     }
 }
 
-fn corrupt(trees: &Trees, what: Corruption) -> Error {
+pub(super) fn corrupt(trees: &Trees, what: Corruption) -> Error {
     Error::Corrupt { blkno: trees.clients.root().node.blkno(), what }
 }
 
-/// The record of a client.
+/// The record of a client that is mounted.
 fn record(
+    client: ClientId,
+    trees: &Trees,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<ClientRecord, Halt> {
+    let record = any_record(client, trees, cache, pins)?;
+    match record.state == ClientState::Mounted as u8 {
+        true => Ok(record),
+        false => Err(Halt::Refuse(ErrorCode::Evicted)),
+    }
+}
+
+/// The record of a client.
+pub(super) fn any_record(
     client: ClientId,
     trees: &Trees,
     cache: &mut Cache<'_>,
@@ -233,8 +249,13 @@ fn exchange(
         }
     }
     let mut lent = state.lent.clone();
+    // A lock covers a group of inodes: no two clients are to draw from one.
+    let first_ino = match request.inodes {
+        0 => trees.next_ino.0,
+        _ => trees.next_ino.0.next_multiple_of(GROUP_KEYS),
+    };
     for (pool, start, count) in [
-        (Pool::Inodes, trees.next_ino.0, request.inodes),
+        (Pool::Inodes, first_ino, request.inodes),
         (Pool::RunIds, trees.next_run.0, request.run_ids),
     ] {
         if count > 0 {
@@ -263,7 +284,7 @@ fn exchange(
         trees.freed.put(key.as_bytes(), list.as_bytes(), &mut update, cache);
     }
     kept.write(trees, &mut update, cache);
-    trees.next_ino = Ino(trees.next_ino.0 + u64::from(request.inodes));
+    trees.next_ino = Ino(first_ino + u64::from(request.inodes));
     trees.next_run = RunId(trees.next_run.0 + u64::from(request.run_ids));
     for _ in &keys {
         cx.store.next_freed_list();
@@ -500,7 +521,7 @@ fn use_loans(
 
 /// The last number such that no transaction up to it is open, when this one is open no more and the
 /// next will have this number.
-fn stable_without(
+pub(super) fn stable_without(
     closed: Option<&OpenSeqKey>,
     seq_next: Seq,
     trees: &Trees,
@@ -544,7 +565,10 @@ pub(super) fn farewell(
     let found = trees.loans.next(from.as_bytes(), cache, pins)?;
     let found = found.and_then(|item| Some((LoanKey::read_from_bytes(item.key).ok()?, item.value)));
     let Some((key, value)) = found.filter(|(key, _)| key.client == from.client) else {
-        return forget(cx, client, seq).map(|stable| (Progress::Done, Some(stable)));
+        return match evict::release(cx, client)? {
+            true => Ok((Progress::More, None)),
+            false => forget(cx, client, seq).map(|stable| (Progress::Done, Some(stable))),
+        };
     };
     let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs));
     let copied = list(value).ok().and_then(|list| Vec::from_slice(list).ok());
@@ -565,12 +589,14 @@ pub(super) fn farewell(
     Ok((Progress::More, None))
 }
 
-/// Deletes all that is recorded of a client that has nothing any more.
+/// Deletes all that is recorded of a client that has nothing any more. One that was evicted has no
+/// open transaction.
 fn forget(cx: &mut Context<'_, '_>, client: ClientId, seq: Seq) -> Result<Seq, Halt> {
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
     let open = OpenSeqKey { seq: seq.0.into(), client: client.0.into() };
-    let stable = stable_without(Some(&open), trees.next_seq, trees, cache, pins)?;
+    let closed = Some(&open).filter(|_| seq != Seq(0));
+    let stable = stable_without(closed, trees.next_seq, trees, cache, pins)?;
     let keys = [ClientPart::Client, ClientPart::TransactionAnswer, ClientPart::LoanAnswer]
         .map(|part| ClientKey::new(client, part));
     let mut there = [false; 3];
@@ -582,12 +608,16 @@ fn forget(cx: &mut Context<'_, '_>, client: ClientId, seq: Seq) -> Result<Seq, H
     for key in keys.clone() {
         trees.clients.plan_delete(key.as_bytes(), &mut plan, cache, pins)?;
     }
-    trees.open_seqs.plan_delete(open.as_bytes(), &mut plan, cache, pins)?;
+    if let Some(closed) = closed {
+        trees.open_seqs.plan_delete(closed.as_bytes(), &mut plan, cache, pins)?;
+    }
     let mut update = cache.reserve(&plan, pins)?;
     for key in keys {
         trees.clients.delete(key.as_bytes(), &mut update, cache);
     }
-    trees.open_seqs.delete(open.as_bytes(), &mut update, cache);
+    if let Some(closed) = closed {
+        trees.open_seqs.delete(closed.as_bytes(), &mut update, cache);
+    }
     Ok(stable)
 }
 
@@ -704,6 +734,8 @@ pub(super) struct Recorded {
     pub(super) client: ClientId,
     /// What it drew before its first greeting.
     pub(super) nonce: [u8; 16],
+    /// It was evicted.
+    pub(super) evicted: bool,
 }
 
 /// The recorded client that follows this one.
@@ -719,7 +751,8 @@ pub(super) fn next_client(
     let (Ok(key), Ok(record)) = (key, record) else {
         return Err(corrupt(trees, Corruption::Value).into());
     };
-    Ok(Some(Recorded { client: ClientId(key.client.get()), nonce: record.nonce }))
+    let evicted = record.state == ClientState::Evicted as u8;
+    Ok(Some(Recorded { client: ClientId(key.client.get()), nonce: record.nonce, evicted }))
 }
 
 /// The open transaction that follows this one, and whose it is.

@@ -9,6 +9,7 @@
 //!
 //! What this module deliberately doesn't know: what requests do.
 
+use super::evict::EvictState;
 use super::limits::ServerLimits;
 use super::requests::LoanState;
 use crate::arena::{Arena, ArenaFull};
@@ -18,7 +19,7 @@ use crate::format::wire::ErrorCode;
 use crate::format::wire::PAYLOAD_BYTES_MAX;
 use crate::format::{ClientId, CommitNo, Seq};
 use crate::net::{SessionId, Ticket};
-use outrider_hal::StreamId;
+use outrider_hal::{Instant, StreamId};
 
 /// What a request is about.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) enum Work {
     Transaction { seq_next: Seq },
     /// A farewell.
     Farewell,
+    /// An eviction.
+    Evict(EvictState),
 }
 
 /// Where a request is.
@@ -81,6 +84,10 @@ pub(super) enum Standing {
     Mounted,
     /// It has said farewell, and its record is still there.
     Leaving,
+    /// It is being evicted, or was by an earlier leader that may not have come to the end.
+    Evicting,
+    /// It was evicted, and what it was lent is quarantined.
+    Evicted,
 }
 
 /// A client with a record.
@@ -91,6 +98,41 @@ pub(super) struct Member {
     pub(super) standing: Standing,
     /// Its open transaction, as far as that is durable.
     pub(super) seq: Seq,
+    /// It was recorded in this term, and has not said yet that it holds no locks.
+    pub(super) is_new: bool,
+    /// It was asked so.
+    pub(super) asked_held: bool,
+    /// It was evicted, and all that followed is durable.
+    pub(super) evicted: bool,
+    /// It was evicted: what it may still write in place stays locked until then.
+    pub(super) ghost_until: Option<Instant>,
+    /// Its eviction failed, and is tried again then.
+    pub(super) retry_at: Instant,
+    /// Blocks that are quarantined because of it.
+    pub(super) quarantined: u64,
+}
+
+impl Member {
+    /// Whether it is evicted, or being so.
+    pub(super) fn is_out(&self) -> bool {
+        matches!(self.standing, Standing::Evicting | Standing::Evicted)
+    }
+
+    /// A client of this record.
+    pub(super) fn new(client: ClientId, nonce: [u8; 16], standing: Standing) -> Member {
+        Member {
+            client,
+            nonce,
+            standing,
+            seq: Seq(0),
+            is_new: false,
+            asked_held: false,
+            evicted: false,
+            ghost_until: None,
+            retry_at: Instant(0),
+            quarantined: 0,
+        }
+    }
 }
 
 /// The requests.
@@ -191,17 +233,16 @@ impl<'m> Table<'m> {
 
 impl<'m> Members<'m> {
     pub(super) fn carve(arena: &mut Arena<'m>, clients: u32) -> Result<Members<'m>, ArenaFull> {
-        let nobody = Member {
-            client: ClientId(0),
-            nonce: [0; 16],
-            standing: Standing::Greeting,
-            seq: Seq(0),
-        };
+        let nobody = Member::new(ClientId(0), [0; 16], Standing::Greeting);
         Ok(Members { members: arena.slice(clients, |_| nobody)?, len: 0 })
     }
 
     pub(super) fn all(&self) -> &[Member] {
         &self.members[..self.len]
+    }
+
+    pub(super) fn all_mut(&mut self) -> &mut [Member] {
+        &mut self.members[..self.len]
     }
 
     pub(super) fn find(&mut self, client: ClientId) -> Option<&mut Member> {

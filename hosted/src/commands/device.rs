@@ -3,25 +3,27 @@
 //! # Invariants
 //!
 //! * Who only reads opens the device read-only.
-//! * Who writes holds the device for itself: a block device is opened exclusively, and either kind
-//!   is locked, so that two programs never make a volume on it at one time.
+//! * Who makes a volume holds the device for itself: a block device is opened exclusively, and
+//!   either kind is locked. Servers and mounts hold that lock together with each other.
+//! * All reading is direct where it can be: the page cache would show what stood on a shared device
+//!   before another host wrote to it.
 //!
 //! What this module deliberately doesn't know: what is read and written.
 
 use super::Failure;
-use outrider_core::arena::{Arena, ArenaFull, REGION_ALIGN};
+use outrider_core::arena::{Arena, ArenaFull};
 use outrider_core::format::layout::{SUPER_BLKNO, spare_blkno};
 use outrider_core::format::super_block::{Super, SuperError, Unverified};
 use outrider_core::node::{Action, Event, More, Node};
 use outrider_hal::{BLOCK_BYTES, Block, BlockDevice, BlockNo, BlockRequest, Clock, Instant};
 use outrider_hosted::clock::BootClock;
-use outrider_hosted::disk::{Access, FileDevice};
+use outrider_hosted::disk::{Access, FileDevice, open_file};
+use outrider_hosted::memory::region;
 use outrider_hosted::wait::{Bell, wait};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::mem::MaybeUninit;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -40,8 +42,8 @@ pub(crate) fn system(path: &Path, doing: &str, error: &io::Error) -> Failure {
 impl Image {
     /// Opens a device for reading.
     pub(crate) fn open(path: &Path) -> Result<Image, Failure> {
-        let file = File::open(path).map_err(|error| system(path, "open", &error))?;
-        Image::of(file, path)
+        let file = open_file(path, Access::ReadOnly);
+        Image::of(file.map_err(|error| system(path, "open", &error))?, path)
     }
 
     /// Looks at a device that is open.
@@ -140,6 +142,21 @@ impl Image {
     }
 }
 
+/// Holds a device together with the others that use its volume, for as long as what is returned
+/// lives: nobody makes another volume on it meanwhile.
+pub(crate) fn hold(path: &Path) -> Result<File, Failure> {
+    let file = File::open(path).map_err(|error| system(path, "open", &error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(in_use(path)),
+        Err(error) => Err(system(path, "lock", &error.into())),
+    }
+}
+
+fn in_use(path: &Path) -> Failure {
+    Failure::new(format!("{} is in use; stop what uses it first", path.display()))
+}
+
 /// Opens a device for writing, and for nobody else. The file is made if `create` says so.
 pub(crate) fn open_alone(path: &Path, create: bool) -> Result<File, Failure> {
     let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
@@ -150,14 +167,13 @@ pub(crate) fn open_alone(path: &Path, create: bool) -> Result<File, Failure> {
     } else {
         options.create_new(create);
     }
-    let busy = || Failure::new(format!("{} is in use; stop what uses it first", path.display()));
     let file = options.open(path).map_err(|error| match error.raw_os_error() {
-        Some(code) if code == Errno::BUSY.raw_os_error() => busy(),
+        Some(code) if code == Errno::BUSY.raw_os_error() => in_use(path),
         Some(_) | None => system(path, "open", &error),
     })?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(busy()),
+        Err(Errno::WOULDBLOCK) => Err(in_use(path)),
         Err(error) => Err(system(path, "lock", &error.into())),
     }
 }
@@ -170,15 +186,10 @@ pub(crate) fn carved<T>(
     let full = |ArenaFull| Failure::new("the volume is too large for this machine's memory");
     carve(&mut measure).map_err(full)?;
     let bytes = measure.bytes_used();
-    let mut region: Vec<MaybeUninit<u8>> = Vec::new();
-    region.try_reserve_exact(bytes + REGION_ALIGN).map_err(|_| {
+    let region = region(bytes).map_err(|_| {
         Failure::new(format!("this takes {} MiB of memory; there is less", bytes >> 20))
     })?;
-    region.resize(bytes + REGION_ALIGN, MaybeUninit::uninit());
-    // The process ends with the command.
-    let region = Vec::leak(region);
-    let pad = region.as_ptr().align_offset(REGION_ALIGN);
-    let mut arena = Arena::new(&mut region[pad..][..bytes]).map_err(full)?;
+    let mut arena = Arena::new(region).map_err(full)?;
     carve(&mut arena).map_err(full)
 }
 
@@ -218,7 +229,7 @@ pub(crate) fn drive<N: Node<'static>>(
             return Ok(());
         }
         let far = Instant(now.0 + 60_000_000_000);
-        wait(&bell, &mut Vec::new(), now, Some(far)).map_err(failed)?;
+        wait(&bell, &[], now, Some(far)).map_err(failed)?;
     }
 }
 

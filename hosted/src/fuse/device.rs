@@ -9,8 +9,8 @@
 //! # Invariants
 //!
 //! * A request is in the table from before the file system hears of it until its answer: an answer
-//!   is written at most once, and an interrupt for a request that isn't there is sent back to the
-//!   kernel.
+//!   is written at most once. An interrupt for a request that the file system doesn't know is sent
+//!   back to the kernel.
 
 use super::Filesystem;
 use super::buffer::{BUFFER_BYTES, Buffer, Pool};
@@ -321,9 +321,7 @@ impl<F: Filesystem> Reader<F> {
                 }
             }
             Message::Interrupt(unique) => {
-                if self.device.in_flight().contains_key(&unique) {
-                    self.filesystem.handle_interrupt(RequestId(unique));
-                } else {
+                if !self.filesystem.handle_interrupt(RequestId(unique)) {
                     // Not heard of yet, or answered: the kernel knows which, and repeats it or not.
                     let _ = self.device.refuse(header.unique, Errno::AGAIN);
                 }

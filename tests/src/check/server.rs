@@ -12,8 +12,10 @@
 //!   nothing else.
 
 use crate::check::Checker;
+use crate::rng::Rng;
 use crate::scenario::server::merge::{Made, Reader};
 use crate::scenario::server::{BLOCKS, FAREWELLS, Mount, volume};
+use crate::time::Time;
 use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::format::block::{Magic, Promise, open};
@@ -21,14 +23,16 @@ use outrider_core::format::btree::{Node, TreeRoot, parse};
 use outrider_core::format::key::KeyBytes;
 use outrider_core::format::layout::{FIRST_BLKNO, spare_blkno};
 use outrider_core::format::records::{
-    BlockKey, ClientKey, ClientPart, ClientRecord, Length, LengthKey, LoanKey, ManifestEntry,
-    ManifestKey, Pool, extent, list,
+    BlockKey, ClientKey, ClientPart, ClientRecord, ClientState, Length, LengthKey, LoanKey,
+    ManifestEntry, ManifestKey, OwnerKind, Pool, QuarantineKey, extent, list,
 };
 use outrider_core::format::root::{Extent, LEVELS, Root, TAKEOVER_BLOCKS};
 use outrider_core::format::wire::message::{Payload, ServerAnswer};
 use outrider_core::format::wire::{ErrorCode, Kind};
 use outrider_core::format::{BlockNo, ClientId, CommitNo, Seq, Term};
+use outrider_core::lock::{LockName, Mode};
 use outrider_core::server::{Counters, Server};
+use outrider_hal::Instant;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -57,6 +61,21 @@ pub struct Log {
     seqs: BTreeSet<u64>,
     stable: Seq,
     refusals: u64,
+    /// Blocks that each client is lent and has not used, as far as it knows.
+    lent: BTreeMap<ClientId, BTreeSet<u64>>,
+    /// The newest manifest that anybody was told of when it let go of each lock, or before.
+    left: BTreeMap<LockName, CommitNo>,
+    root: CommitNo,
+    /// Who runs on each host.
+    hosts: BTreeMap<u16, ClientId>,
+    /// Nameless inodes that are used, by whom, and the last there is.
+    uses: BTreeMap<ClientId, BTreeSet<u64>>,
+    inos: u64,
+    grants: u64,
+    evicted: u64,
+    orphans: u64,
+    /// Locks that were reported to a new server.
+    pub reported: u64,
     wrong: Option<String>,
 }
 
@@ -70,14 +89,16 @@ impl Log {
         stamp
     }
 
-    fn demand(&mut self, holds: bool, what: impl FnOnce() -> String) {
+    /// Takes note of what is wrong first.
+    pub fn demand(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if !holds && self.wrong.is_none() {
             self.wrong = Some(what());
         }
     }
 
     /// A mount was welcomed.
-    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16]) {
+    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16], host: u16) {
+        self.hosts.insert(host, client);
         match self.nonces.get(&client) {
             Some(known) => {
                 let same = *known == nonce;
@@ -88,6 +109,70 @@ impl Log {
                 self.nonces.insert(client, nonce);
             }
         }
+    }
+
+    /// A machine has booted: whoever ran there is gone.
+    pub fn booted(&mut self, host: u16) {
+        if let Some(client) = self.hosts.remove(&host) {
+            self.uses.remove(&client);
+        }
+    }
+
+    /// A mount has heard that it was evicted.
+    pub fn evicted(&mut self, client: ClientId, live: bool) {
+        self.evicted += 1;
+        self.uses.remove(&client);
+        self.demand(!live, || format!("client {client} was evicted during its lease"));
+    }
+
+    /// What a client is lent now, and has not used.
+    pub fn has<'e>(&mut self, client: ClientId, extents: impl Iterator<Item = &'e (u64, u64)>) {
+        let blocks = extents.flat_map(|&(start, len)| start..start + len).collect();
+        self.lent.insert(client, blocks);
+    }
+
+    /// Somebody was told of this manifest.
+    pub fn saw(&mut self, root: CommitNo) {
+        self.root = self.root.max(root);
+    }
+
+    /// A lock is let go of.
+    pub fn released(&mut self, name: LockName) {
+        self.left.insert(name, self.root);
+    }
+
+    /// A lock was granted, with this manifest.
+    pub fn granted(&mut self, name: LockName, root: CommitNo) {
+        self.grants += 1;
+        let left = self.left.get(&name).copied().unwrap_or_default();
+        self.demand(root >= left, || format!("{name} was granted with {root}, left with {left}"));
+    }
+
+    /// A new nameless inode.
+    pub fn nameless(&mut self) -> u64 {
+        self.inos += 1;
+        self.inos
+    }
+
+    /// Some nameless inodes that there are.
+    pub fn some_inos(&self, entropy: &mut Rng) -> Vec<u64> {
+        let first = self.inos.saturating_sub(entropy.below(64)).max(1);
+        (first..=self.inos).collect()
+    }
+
+    /// Which nameless inodes a client uses.
+    pub fn uses(&mut self, client: ClientId, inos: &BTreeSet<u64>) {
+        if client != ClientId(0) {
+            self.uses.insert(client, inos.clone());
+        }
+    }
+
+    /// A client was told that nobody else uses this inode.
+    pub fn unused(&mut self, asker: ClientId, ino: u64) {
+        self.orphans += 1;
+        let mut others = self.uses.iter().filter(|(client, _)| **client != asker);
+        let user = others.find(|(_, uses)| uses.contains(&ino)).map(|(client, _)| *client);
+        self.demand(user.is_none(), || format!("inode {ino} is used by {user:?}"));
     }
 
     /// A transaction will be sent.
@@ -152,6 +237,7 @@ impl Log {
     /// A farewell was answered.
     pub fn parted(&mut self, client: ClientId) {
         self.parted.insert(client);
+        self.uses.remove(&client);
     }
 
     /// A request was refused.
@@ -175,6 +261,17 @@ pub struct Servers {
     read: BTreeSet<u64>,
     readings: u64,
     items_read: u64,
+    leases: BTreeMap<HostId, Lease>,
+}
+
+/// A mount's lease as time really passes.
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    boots: u32,
+    /// As the mount has it, on its clock.
+    until: Instant,
+    /// When that is, as its clock went when it was renewed.
+    ends: Time,
 }
 
 impl Servers {
@@ -193,7 +290,38 @@ impl Servers {
             read: BTreeSet::new(),
             readings: 0,
             items_read: 0,
+            leases: BTreeMap::new(),
         }
+    }
+
+    /// Checks that what mounts hold during their leases goes together.
+    fn check_locks(&mut self, world: &World, host: HostId) -> Result<(), String> {
+        let Some(mount) = world.guest::<Mount>(host) else { return Ok(()) };
+        let (boots, until) = (world.boots(host), mount.lease_until());
+        let known = self.leases.get(&host);
+        if known.is_none_or(|lease| (lease.boots, lease.until) != (boots, until)) {
+            let left = until.since(world.clock(host));
+            let ends = world.now().plus(left);
+            self.leases.insert(host, Lease { boots, until, ends });
+        }
+        let is_live = |host: HostId| {
+            let lease = self.leases.get(&host);
+            lease.is_some_and(|lease| lease.boots == world.boots(host) && lease.ends > world.now())
+                && world.is_running(host)
+        };
+        if !is_live(host) {
+            return Ok(());
+        }
+        for other in world.hosts().filter(|other| *other != host && is_live(*other)) {
+            let Some(theirs) = world.guest::<Mount>(other) else { continue };
+            for (name, mode) in mount.held() {
+                let with = theirs.held().find(|(their_name, _)| *their_name == name);
+                if let Some((_, their_mode)) = with.filter(|(_, their)| !goes(mode, *their)) {
+                    return Err(format!("{name}: {host} holds {mode:?}, {other} {their_mode:?}"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check(&mut self, world: &World, root: &Root) -> Result<(), String> {
@@ -216,6 +344,15 @@ impl Servers {
             let there = census.clients.get(client).map(|record| record.loan.get());
             if there.is_some_and(|there| there < *loans) {
                 return Err(format!("client {client} was lent {loans}, has {there:?}"));
+            }
+        }
+        let out = |record: &ClientRecord| record.state == ClientState::Evicted as u8;
+        for (client, _) in census.clients.iter().filter(|(_, record)| out(record)) {
+            let waits = census.kept.get(client);
+            for blkno in log.lent.get(client).into_iter().flatten() {
+                if !waits.is_some_and(|waits| waits.contains(blkno)) {
+                    return Err(format!("block {blkno} of {client}, evicted, is not kept back"));
+                }
             }
         }
         if let Some(client) = log.parted.iter().find(|client| census.clients.contains_key(client)) {
@@ -300,6 +437,11 @@ impl Servers {
     }
 }
 
+/// Whether two mounts may hold a lock like this.
+fn goes(one: Mode, other: Mode) -> bool {
+    one == other && matches!(one, Mode::Read | Mode::WriteOnly)
+}
+
 struct Census<'w> {
     world: &'w World,
     owners: Vec<Option<&'static str>>,
@@ -310,6 +452,8 @@ struct Census<'w> {
     level_runs: [u64; LEVELS],
     /// Level and greatest key of the last run.
     last_run: Option<(u8, KeyBytes)>,
+    /// Blocks that are lent to each client, or quarantined on account of it.
+    kept: BTreeMap<ClientId, BTreeSet<u64>>,
 }
 
 type Visit<'a> = dyn FnMut(&mut Census<'_>, &[u8], &[u8]) -> Result<(), String> + 'a;
@@ -325,6 +469,7 @@ impl<'w> Census<'w> {
             runs: BTreeMap::new(),
             level_runs: [0; LEVELS],
             last_run: None,
+            kept: BTreeMap::new(),
         }
     }
 
@@ -338,6 +483,11 @@ impl<'w> Census<'w> {
             }
         }
         Ok(())
+    }
+
+    fn keep(&mut self, client: ClientId, extents: &[Extent]) {
+        let blocks = extents.iter().flat_map(|extent| extent.start().0..extent.end().0);
+        self.kept.entry(client).or_default().extend(blocks);
     }
 
     fn tree(&mut self, at: &TreeRoot, each: &mut Visit<'_>) -> Result<(), String> {
@@ -392,17 +542,24 @@ impl<'w> Census<'w> {
             let extents = list(value).map_err(|what| format!("{what:?}"))?;
             match pool {
                 Pool::Data | Pool::Runs => {
+                    census.keep(ClientId(key.client.get()), extents);
                     extents.iter().try_for_each(|extent| census.add(*extent, "a loan"))
                 }
                 Pool::Inodes | Pool::RunIds => Ok(()),
             }
         })?;
-        for tree in [&fields.freed, &fields.quarantine] {
-            self.tree(tree, &mut |census, _, value| {
-                let extents = list(value).map_err(|what| format!("{what:?}"))?;
-                extents.iter().try_for_each(|extent| census.add(*extent, "what waits"))
-            })?;
-        }
+        self.tree(&fields.freed, &mut |census, _, value| {
+            let extents = list(value).map_err(|what| format!("{what:?}"))?;
+            extents.iter().try_for_each(|extent| census.add(*extent, "what was freed"))
+        })?;
+        self.tree(&fields.quarantine, &mut |census, key, value| {
+            let key = QuarantineKey::ref_from_bytes(key).map_err(|_| "a key")?;
+            let extents = list(value).map_err(|what| format!("{what:?}"))?;
+            if key.kind == OwnerKind::Client as u8 {
+                census.keep(ClientId(key.owner.get()), extents);
+            }
+            extents.iter().try_for_each(|extent| census.add(*extent, "what waits"))
+        })?;
         self.tree(&fields.manifest, &mut |census, key, value| {
             let key = ManifestKey::ref_from_bytes(key).map_err(|_| "a key")?;
             let entry = ManifestEntry::ref_from_bytes(value).map_err(|_| "an entry")?;
@@ -470,6 +627,7 @@ impl Checker for Servers {
         if let Some(wrong) = &self.log.borrow().wrong {
             return Err(wrong.clone());
         }
+        self.check_locks(world, host)?;
         let Some(server) = world.guest::<Server<'static>>(host) else { return Ok(()) };
         let counters = server.counters();
         let before = self.seen.insert((host, world.boots(host)), counters).unwrap_or_default();
@@ -530,6 +688,11 @@ impl Checker for Servers {
             ("loans answered", log.loans.values().sum()),
             ("farewells answered", log.parted.len() as u64),
             ("refusals", log.refusals),
+            ("evictions begun", sum(|counters| counters.evictions)),
+            ("evictions heard of", log.evicted),
+            ("locks granted", log.grants),
+            ("locks reported", log.reported),
+            ("inodes unused", log.orphans),
         ]
     }
 }

@@ -16,11 +16,27 @@ use outrider_core::format::Ino;
 use outrider_core::format::item::{FileKind, Time};
 use std::collections::BTreeMap;
 
-/// A model, used through calls.
+/// Something that executes operations: a model, or what is compared with one.
+pub trait Executes {
+    /// Executes a request.
+    ///
+    /// # Errors
+    ///
+    /// Those of the operation.
+    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done>;
+}
+
+impl Executes for Model {
+    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done> {
+        Model::execute(self, asked)
+    }
+}
+
+/// A model, or another file system, used through calls.
 #[derive(Debug, Clone)]
-pub struct Walk {
-    /// The model.
-    pub model: Model,
+pub struct Walk<F = Model> {
+    /// What executes the operations.
+    pub model: F,
     slots: [Option<Descriptor>; SLOTS],
     clock: i64,
 }
@@ -39,8 +55,17 @@ impl Walk {
     /// An empty file system whose root has these permissions.
     #[must_use]
     pub fn new(permissions: u16) -> Walk {
-        let start = Time { sec: 1_000_000, nsec: 0 };
-        Walk { model: Model::new(permissions, start), slots: [None; SLOTS], clock: start.sec }
+        Walk::over(Model::new(permissions, Walk::<Model>::START))
+    }
+}
+
+impl<F: Executes> Walk<F> {
+    /// The time before the first call.
+    pub const START: Time = Time { sec: 1_000_000, nsec: 0 };
+
+    /// Calls made to this file system.
+    pub fn over(model: F) -> Walk<F> {
+        Walk { model, slots: [None; SLOTS], clock: Self::START.sec }
     }
 
     fn ask(&mut self, user: &User, op: &Op, data: &[u8]) -> Result<Done> {
@@ -238,11 +263,28 @@ impl Walk {
         let Reply::Opened(handle) = self.ask(user, &Op::Opendir { ino }, &[])?.reply else {
             panic!("not open");
         };
-        let op = Op::Readdir { ino, handle, from: 0, plus: false };
-        let list = self.ask(user, &op, &[])?.data;
+        let list = self.entries(user, ino, handle, 0, false)?;
         self.ask(user, &Op::Releasedir { ino, handle }, &[])?;
         let names = EntryReader::new(&list).map(|entry| (entry.name.to_vec(), Some(entry.kind)));
         Ok(Value::Names(names.collect()))
+    }
+
+    /// The entries of an open directory from a position on: what is given may be a part of them.
+    fn entries(
+        &mut self,
+        user: &User,
+        ino: Ino,
+        handle: Handle,
+        mut from: u64,
+        plus: bool,
+    ) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let part = self.ask(user, &Op::Readdir { ino, handle, from, plus }, &[])?.data;
+            let Some(last) = EntryReader::new(&part).last() else { return Ok(all) };
+            from = last.next;
+            all.extend_from_slice(&part);
+        }
     }
 
     fn open(&mut self, user: &User, slot: usize, path: &Path, how: OpenArg) -> Outcome {
@@ -355,8 +397,7 @@ impl Walk {
         let user = User::ROOT;
         let opened = self.ask(&user, &Op::Opendir { ino }, &[]).expect("it is a directory");
         let Reply::Opened(handle) = opened.reply else { panic!("not open") };
-        let op = Op::Readdir { ino, handle, from: 2, plus: true };
-        let list = self.ask(&user, &op, &[]).expect("it is open").data;
+        let list = self.entries(&user, ino, handle, 2, true).expect("it is open");
         self.ask(&user, &Op::Releasedir { ino, handle }, &[]).expect("it is open");
         let children: Vec<_> = EntryReader::new(&list)
             .map(|entry| {
@@ -372,7 +413,7 @@ impl Walk {
     }
 }
 
-impl Subject for Walk {
+impl<F: Executes> Subject for Walk<F> {
     fn run(&mut self, user: &User, step: &Step) -> Outcome {
         self.clock += 1;
         self.call(user, step)

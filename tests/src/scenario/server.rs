@@ -14,6 +14,7 @@
 //! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of
 //! the one before has ended.
 
+mod locking;
 pub mod merge;
 
 use crate::check::server::{Log, Servers};
@@ -26,6 +27,7 @@ use crate::scenario::Scenario;
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
+use locking::Locking;
 use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::block::{Limits, RequestId};
@@ -35,12 +37,14 @@ use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{Identity as Volume, Super};
 use outrider_core::format::wire::greeting::Role;
 use outrider_core::format::wire::message::{
-    ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord, ServerAnswer,
-    Transaction,
+    ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
+    ServerAnswer, ServerRequest, Transaction,
 };
+use outrider_core::format::wire::{ErrorCode, Kind};
 use outrider_core::format::{ClientId, CommitNo, Seq};
+use outrider_core::lock::{LockName, Mode};
 use outrider_core::net::{
-    Cluster, ClusterKey, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
+    Cluster, ClusterKey, End, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
     SessionLimits, Timing as NetTiming,
 };
 use outrider_core::node::{Action, Event, More, Node};
@@ -54,6 +58,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 14;
@@ -64,6 +69,8 @@ const PORT: u16 = 7000;
 const CLIENTS: u16 = 200;
 /// Transactions before a farewell.
 const TRANSACTIONS: u64 = 12;
+/// A mount that is not heard for so long is evicted.
+pub const RECOVERY: Duration = Duration::from_secs(12);
 /// Farewells that each mount has to come to after faults have stopped.
 pub const FAREWELLS: u64 = 2;
 
@@ -120,8 +127,8 @@ fn world(seed: u64) -> World {
     for host in 0..SERVERS {
         world.add_host("server", Serving { me: host });
     }
-    for _ in 0..MOUNTS {
-        world.add_host("mount", Mounting { log: Rc::clone(&log) });
+    for me in 0..MOUNTS {
+        world.add_host("mount", Mounting { me, log: Rc::clone(&log) });
     }
     world.add_checker(Servers::new(log));
     world
@@ -173,6 +180,11 @@ fn formatted(volume: &Super) -> Image {
     }
 }
 
+fn limits() -> ServerLimits {
+    let locks = ServerLimits::locks(CLIENTS, 8);
+    ServerLimits { locks, ..merge::limits(CLIENTS) }
+}
+
 /// A server's program.
 struct Serving {
     me: u16,
@@ -187,6 +199,7 @@ impl Serving {
         ServerConfig {
             volume: volume(),
             slot: Slot::new(self.me as u8).expect("a slot"),
+            listen: None,
             identity: Identity {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
@@ -196,7 +209,11 @@ impl Serving {
             },
             quorum: Timing::NORMAL,
             net: NetTiming::DEFAULT,
-            timing: ServerTiming::NORMAL,
+            timing: ServerTiming {
+                recovery: RECOVERY,
+                io_lifetime: SECOND * 5,
+                ..ServerTiming::NORMAL
+            },
             secret,
         }
     }
@@ -205,7 +222,7 @@ impl Serving {
 impl Program for Serving {
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let limits = merge::limits(CLIENTS);
+        let limits = limits();
         drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
         arena.bytes_used()
     }
@@ -213,13 +230,14 @@ impl Program for Serving {
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
         let config = self.config(&mut boot.entropy, boot.boots);
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
-        let limits = merge::limits(CLIENTS);
+        let limits = limits();
         Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
     }
 }
 
 /// A mount's program.
 struct Mounting {
+    me: u16,
     log: Rc<RefCell<Log>>,
 }
 
@@ -260,6 +278,11 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         have: Have::default(),
         writes: VecDeque::new(),
         farewells: 0,
+        me: 0,
+        stepped: Instant(0),
+        evicted: false,
+        is_writing: false,
+        locking: Locking::new(),
         actions: VecDeque::new(),
         next_at: Instant(0),
     }
@@ -278,6 +301,8 @@ impl Program for Mounting {
         boot.entropy.fill(&mut nonce);
         let mut mount = carve(&mut arena, nonce);
         mount.log = Rc::clone(&self.log);
+        mount.me = self.me;
+        self.log.borrow_mut().booted(self.me);
         mount.entropy = boot.entropy;
         Box::new(mount)
     }
@@ -351,6 +376,13 @@ pub struct Mount {
     have: Have,
     writes: VecDeque<u64>,
     farewells: u64,
+    me: u16,
+    locking: Locking,
+    stepped: Instant,
+    /// A server has said so.
+    evicted: bool,
+    /// I/O is under way.
+    is_writing: bool,
     actions: VecDeque<Action<'static>>,
     next_at: Instant,
 }
@@ -390,7 +422,20 @@ impl Mount {
     #[must_use]
     pub fn describe(&self) -> String {
         let client = self.link.client();
-        format!("{client:?} {:?} waits {} up {}", self.state, self.waits, self.link.is_up())
+        let waiting = self.locking.waiting();
+        let (state, up) = (self.state, self.link.is_up());
+        format!("{client:?} {state:?} waits {} up {up} locks {waiting:?}", self.waits)
+    }
+
+    /// What it holds, whatever its lease.
+    pub fn held(&self) -> impl Iterator<Item = (LockName, Mode)> + '_ {
+        self.locking.held()
+    }
+
+    /// When its lease is over, on its clock.
+    #[must_use]
+    pub fn lease_until(&self) -> Instant {
+        self.locking.lease_until()
     }
 
     fn client(&self) -> ClientId {
@@ -426,6 +471,7 @@ impl Mount {
         let runs = planned.runs.clone();
         self.log.borrow_mut().plan(client, number, runs, &planned.used, &planned.freed);
         self.have.next = Some(planned);
+        self.note_lent(&mut self.log.borrow_mut());
         true
     }
 
@@ -446,11 +492,13 @@ impl Mount {
                 let request =
                     LoanRequest { number, data_blocks, run_blocks, inodes, run_ids, returned };
                 self.link.request(&ClientRequest::Loan(request)).expect("one at a time");
+                self.note_lent(&mut self.log.borrow_mut());
                 self.waits = true;
             }
             State::Writing => self.write_next(),
             State::Flushing => {
                 let request = BlockRequest { tag: TAG_DATA, op: BlockOp::Flush };
+                self.is_writing = true;
                 self.actions.push_back(Action::Block(request));
                 self.waits = true;
             }
@@ -492,12 +540,13 @@ impl Mount {
             None => buffer.0.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&stamp)),
         }
         let op = BlockOp::Write(BlockNo(blkno), buffer);
+        self.is_writing = true;
         self.actions.push_back(Action::Block(BlockRequest { tag: TAG_DATA, op }));
         self.waits = true;
     }
 
     fn on_data(&mut self, done: Completion<'static>) {
-        self.waits = false;
+        (self.waits, self.is_writing) = (false, false);
         match done.op {
             BlockOp::Write(_, buffer) => {
                 self.buffer = Some(buffer);
@@ -518,7 +567,61 @@ impl Mount {
         self.state = State::Writing;
     }
 
+    /// Takes note of what is lent, for the checker.
+    fn note_lent(&self, log: &mut Log) {
+        if let Some(client) = self.link.client() {
+            log.has(client, self.have.data.iter().chain(&self.have.runs));
+        }
+    }
+
+    /// Takes what is about locks and nameless inodes. Whether it was.
+    fn on_lock_message(&mut self, now: Instant) -> bool {
+        let client = self.link.client().unwrap_or_default();
+        let log = Rc::clone(&self.log);
+        let mut log = log.borrow_mut();
+        match self.link.head() {
+            Some(Incoming::Request(ServerRequest::LockTell(tell))) => {
+                let ticket = self.link.take(now).expect("it was there");
+                let _ = self.link.answer(ticket, &Outcome::Done(ClientAnswer::LockTell));
+                self.locking.on_tell(now, &tell, &mut log);
+            }
+            Some(Incoming::Request(ServerRequest::Recover(from))) => {
+                let ticket = self.link.take(now).expect("it was there");
+                self.locking.on_recover(now, &mut self.link, ticket, from.into(), &mut log);
+            }
+            Some(Incoming::Request(ServerRequest::InUse(inos))) => {
+                let answer = Outcome::Done(ClientAnswer::InUse(self.locking.in_use(&inos)));
+                let ticket = self.link.take(now).expect("it was there");
+                let _ = self.link.answer(ticket, &answer);
+            }
+            Some(Incoming::Answer(name, Outcome::Done(ServerAnswer::Statfs(_)))) => {
+                self.locking.on_answer(now, name);
+                let ticket = self.link.take(now).expect("it was there");
+                self.link.recorded(ticket);
+            }
+            Some(Incoming::Answer(_, outcome)) => {
+                let unused = match outcome {
+                    Outcome::Done(ServerAnswer::Orphans(unused)) => Some(unused),
+                    Outcome::Done(ServerAnswer::LockAsk) => None,
+                    Outcome::Failed(ErrorCode::Busy, None) => None,
+                    Outcome::Done(_) | Outcome::Failed(..) => return false,
+                };
+                let ticket = self.link.take(now).expect("it was there");
+                self.link.recorded(ticket);
+                if ticket.kind() == Kind::Orphans {
+                    self.locking.on_orphans(unused, client, &mut log);
+                }
+            }
+            Some(Incoming::Request(_)) | None => return false,
+        }
+        log.uses(client, self.locking.uses());
+        true
+    }
+
     fn on_message(&mut self, now: Instant) {
+        if self.on_lock_message(now) {
+            return;
+        }
         let client = self.link.client().unwrap_or_default();
         let mut log = self.log.borrow_mut();
         match self.link.head() {
@@ -548,6 +651,7 @@ impl Mount {
                     log.answered(client, done.number, self.transactions);
                     log.opened(self.seq, done.seq_next, done.seq_stable);
                     log.recorded(client, done.number, done.seq_next);
+                    log.saw(done.root.commit);
                     self.seq = done.seq_next;
                     self.have.next = None;
                     self.state = match self.transactions >= TRANSACTIONS {
@@ -559,8 +663,8 @@ impl Mount {
                     self.farewells += 1;
                     log.parted(client);
                 }
-                ServerAnswer::Lock(_)
-                | ServerAnswer::Release
+                ServerAnswer::LockAsk
+                | ServerAnswer::Orphans(_)
                 | ServerAnswer::Statfs(_)
                 | ServerAnswer::Status(_) => {}
             },
@@ -574,6 +678,7 @@ impl Mount {
             }
             Some(Incoming::Request(_)) | None => return,
         }
+        self.note_lent(&mut log);
         drop(log);
         self.waits = false;
         let ticket = self.link.take(now).expect("it was there");
@@ -588,6 +693,7 @@ impl Mount {
         (self.waits, self.transactions, self.loans_number) = (false, 0, 0);
         self.have = Have::default();
         self.writes.clear();
+        self.locking = Locking::new();
     }
 
     fn step_work(&mut self, now: Instant) {
@@ -603,16 +709,23 @@ impl Mount {
 
     fn step_connection(&mut self, now: Instant) {
         self.link.step(now);
-        while let Some((stream, _)) = self.link.poll_close() {
+        while let Some((stream, end)) = self.link.poll_close() {
+            self.evicted |= matches!(end, End::Refused { error: ErrorCode::Evicted, proven: true });
             self.actions.push_back(Action::Close(stream));
             self.stream = self.stream.filter(|held| *held != stream);
             self.dial_at = now.plus(200 * MILLI);
+        }
+        if self.evicted && !self.is_writing {
+            self.evicted = false;
+            let live = self.locking.lease_until() > now;
+            self.log.borrow_mut().evicted(self.client(), live);
+            self.start_over();
         }
         let dialing = self.stream.is_some() || self.attempt.is_some();
         if !dialing && self.link.is_parted() && self.link.is_idle() {
             self.start_over();
         }
-        if dialing || self.dial_at > now {
+        if dialing || self.evicted || self.dial_at > now {
             return;
         }
         self.dial_at = now.plus(100 * MILLI);
@@ -659,11 +772,22 @@ impl Node<'static> for Mount {
         self.step_connection(now);
         while let Some(event) = self.link.poll_event() {
             match event {
-                LinkEvent::Up { client, .. } => self.log.borrow_mut().greeted(client, self.nonce),
+                LinkEvent::Up { term, client, .. } => {
+                    let mut log = self.log.borrow_mut();
+                    log.greeted(client, self.nonce, self.me);
+                    self.locking.on_up(term, &mut log);
+                }
                 LinkEvent::Message => self.on_message(now),
             }
         }
         self.step_work(now);
+        let leaving = self.state == State::Farewell || self.link.is_parted();
+        if !self.evicted {
+            let mut log = self.log.borrow_mut();
+            self.locking.step(now, &mut self.link, leaving, &mut self.entropy, &mut log);
+            log.uses(self.link.client().unwrap_or_default(), self.locking.uses());
+        }
+        self.stepped = now;
         self.link.step(now);
         while let Some(request) = self.watcher.poll_request(now) {
             self.actions.push_back(Action::Block(request));
@@ -679,7 +803,9 @@ impl Node<'static> for Mount {
         let works = self.link.is_up() && !self.waits && !self.link.is_parted();
         let work = works.then_some(self.next_at);
         let dial = (self.stream.is_none() && self.attempt.is_none()).then_some(self.dial_at);
-        let times = [work, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
+        let up = self.link.is_up() && !self.link.is_parted();
+        let locks = up.then(|| self.locking.timeout(self.stepped)).flatten();
+        let times = [work, locks, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
         times.into_iter().flatten().min()
     }
 

@@ -17,6 +17,7 @@ const FRAME_END: u8 = 0;
 const PORT: u16 = 0x3f8;
 const LINE_STATUS: u16 = PORT + 5;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
+const RECEIVED: u8 = 1;
 /// How often the port is asked whether it is ready before a byte is dropped.
 const SPINS: u32 = 100_000;
 
@@ -36,6 +37,11 @@ fn put(byte: u8) {
             return;
         }
     }
+}
+
+/// A byte that was typed at the other end, if there is one.
+pub(crate) fn take() -> Option<u8> {
+    (inb(LINE_STATUS) & RECEIVED != 0).then(|| inb(PORT))
 }
 
 /// Opens a log frame.

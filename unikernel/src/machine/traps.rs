@@ -21,8 +21,8 @@ const CODE: u16 = 8;
 const DATA: u16 = 16;
 const TASK: u16 = 24;
 
-/// Bytes of the main stack.
-pub(crate) const MAIN_STACK_BYTES: usize = 128 << 10;
+/// Bytes of the main stack. A node of some dozens of kilobytes is put together on it, and moved.
+pub(crate) const MAIN_STACK_BYTES: usize = 512 << 10;
 const VECTOR_STACK_BYTES: usize = 8 << 10;
 
 #[repr(C, align(4096))]

@@ -158,3 +158,6 @@ impl Patch {
         assert!(added.is_ok(), "two are split at most, and one is added");
     }
 }
+
+#[cfg(test)]
+mod tests;

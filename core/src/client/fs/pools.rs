@@ -1,17 +1,82 @@
-//! What a mount has been lent: numbers for new inodes, and blocks for file data.
+//! What a mount has been lent to make files of: numbers for new inodes, and blocks for file data.
 //!
 //! # Invariants
 //!
 //! * A number is given out once. Each directory draws from a lock group of its own, and a new
 //!   directory is the first of a group whose other numbers are for what is made in it: so mounts
 //!   that work in sibling directories never meet.
-//! * What a transaction frees is not lent again before it is durable: it goes onto a list of its
-//!   own, which is emptied when the server is told.
+//! * What is taken, and what is freed, is noted in the same run of a task in which the items change
+//!   that say so. Between two runs, items and notes agree: a snapshot of the one is cut together
+//!   with the other.
+//! * What was freed never comes back from here: it is the server's when it is told, and may be lent
+//!   again when that is durable.
+//! * Nothing is taken or freed that a transaction could not name any more beside what the one in
+//!   flight names, which may fail, so that the next has to name both.
 //!
 //! What this module deliberately doesn't know: when more is asked for, and how.
 
 use crate::arena::{Arena, ArenaFull};
+use crate::client::extents::{Extents, Span};
+use crate::format::wire::message::{FREED_MAX, USED_MAX};
 use crate::format::{BlockNo, Ino};
+
+/// Extents of each kind that a transaction and the next one can name together as used: of blocks,
+/// and of inode numbers.
+pub const USES_MAX: usize = USED_MAX / 2;
+
+/// What transactions name of one kind: the open one, and how much the one in flight does.
+pub struct Named<'m> {
+    open: Extents<'m>,
+    /// Extents that the transaction in flight names.
+    in_flight: usize,
+    max: usize,
+}
+
+impl<'m> Named<'m> {
+    fn carve(arena: &mut Arena<'m>, max: usize) -> Result<Named<'m>, ArenaFull> {
+        Ok(Named { open: Extents::carve(arena, max as u32)?, in_flight: 0, max })
+    }
+
+    /// Extents that can be noted.
+    fn room(&self) -> usize {
+        self.max.saturating_sub(self.in_flight + self.open.len())
+    }
+
+    /// What is taken or freed again has been noted before: only broken items can say so, and what
+    /// they say then is not told.
+    fn note(&mut self, span: Span) {
+        let _ = self.open.add(span);
+    }
+
+    /// What the open transaction names.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        self.open.spans()
+    }
+
+    /// The open transaction goes on its way, and the next begins with nothing.
+    pub fn cut(&mut self) {
+        self.in_flight = self.open.len();
+        self.open.clear();
+    }
+
+    /// The transaction on its way is durable.
+    pub fn settle(&mut self) {
+        self.in_flight = 0;
+    }
+
+    /// It has failed: what it named, which is this, the open one names too.
+    pub fn restore(&mut self, spans: impl Iterator<Item = Span>) {
+        self.in_flight = 0;
+        spans.for_each(|span| self.note(span));
+    }
+
+    /// Whether the open transaction names so much that it should be closed.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.open.len() >= self.max / 2
+    }
+}
 
 /// Numbers from `next` to the one before `end`.
 #[derive(Debug, Clone, Copy)]
@@ -33,15 +98,25 @@ impl Group {
 pub struct Inos<'m> {
     groups: &'m mut [Group],
     clock: u64,
+    /// Numbers given out.
+    pub used: Named<'m>,
     /// The server has none left.
     refused: bool,
+    /// Nothing may be taken.
+    closed: bool,
 }
 
 impl<'m> Inos<'m> {
     /// Carves a pool of up to so many lock groups, empty.
     pub fn carve(arena: &mut Arena<'m>, groups: u32) -> Result<Inos<'m>, ArenaFull> {
         let empty = Group { dir: Ino(0), next: 0, end: 0, used: 0 };
-        Ok(Inos { groups: arena.slice(groups, |_| empty)?, clock: 0, refused: false })
+        Ok(Inos {
+            groups: arena.slice(groups, |_| empty)?,
+            clock: 0,
+            used: Named::carve(arena, USES_MAX)?,
+            refused: false,
+            closed: false,
+        })
     }
 
     /// Adds the numbers from `first` on, all of one lock group. Says whether there was room.
@@ -60,27 +135,54 @@ impl<'m> Inos<'m> {
         self.groups.iter().filter(|group| !group.is_empty() && group.dir == Ino(0)).count()
     }
 
-    /// The server has none left: who needs one fails.
+    /// How many more lock groups there is room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.groups.iter().filter(|group| group.is_empty()).count()
+    }
+
+    /// Whether some of the numbers from `first` to the one before `end` are here.
+    #[must_use]
+    pub fn has_some_of(&self, first: u64, end: u64) -> bool {
+        let mut full = self.groups.iter().filter(|group| !group.is_empty());
+        full.any(|group| group.next < end && first < group.end)
+    }
+
+    /// Numbers that can be given out.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.groups.iter().map(|group| group.end - group.next).sum()
+    }
+
+    /// The server has none left: who needs one, when there are none, fails.
     pub fn refuse(&mut self) {
         self.refused = true;
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused
+    /// From now on, who needs one fails; or doesn't any more.
+    pub fn close(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    pub(in crate::client) fn is_refused(&self) -> bool {
+        self.closed || (self.refused && self.available() == 0)
     }
 
     /// The number that an inode made next in this directory gets.
-    pub(super) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
-        self.find(dir, directory).map(|at| Ino(self.groups[at].next))
+    pub(in crate::client) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
+        let can = !self.closed && self.used.room() > 0;
+        let found = self.find(dir, directory).filter(|_| can);
+        found.map(|at| Ino(self.groups[at].next))
     }
 
     /// Gives out the number that was peeked at.
-    pub(super) fn take(&mut self, dir: Ino, directory: bool) {
+    pub(in crate::client) fn take(&mut self, dir: Ino, directory: bool) {
         let at = self.find(dir, directory).expect("it was peeked at");
         self.clock += 1;
         let group = &mut self.groups[at];
         let fresh = directory && group.dir == Ino(0);
         group.dir = if fresh { Ino(group.next) } else { dir };
+        self.used.note(Span { first: group.next, len: 1 });
         group.next += 1;
         group.used = self.clock;
     }
@@ -109,85 +211,101 @@ pub struct BlockRun {
 
 /// Blocks for file data, and those that were freed.
 pub struct Blocks<'m> {
-    free: &'m mut [BlockRun],
-    free_len: usize,
-    freed: &'m mut [BlockRun],
-    freed_len: usize,
+    free: Extents<'m>,
+    /// Blocks taken.
+    pub used: Named<'m>,
+    /// Blocks freed.
+    pub freed: Named<'m>,
+    /// The server has none left.
     refused: bool,
+    /// Nothing may be taken.
+    closed: bool,
 }
 
-const NO_BLOCKS: BlockRun = BlockRun { first: BlockNo(0), len: 0 };
-
 impl<'m> Blocks<'m> {
-    /// Carves lists of up to so many runs to take from, and of up to so many freed in a
-    /// transaction. There must be room for at least [`FREED_MAX`](super::map::FREED_MAX) of these.
+    /// Carves lists of up to so many extents to take from, and of up to so many freed in one
+    /// transaction and the next: at least [`map::FREED_MAX`](super::map::FREED_MAX), at most as
+    /// many as a message can name.
     pub fn carve(arena: &mut Arena<'m>, free: u32, freed: u32) -> Result<Blocks<'m>, ArenaFull> {
+        let freed = freed as usize;
+        assert!((super::map::FREED_MAX..=FREED_MAX).contains(&freed));
         Ok(Blocks {
-            free: arena.slice(free, |_| NO_BLOCKS)?,
-            free_len: 0,
-            freed: arena.slice(freed, |_| NO_BLOCKS)?,
-            freed_len: 0,
+            free: Extents::carve(arena, free)?,
+            used: Named::carve(arena, USES_MAX)?,
+            freed: Named::carve(arena, freed)?,
             refused: false,
+            closed: false,
         })
     }
 
-    /// Adds a run. Says whether there was room.
+    /// Adds blocks, if there is room and they are not in yet. Says whether they were added.
     pub fn lend(&mut self, run: BlockRun) -> bool {
+        let Ok(len) = u32::try_from(run.len) else { return false };
         self.refused = false;
-        let room = self.free_len < self.free.len();
-        if room && run.len > 0 {
-            self.free[self.free_len] = run;
-            self.free_len += 1;
-        }
-        room
+        self.free.add(Span { first: run.first.0, len }).is_ok()
     }
 
-    /// The server has none left: who needs one fails.
+    /// The server has none left: who needs some, when there are none, fails.
     pub fn refuse(&mut self) {
         self.refused = true;
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused
+    /// From now on, who needs some fails; or doesn't any more.
+    pub fn close(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    pub(in crate::client) fn is_refused(&self) -> bool {
+        self.closed || (self.refused && self.free.is_empty())
     }
 
     /// Blocks that can be taken.
     #[must_use]
     pub fn available(&self) -> u64 {
-        self.free[..self.free_len].iter().map(|run| run.len).sum()
+        self.free.count()
     }
 
-    /// What was freed since this was last asked; the list is empty then.
-    pub fn take_freed(&mut self) -> impl Iterator<Item = BlockRun> + '_ {
-        let len = core::mem::take(&mut self.freed_len);
-        self.freed[..len].iter().copied()
+    /// Extents that there is room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.free.room()
     }
 
-    /// Whether so many runs can be freed.
-    pub(super) fn has_room(&self, runs: usize) -> bool {
-        self.freed.len() - self.freed_len >= runs
+    /// Takes up to `wanted` of the highest blocks out, to be given back: those that would be used
+    /// last.
+    pub fn give_back(&mut self, wanted: u32) -> Option<Span> {
+        let last = self.free.len().checked_sub(1)?;
+        Some(self.free.take_last(last, wanted))
+    }
+
+    /// Whether so many extents can be freed.
+    pub(in crate::client) fn has_room(&self, extents: usize) -> bool {
+        self.freed.room() >= extents
     }
 
     /// What is taken next by one who wants so many.
-    pub(super) fn peek(&self, wanted: u64) -> Option<BlockRun> {
-        let run = self.free[..self.free_len].last()?;
-        Some(BlockRun { first: run.first, len: run.len.min(wanted) })
+    pub(in crate::client) fn peek(&self, wanted: u64) -> Option<BlockRun> {
+        let can = !self.closed && self.used.room() > 0;
+        let span = self.free.spans().first().filter(|_| can)?;
+        Some(BlockRun { first: BlockNo(span.first), len: u64::from(span.len).min(wanted) })
     }
 
     /// Takes the run that was peeked at.
-    pub(super) fn take(&mut self, taken: BlockRun) {
-        let run = &mut self.free[self.free_len - 1];
-        assert!(run.first == taken.first && run.len >= taken.len, "it was peeked at");
-        run.first = BlockNo(run.first.0 + taken.len);
-        run.len -= taken.len;
-        if run.len == 0 {
-            self.free_len -= 1;
-        }
+    pub(in crate::client) fn take(&mut self, taken: BlockRun) {
+        let span = self.free.take(0, taken.len as u32);
+        let same = span.first == taken.first.0 && u64::from(span.len) == taken.len;
+        assert!(same, "it was peeked at");
+        self.used.note(span);
     }
 
-    /// Frees a run, for which there is room.
-    pub(super) fn free(&mut self, run: BlockRun) {
-        self.freed[self.freed_len] = run;
-        self.freed_len += 1;
+    /// Frees a run, for which there is room. Of one too long for that, in a message's numbers, the
+    /// end is not told.
+    pub(in crate::client) fn free(&mut self, run: BlockRun) {
+        let mut left = run;
+        while left.len > 0 {
+            let len = left.len.min(u32::MAX.into());
+            self.freed.note(Span { first: left.first.0, len: len as u32 });
+            left = BlockRun { first: left.first.plus(len), len: left.len - len };
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Fills: a stretch of keys read from the log-structured tree, brought in item by item.
 //!
 //! ```text
-//!   fill_begin --> fill_item .. fill_item --> fill_end
-//!                     each may end it: FillEnd     fill_abort at any time
+//!   fill_begin --> (fill_narrow, fill_renew) --> fill_item .. fill_item --> fill_end
+//!                     each may end it: FillEnd       fill_abort at any time
 //! ```
 //!
 //! Every item extends the known range up to its own key, so a fill that stops early has brought in
@@ -122,7 +122,7 @@ impl<'m> Fills<'m> {
 }
 
 /// The range of one key.
-pub(super) fn one_key(key: &Key) -> Range {
+pub(in crate::client) fn one_key(key: &Key) -> Range {
     Range { first: *key, last: *key }
 }
 
@@ -158,6 +158,27 @@ impl ItemCache<'_> {
         *fill = Fill { generation, state: State::Running, rest: *range, at: *at, root };
         self.fills.active += 1;
         Ok(FillId { slot: slot as u32, generation })
+    }
+
+    /// Gives up what of a fill lies outside `range`, which has the missing key. Only before its
+    /// first item: what comes first in the range is what comes first in the fill.
+    pub fn fill_narrow(&mut self, id: FillId, range: &Range) -> Result<(), FillEnd> {
+        let Some(rest) = self.fill_rest(id)? else { return Ok(()) };
+        let fill = self.fills.get(id).expect("it is running");
+        assert!(rest.contains(&fill.at) && range.contains(&fill.at));
+        fill.rest = Range { first: rest.first.max(range.first), last: rest.last.min(range.last) };
+        Ok(())
+    }
+
+    /// Lets a fill read this root instead, from now on. Only before its first item. What has made
+    /// it stale until now has done so for good: the lock may have been given up.
+    pub fn fill_renew(&mut self, id: FillId, root: CommitNo) -> Result<(), FillEnd> {
+        self.fill_rest(id)?;
+        if root < self.root_min && !self.lets_old_roots_in() {
+            return Err(self.fill_over(id, FillEnd::Stale));
+        }
+        self.fills.get(id).expect("it has not ended").root = root;
+        Ok(())
     }
 
     /// Brings in the next item, in the order of keys. There is none between it and the one before.

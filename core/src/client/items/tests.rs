@@ -286,6 +286,40 @@ fn a_fill_begun_before_its_keys_were_invalidated_is_thrown_away() {
 }
 
 #[test]
+fn a_narrowed_fill_brings_what_is_left_of_it_and_stands_in_nobodys_way() {
+    roomy(|cache| {
+        let id = cache.fill_begin(&ALL, &key(5), CommitNo(1)).unwrap();
+        cache.fill_narrow(id, &Range { first: key(3), last: LAST }).unwrap();
+        cache.fill_narrow(id, &Range { first: FIRST, last: key(8) }).unwrap();
+        let other = cache.fill_begin(&ALL, &key(9), CommitNo(1)).unwrap();
+        cache.fill_abort(other);
+        assert_eq!(cache.invalidate(&Range { first: key(9), last: LAST }, 10), More::No);
+        cache.fill_item(id, &key(6), b"six").unwrap();
+        cache.fill_end(id, &key(8)).unwrap();
+        let gap = Range { first: FIRST, last: predecessor(&key(3)).unwrap() };
+        assert_eq!(cache.lookup(&key(2)).err(), Some(Miss { at: key(2), gap }));
+        assert_eq!(read(cache, 3), Ok(None));
+        assert_eq!(read(cache, 8), Ok(None));
+        assert!(read(cache, 9).is_err());
+    });
+}
+
+#[test]
+fn a_fill_goes_over_to_a_newer_root_unless_it_is_stale() {
+    roomy(|cache| {
+        let id = cache.fill_begin(&ALL, &key(5), CommitNo(1)).unwrap();
+        cache.note_root(CommitNo(3));
+        cache.fill_renew(id, CommitNo(3)).unwrap();
+        // Its keys have been given up since it began: it must not bring them, whatever the root.
+        assert_eq!(cache.invalidate(&Range { first: key(1), last: key(2) }, 10), More::No);
+        assert_eq!(cache.fill_renew(id, CommitNo(4)), Err(FillEnd::Stale));
+        let id = cache.fill_begin(&ALL, &key(5), CommitNo(4)).unwrap();
+        assert_eq!(cache.fill_renew(id, CommitNo(2)), Err(FillEnd::Stale));
+        assert_eq!(cache.usage().fills, 0);
+    });
+}
+
+#[test]
 fn what_is_known_wins_over_what_is_filled_in() {
     roomy(|cache| {
         let alone = Range { first: key(7), last: key(8) };

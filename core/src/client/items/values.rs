@@ -11,7 +11,7 @@ use super::list::NONE;
 use crate::arena::{Arena, ArenaFull};
 
 /// Bytes of a chunk.
-pub(super) const CHUNK_BYTES: usize = 64;
+pub const CHUNK_BYTES: usize = 64;
 
 /// The largest value.
 pub const VALUE_BYTES_MAX: usize = 544;

@@ -2,16 +2,17 @@
 //!
 //! | asked by | kind | request | answer |
 //! |---|---|---|---|
-//! | client | lock | [`LockRequest`] | [`LockGrant`], when it is granted |
-//! | | release | [`LockMode`] kept of a key | nothing |
+//! | client | lock ask | a lock's request or release, [`LockRecord`] | nothing, at once |
+//! | | orphans | nameless [`Inos`] | those that nobody uses, [`InoSet`] |
 //! | | transaction | [`Transaction`] | [`TransactionDone`], when it is durable |
 //! | | loan | [`LoanRequest`] | [`Loan`], when it is durable |
 //! | | root | nothing | [`RootNow`] |
 //! | | statfs | nothing | [`Statfs`] |
 //! | | farewell | nothing | nothing, when it is durable |
 //! | | status | nothing | [`Status`] |
-//! | server | revoke | [`LockMode`] left of a key | the same, when it is so |
+//! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
 //! | | recover | first key | [`HeldLocks`] from there on; none is the end |
+//! | | in use | nameless [`Inos`] | those that the client uses, [`InoSet`] |
 //! | | recall | [`Recall`] | nothing; space comes back by a loan request |
 //!
 //! # Exactly once, across servers
@@ -22,19 +23,19 @@
 //! one per client, and at most one of each kind is unanswered. The commit that carries one out
 //! stores its number and its whole answer in the client's record. A server compares: the stored
 //! number is answered from the record and changes nothing, the next one is carried out, any other
-//! is [`ErrorCode::Invalid`]. All other requests may be carried out again without harm.
+//! is [`ErrorCode::Invalid`]. Messages about locks belong to one server: they are not delivered to
+//! the next ([`Kind::is_of_one_term`]), which asks what is held instead. All other requests may be
+//! carried out again without harm.
 //!
 //! What this module deliberately doesn't know: what a key, a lock or a run is good for.
 
 mod lock;
+mod orphan;
 mod space;
 mod status;
 
-pub use lock::{
-    HELD_LOCKS_MAX, HeldLock, HeldLocks, HeldLocksRecord, KEY_BYTES, KeyBytes, KeyMode,
-    KeyModeRecord, LockGrant, LockGrantRecord, LockMode, LockRequest, LockRequestRecord,
-    RecoverRecord,
-};
+pub use lock::{HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, LockRecord, LockTell};
+pub use orphan::{INOS_MAX, InoSet, Inos};
 pub use space::{
     Extent, ExtentRecord, Extents, FREED_MAX, LOAN_EXTENTS_MAX, Loan, LoanRecord, LoanRequest,
     LoanRequestRecord, ManifestRoot, Pool, RETURNED_MAX, RUNS_MAX, Recall, RecallRecord, RootNow,
@@ -43,7 +44,9 @@ pub use space::{
 };
 pub use status::{Statfs, StatfsRecord, Status, StatusRecord};
 
-use super::{ErrorCode, Kind, Malformed, Party};
+use super::{ErrorCode, Kind, Malformed, Party, whole};
+use crate::format::key::KeyBytes;
+use zerocopy::little_endian::U64;
 use zerocopy::{Immutable, IntoBytes};
 
 /// Requests of one party, or its answers: a kind, and bytes that mean something for it.
@@ -88,7 +91,7 @@ impl Speaker for Client {
 impl Speaker for Server {
     const PARTY: Party = Party::Server;
     type Peer = Client;
-    type Request<'p> = ServerRequest;
+    type Request<'p> = ServerRequest<'p>;
     type Answer<'p> = ServerAnswer<'p>;
 }
 
@@ -104,10 +107,10 @@ pub enum Outcome<A> {
 /// What a client asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientRequest<'p> {
-    /// [`Kind::Lock`].
-    Lock(LockRequest),
-    /// [`Kind::Release`]: the mode that the client keeps.
-    Release(KeyMode),
+    /// [`Kind::LockAsk`]: a request or a release.
+    LockAsk(LockRecord),
+    /// [`Kind::Orphans`].
+    Orphans(Inos<'p>),
     /// [`Kind::Transaction`].
     Transaction(Transaction<'p>),
     /// [`Kind::Loan`].
@@ -125,10 +128,10 @@ pub enum ClientRequest<'p> {
 /// What the server answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerAnswer<'p> {
-    /// [`Kind::Lock`].
-    Lock(LockGrant),
-    /// [`Kind::Release`].
-    Release,
+    /// [`Kind::LockAsk`].
+    LockAsk,
+    /// [`Kind::Orphans`]: those that nobody uses.
+    Orphans(InoSet),
     /// [`Kind::Transaction`].
     Transaction(TransactionDone<'p>),
     /// [`Kind::Loan`].
@@ -145,31 +148,35 @@ pub enum ServerAnswer<'p> {
 
 /// What the server asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServerRequest {
-    /// [`Kind::Revoke`]: the mode that is left to the client.
-    Revoke(KeyMode),
+pub enum ServerRequest<'p> {
+    /// [`Kind::LockTell`]: a grant, a revoke or a refusal.
+    LockTell(LockTell),
     /// [`Kind::Recover`]: locks from this key on.
     Recover(KeyBytes),
     /// [`Kind::Recall`].
     Recall(Recall),
+    /// [`Kind::InUse`].
+    InUse(Inos<'p>),
 }
 
 /// What a client answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAnswer<'p> {
-    /// [`Kind::Revoke`]: the mode that the client still has.
-    Revoke(KeyMode),
+    /// [`Kind::LockTell`].
+    LockTell,
     /// [`Kind::Recover`].
     Recover(HeldLocks<'p>),
     /// [`Kind::Recall`].
     Recall,
+    /// [`Kind::InUse`]: those that the client uses.
+    InUse(InoSet),
 }
 
 impl<'p> Payload<'p> for ClientRequest<'p> {
     fn kind(&self) -> Kind {
         match self {
-            ClientRequest::Lock(_) => Kind::Lock,
-            ClientRequest::Release(_) => Kind::Release,
+            ClientRequest::LockAsk(_) => Kind::LockAsk,
+            ClientRequest::Orphans(_) => Kind::Orphans,
             ClientRequest::Transaction(_) => Kind::Transaction,
             ClientRequest::Loan(_) => Kind::Loan,
             ClientRequest::Root => Kind::Root,
@@ -181,22 +188,24 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
 
     fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
         Ok(match kind {
-            Kind::Lock => ClientRequest::Lock(LockRequest::parse(payload)?),
-            Kind::Release => ClientRequest::Release(KeyMode::parse(payload)?),
+            Kind::LockAsk => ClientRequest::LockAsk(LockRecord::open(payload)?),
+            Kind::Orphans => ClientRequest::Orphans(Inos::parse(payload)?),
             Kind::Transaction => ClientRequest::Transaction(Transaction::parse(payload)?),
             Kind::Loan => ClientRequest::Loan(LoanRequest::parse(payload)?),
             Kind::Root => empty(payload, ClientRequest::Root)?,
             Kind::Statfs => empty(payload, ClientRequest::Statfs)?,
             Kind::Farewell => empty(payload, ClientRequest::Farewell)?,
             Kind::Status => empty(payload, ClientRequest::Status)?,
-            Kind::Revoke | Kind::Recover | Kind::Recall => return Err(Malformed::Kind),
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => {
+                return Err(Malformed::Kind);
+            }
         })
     }
 
     fn emit(&self, to: &mut Emitter<'_>) {
         match self {
-            ClientRequest::Lock(lock) => to.put(&lock.record()),
-            ClientRequest::Release(kept) => to.put(&kept.record()),
+            ClientRequest::LockAsk(lock) => to.put(lock),
+            ClientRequest::Orphans(inos) => inos.emit(to),
             ClientRequest::Transaction(transaction) => transaction.emit(to),
             ClientRequest::Loan(loan) => loan.emit(to),
             ClientRequest::Root
@@ -210,8 +219,8 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
 impl<'p> Payload<'p> for ServerAnswer<'p> {
     fn kind(&self) -> Kind {
         match self {
-            ServerAnswer::Lock(_) => Kind::Lock,
-            ServerAnswer::Release => Kind::Release,
+            ServerAnswer::LockAsk => Kind::LockAsk,
+            ServerAnswer::Orphans(_) => Kind::Orphans,
             ServerAnswer::Transaction(_) => Kind::Transaction,
             ServerAnswer::Loan(_) => Kind::Loan,
             ServerAnswer::Root(_) => Kind::Root,
@@ -223,47 +232,51 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
 
     fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
         Ok(match kind {
-            Kind::Lock => ServerAnswer::Lock(LockGrant::parse(payload)?),
-            Kind::Release => empty(payload, ServerAnswer::Release)?,
+            Kind::LockAsk => empty(payload, ServerAnswer::LockAsk)?,
+            Kind::Orphans => ServerAnswer::Orphans(InoSet::open(payload)?),
             Kind::Transaction => ServerAnswer::Transaction(TransactionDone::parse(payload)?),
             Kind::Loan => ServerAnswer::Loan(Loan::parse(payload)?),
             Kind::Root => ServerAnswer::Root(RootNow::parse(payload)?),
             Kind::Statfs => ServerAnswer::Statfs(Statfs::parse(payload)?),
             Kind::Farewell => empty(payload, ServerAnswer::Farewell)?,
             Kind::Status => ServerAnswer::Status(Status::parse(payload)?),
-            Kind::Revoke | Kind::Recover | Kind::Recall => return Err(Malformed::Kind),
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => {
+                return Err(Malformed::Kind);
+            }
         })
     }
 
     fn emit(&self, to: &mut Emitter<'_>) {
         match self {
-            ServerAnswer::Lock(grant) => to.put(&grant.record()),
+            ServerAnswer::Orphans(unused) => to.put(&unused.record()),
             ServerAnswer::Transaction(done) => done.emit(to),
             ServerAnswer::Loan(loan) => loan.emit(to),
             ServerAnswer::Root(root) => to.put(&root.record()),
             ServerAnswer::Statfs(statfs) => to.put(&statfs.record()),
             ServerAnswer::Status(status) => to.put(&status.record()),
-            ServerAnswer::Release | ServerAnswer::Farewell => {}
+            ServerAnswer::LockAsk | ServerAnswer::Farewell => {}
         }
     }
 }
 
-impl<'p> Payload<'p> for ServerRequest {
+impl<'p> Payload<'p> for ServerRequest<'p> {
     fn kind(&self) -> Kind {
         match self {
-            ServerRequest::Revoke(_) => Kind::Revoke,
+            ServerRequest::LockTell(_) => Kind::LockTell,
             ServerRequest::Recover(_) => Kind::Recover,
             ServerRequest::Recall(_) => Kind::Recall,
+            ServerRequest::InUse(_) => Kind::InUse,
         }
     }
 
     fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
         Ok(match kind {
-            Kind::Revoke => ServerRequest::Revoke(KeyMode::parse(payload)?),
-            Kind::Recover => ServerRequest::Recover(RecoverRecord::open(payload)?),
+            Kind::LockTell => ServerRequest::LockTell(LockTell::parse(payload)?),
+            Kind::Recover => ServerRequest::Recover(*whole(payload)?),
             Kind::Recall => ServerRequest::Recall(Recall::parse(payload)?),
-            Kind::Lock
-            | Kind::Release
+            Kind::InUse => ServerRequest::InUse(Inos::parse(payload)?),
+            Kind::LockAsk
+            | Kind::Orphans
             | Kind::Transaction
             | Kind::Loan
             | Kind::Root
@@ -275,9 +288,10 @@ impl<'p> Payload<'p> for ServerRequest {
 
     fn emit(&self, to: &mut Emitter<'_>) {
         match self {
-            ServerRequest::Revoke(left) => to.put(&left.record()),
-            ServerRequest::Recover(from) => to.put(&RecoverRecord::new(*from)),
+            ServerRequest::LockTell(tell) => tell.emit(to),
+            ServerRequest::Recover(from) => to.put(from),
             ServerRequest::Recall(recall) => to.put(&recall.record()),
+            ServerRequest::InUse(inos) => inos.emit(to),
         }
     }
 }
@@ -285,19 +299,21 @@ impl<'p> Payload<'p> for ServerRequest {
 impl<'p> Payload<'p> for ClientAnswer<'p> {
     fn kind(&self) -> Kind {
         match self {
-            ClientAnswer::Revoke(_) => Kind::Revoke,
+            ClientAnswer::LockTell => Kind::LockTell,
             ClientAnswer::Recover(_) => Kind::Recover,
             ClientAnswer::Recall => Kind::Recall,
+            ClientAnswer::InUse(_) => Kind::InUse,
         }
     }
 
     fn parse(kind: Kind, payload: &'p [u8]) -> Result<Self, Malformed> {
         Ok(match kind {
-            Kind::Revoke => ClientAnswer::Revoke(KeyMode::parse(payload)?),
+            Kind::LockTell => empty(payload, ClientAnswer::LockTell)?,
             Kind::Recover => ClientAnswer::Recover(HeldLocks::parse(payload)?),
             Kind::Recall => empty(payload, ClientAnswer::Recall)?,
-            Kind::Lock
-            | Kind::Release
+            Kind::InUse => ClientAnswer::InUse(InoSet::open(payload)?),
+            Kind::LockAsk
+            | Kind::Orphans
             | Kind::Transaction
             | Kind::Loan
             | Kind::Root
@@ -309,9 +325,9 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
 
     fn emit(&self, to: &mut Emitter<'_>) {
         match self {
-            ClientAnswer::Revoke(left) => to.put(&left.record()),
             ClientAnswer::Recover(held) => held.emit(to),
-            ClientAnswer::Recall => {}
+            ClientAnswer::InUse(used) => to.put(&used.record()),
+            ClientAnswer::LockTell | ClientAnswer::Recall => {}
         }
     }
 }
@@ -354,12 +370,13 @@ impl Kind {
     #[must_use]
     pub const fn request_bytes_max(self) -> usize {
         match self {
-            Kind::Lock => size_of::<LockRequestRecord>(),
-            Kind::Release | Kind::Revoke => size_of::<KeyModeRecord>(),
+            Kind::LockAsk => size_of::<LockRecord>(),
+            Kind::LockTell => LockTell::BYTES_MAX,
+            Kind::Orphans | Kind::InUse => INOS_MAX * size_of::<U64>(),
             Kind::Transaction => Transaction::BYTES_MAX,
             Kind::Loan => LoanRequest::BYTES_MAX,
             Kind::Root | Kind::Statfs | Kind::Farewell | Kind::Status => 0,
-            Kind::Recover => size_of::<RecoverRecord>(),
+            Kind::Recover => size_of::<KeyBytes>(),
             Kind::Recall => size_of::<RecallRecord>(),
         }
     }
@@ -368,15 +385,14 @@ impl Kind {
     #[must_use]
     pub const fn answer_bytes_max(self) -> usize {
         match self {
-            Kind::Lock => size_of::<LockGrantRecord>(),
+            Kind::Orphans | Kind::InUse => size_of::<U64>(),
             Kind::Transaction => TransactionDone::BYTES_MAX,
             Kind::Loan => Loan::BYTES_MAX,
             Kind::Root => size_of::<RootNowRecord>(),
             Kind::Statfs => size_of::<StatfsRecord>(),
             Kind::Status => size_of::<StatusRecord>(),
-            Kind::Revoke => size_of::<KeyModeRecord>(),
             Kind::Recover => HeldLocks::BYTES_MAX,
-            Kind::Release | Kind::Farewell | Kind::Recall => 0,
+            Kind::LockAsk | Kind::LockTell | Kind::Farewell | Kind::Recall => 0,
         }
     }
 }

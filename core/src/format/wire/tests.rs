@@ -7,16 +7,16 @@ use super::greeting::{
 };
 use super::message::{
     ClientAnswer, ClientRequest, Emitter, Extent, ExtentRecord, Extents, FREED_MAX, HELD_LOCKS_MAX,
-    HeldLock, HeldLocks, KEY_BYTES, KeyBytes, KeyMode, LOAN_EXTENTS_MAX, Loan, LoanRequest,
-    LockGrant, LockMode, LockRequest, ManifestRoot, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX,
-    Recall, RootNow, RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction,
+    HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet, Inos, LOAN_EXTENTS_MAX, Loan,
+    LoanRequest, LockRecord, LockTell, ManifestRoot, Outcome, Payload, Pool, RETURNED_MAX,
+    RUNS_MAX, Recall, RootNow, RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction,
     TransactionDone, USED_MAX,
 };
 use super::{
     BODY_BYTES_MAX, ErrorCode, Frame, FrameHeader, Kind, Malformed, Message, PAYLOAD_BYTES_MAX,
     Part, Party, RECORD_MAGIC, RecordHeader,
 };
-use crate::format::key::Key;
+use crate::format::key::{Key, KeyBytes};
 use crate::format::records::ManifestEntry;
 use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, Seq, Term};
 use proptest::prelude::*;
@@ -25,6 +25,7 @@ use std::format;
 use std::string::String;
 use std::vec;
 use std::vec::Vec;
+use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
 const GOLDEN: &str = include_str!("golden/version1.hex");
@@ -63,8 +64,16 @@ fn payload<'p>(payload: &impl Payload<'p>) -> Vec<u8> {
     space
 }
 
-fn key(first: u8) -> KeyBytes {
-    core::array::from_fn(|index| first.wrapping_add(index as u8))
+fn key(first: u64) -> KeyBytes {
+    Key { zone: 3, first, kind: 1, second: 2, third: 3, fourth: 4 }.into()
+}
+
+fn lock(kind: u8) -> LockRecord {
+    LockRecord { kind, mode: 1, name: key(5), generation: 0x77.into(), refusal: 0 }
+}
+
+fn inos() -> [U64; 3] {
+    [0x1234.into(), U64::MAX_VALUE, 1.into()]
 }
 
 fn root() -> ManifestRoot {
@@ -117,26 +126,32 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
     let mut vectors = BTreeMap::new();
     let extents = extents();
     let lent = Extents::new(&extents).unwrap();
-    for (name, request) in client_requests(lent, &[run()]) {
+    let inos = inos();
+    let inos = Inos::new(&inos).unwrap();
+    for (name, request) in client_requests(lent, &[run()], inos) {
         vectors.insert(name, payload(&request));
     }
     for (name, answer) in server_answers(lent) {
         vectors.insert(name, payload(&answer));
     }
-    let key_mode = KeyMode { key: key(3), mode: LockMode::Read };
     let recall = Recall { pool: Pool::Data, count: 4096 };
-    let held = [HeldLock::new(key(1), LockMode::WriteOnly), HeldLock::new(key(2), LockMode::Write)];
+    let revoke = LockTell { lock: lock(LockRecord::REVOKE), root: None };
+    let grant = LockTell { lock: lock(LockRecord::GRANT), root: Some(root()) };
+    let held = [HeldRecord { name: key(1), mode: 3 }, HeldRecord { name: key(2), mode: 2 }];
     for (name, request) in [
-        ("request revoke", ServerRequest::Revoke(key_mode)),
+        ("request locktell", ServerRequest::LockTell(revoke)),
+        ("request locktell grant", ServerRequest::LockTell(grant)),
         ("request recover", ServerRequest::Recover(key(4))),
         ("request recall", ServerRequest::Recall(recall)),
+        ("request inuse", ServerRequest::InUse(inos)),
     ] {
         vectors.insert(name, payload(&request));
     }
     for (name, answer) in [
-        ("answer revoke", ClientAnswer::Revoke(key_mode)),
+        ("answer locktell", ClientAnswer::LockTell),
         ("answer recover", ClientAnswer::Recover(HeldLocks::new(&held).unwrap())),
         ("answer recall", ClientAnswer::Recall),
+        ("answer inuse", ClientAnswer::InUse(InoSet(0b101))),
     ] {
         vectors.insert(name, payload(&answer));
     }
@@ -148,9 +163,8 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
 fn client_requests<'p>(
     extents: Extents<'p>,
     runs: &'p [RunRecord],
+    inos: Inos<'p>,
 ) -> [(&'static str, ClientRequest<'p>); 8] {
-    let (held, wanted) = (LockMode::Read, LockMode::Null);
-    let kept = KeyMode { key: key(6), mode: LockMode::Null };
     let transaction =
         Transaction::new(12, Seq(0x99), CommitNo(0x1121), runs, extents, extents).unwrap();
     let loan = LoanRequest {
@@ -162,8 +176,8 @@ fn client_requests<'p>(
         returned: extents,
     };
     [
-        ("request lock", ClientRequest::Lock(LockRequest { key: key(5), held, wanted })),
-        ("request release", ClientRequest::Release(kept)),
+        ("request lockask", ClientRequest::LockAsk(lock(LockRecord::RELEASE))),
+        ("request orphans", ClientRequest::Orphans(inos)),
         ("request transaction", ClientRequest::Transaction(transaction)),
         ("request loan", ClientRequest::Loan(loan)),
         ("request root", ClientRequest::Root),
@@ -174,7 +188,6 @@ fn client_requests<'p>(
 }
 
 fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 8] {
-    let grant = LockGrant { key: key(5), mode: LockMode::Write, root: root() };
     let (seq_next, seq_stable) = (Seq(0xaa), Seq(0x98));
     let done = TransactionDone { number: 12, seq_next, seq_stable, root: root(), lent };
     let statfs = Statfs { blocks: 1 << 30, blocks_free: 1 << 29, ino_next: Ino(0x1234) };
@@ -191,8 +204,8 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 8] {
         blocks_quarantined: 512,
     };
     [
-        ("answer lock", ServerAnswer::Lock(grant)),
-        ("answer release", ServerAnswer::Release),
+        ("answer lockask", ServerAnswer::LockAsk),
+        ("answer orphans", ServerAnswer::Orphans(InoSet(0b010))),
         ("answer transaction", ServerAnswer::Transaction(done)),
         ("answer loan", ServerAnswer::Loan(Loan { number: 4, lent })),
         (
@@ -242,7 +255,7 @@ fn greeting_records() -> Vec<(&'static str, Vec<u8>)> {
 
 fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let message =
-        Message { seq: 17, request: 5, kind: Kind::Lock, part: Part::Request, payload: &[] };
+        Message { seq: 17, request: 5, kind: Kind::LockAsk, part: Part::Request, payload: &[] };
     let failed = Part::Answer(Some(ErrorCode::NoSpace));
     let answer = Message { kind: Kind::Loan, part: failed, ..message };
     let frame = |message| Frame { ack: 16, message }.header().as_bytes().to_vec();
@@ -259,7 +272,8 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
 /// What a vector's bytes mean, written again.
 fn rewritten(name: &str, bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
     let (what, which) = name.split_once(' ').unwrap();
-    let kind = Kind::ALL.into_iter().find(|kind| format!("{kind:?}").to_lowercase() == which);
+    let named = which.split(' ').next().unwrap();
+    let kind = Kind::ALL.into_iter().find(|kind| format!("{kind:?}").to_lowercase() == named);
     Ok(match (what, kind.map(|kind| (kind, kind.asker()))) {
         ("request", Some((kind, Party::Client))) => payload(&ClientRequest::parse(kind, bytes)?),
         ("request", Some((kind, Party::Server))) => payload(&ServerRequest::parse(kind, bytes)?),
@@ -352,15 +366,17 @@ fn the_largest_messages_fit() {
     let lent = Extents::new(&lent).unwrap();
     let bytes = payload(&ServerAnswer::Loan(Loan { number: 1, lent }));
     assert_eq!(bytes.len(), Kind::Loan.answer_bytes_max());
-    let locks: Vec<_> = (0..HELD_LOCKS_MAX)
-        .map(|index| {
-            let mut key = [0; KEY_BYTES];
-            key[0] = index as u8;
-            HeldLock::new(key, LockMode::Read)
-        })
-        .collect();
+    let held = |index| HeldRecord { name: key(index), mode: 1 };
+    let locks: Vec<_> = (0..HELD_LOCKS_MAX as u64).map(held).collect();
     let bytes = payload(&ClientAnswer::Recover(HeldLocks::new(&locks).unwrap()));
     assert_eq!(bytes.len(), Kind::Recover.answer_bytes_max());
+    let inos = [U64::new(1); INOS_MAX];
+    let bytes = payload(&ServerRequest::InUse(Inos::new(&inos).unwrap()));
+    assert_eq!(bytes.len(), Kind::InUse.request_bytes_max());
+    assert_eq!(bytes.len(), Kind::Orphans.request_bytes_max());
+    let grant = LockTell { lock: lock(LockRecord::GRANT), root: Some(root()) };
+    let bytes = payload(&ServerRequest::LockTell(grant));
+    assert_eq!(bytes.len(), Kind::LockTell.request_bytes_max());
 }
 
 #[test]
@@ -375,9 +391,12 @@ fn counts_above_their_bounds_are_refused() {
     assert_eq!(transaction(&runs, none, none).err(), Some(Malformed::Count));
     assert_eq!(transaction(&[], too_many(USED_MAX + 1), none).err(), Some(Malformed::Count));
     assert_eq!(transaction(&[], none, too_many(FREED_MAX + 1)).err(), Some(Malformed::Count));
-    let lock = HeldLock::new(key(0), LockMode::Read);
+    let lock = HeldRecord { name: key(0), mode: 1 };
     assert_eq!(HeldLocks::new(&[lock; HELD_LOCKS_MAX + 1]).err(), Some(Malformed::Count));
     assert_eq!(HeldLocks::new(&[lock; 2]).err(), Some(Malformed::Range));
+    let inos = [U64::new(1); INOS_MAX + 1];
+    assert_eq!(Inos::new(&inos).err(), Some(Malformed::Count));
+    assert_eq!(Inos::new(&[]).err(), Some(Malformed::Count));
 
     let number = 4;
     let (data_blocks, run_blocks, inodes, run_ids) = (0, 0, 0, 0);
@@ -394,8 +413,10 @@ fn meaningless_values_are_refused() {
         bytes[at] = value;
         rewritten(name, &bytes).expect_err(name)
     };
-    assert_eq!(refused("request lock", 27, 4), Malformed::Value);
-    assert_eq!(refused("request lock", 29, 1), Malformed::Reserved);
+    // A grant without a manifest, and a revoke with one.
+    assert_eq!(refused("request locktell", 0, LockRecord::GRANT), Malformed::Length);
+    assert_eq!(refused("request locktell grant", 0, LockRecord::REVOKE), Malformed::Length);
+    assert_eq!(refused("request inuse", 16, 0), Malformed::Zero);
     assert_eq!(refused("request transaction", 0, 0), Malformed::Zero);
     assert_eq!(refused("request transaction", 31, 1), Malformed::Reserved);
     // A run without a number, outside of any volume, with bytes that mean nothing, and with a zone
@@ -410,7 +431,8 @@ fn meaningless_values_are_refused() {
     assert_eq!(refused("request loan", 32 + 12, 9), Malformed::Value);
     // An extent past the last number.
     assert_eq!(refused("request loan", 64 + 8, 2), Malformed::Range);
-    assert_eq!(refused("answer lock", 32 + 24, 0), Malformed::Value);
+    assert_eq!(refused("request locktell grant", 38 + 24, 0), Malformed::Value);
+    assert_eq!(refused("answer recover", 2, 1), Malformed::Reserved);
     assert_eq!(refused("answer statfs", 12, 1), Malformed::Range);
     assert_eq!(refused("greeting hello", 1, 0), Malformed::Value);
     assert_eq!(refused("greeting hello", 2, 4), Malformed::Value);
@@ -482,7 +504,9 @@ fn fields_leave_no_gaps() {
     check::<Welcome>();
     check::<RunRecord>();
     check::<ExtentRecord>();
-    check::<HeldLock>();
+    check::<LockRecord>();
+    check::<HeldRecord>();
+    check::<HeldLocksRecord>();
 }
 
 proptest! {
@@ -530,5 +554,21 @@ proptest! {
             let _ = ServerAnswer::parse(kind, &bytes);
         }
         let _ = Frame::parse(&bytes);
+    }
+}
+
+#[test]
+fn a_set_of_inodes_is_about_its_question() {
+    for count in 1..=INOS_MAX {
+        let inos = vec![U64::new(7); count];
+        let inos = Inos::new(&inos).unwrap();
+        let mut used = InoSet::default();
+        used.insert(count - 1);
+        let unused = inos.all().without(used);
+        for n in 0..INOS_MAX + 1 {
+            assert_eq!(inos.all().contains(n), n < count);
+            assert_eq!(unused.contains(n), n + 1 < count);
+        }
+        assert_eq!(unused.union(used), inos.all());
     }
 }

@@ -7,10 +7,12 @@ use core::time::Duration;
 /// Requests of both sides and of several kinds, a pause, and more of them.
 fn converse(world: &mut World<'_>) {
     for round in 0..2 {
-        for kind in [Kind::Lock, Kind::Transaction, Kind::Lock, Kind::Lock, Kind::Transaction] {
+        for kind in
+            [Kind::LockAsk, Kind::Transaction, Kind::LockAsk, Kind::LockAsk, Kind::Transaction]
+        {
             world.client_asks(kind);
             world.flow();
-            world.server_asks(world.leader, [Kind::Revoke, Kind::Recover][round]);
+            world.server_asks(world.leader, [Kind::LockTell, Kind::Recover][round]);
         }
         for _ in 0..10 {
             world.flow();

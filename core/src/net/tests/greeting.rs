@@ -8,11 +8,12 @@ use super::world::{
     LINKS, WINDOWS, carve_link, carve_links, cluster, link_config, with_arena, with_world,
 };
 use crate::arena::Arena;
-use crate::format::wire::ErrorCode;
+use crate::format::key::KeyBytes;
 use crate::format::wire::greeting::{Admission, Greeting, Role};
 use crate::format::wire::message::{
-    ClientRequest, KeyMode, LockMode, Outcome, ServerAnswer, ServerRequest, Status,
+    ClientRequest, LockRecord, Outcome, ServerAnswer, ServerRequest, Status,
 };
+use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Term};
 use crate::net::{
     BadRecord, Breach, Cluster, ClusterKey, End, Incoming, LimitsError, LineLimits, Link,
@@ -21,6 +22,7 @@ use crate::net::{
 };
 use core::time::Duration;
 use outrider_hal::{Instant, StreamId};
+use zerocopy::FromZeros;
 
 const TERM: Term = Term::new(4, 2);
 
@@ -313,7 +315,10 @@ fn a_session_that_is_gone_is_not_made_again() {
         let session = links.find(ClientId(9)).unwrap();
         links.dismiss(session);
         assert_eq!(links.poll_close(), Some((StreamId(1), End::Dropped)));
-        assert_eq!(links.request(session, &ServerRequest::Recover([0; 27])).err(), Some(NOT));
+        assert_eq!(
+            links.request(session, &ServerRequest::Recover(KeyBytes::ZERO)).err(),
+            Some(NOT)
+        );
         link.closed(StreamId(1));
         link.poll_close().unwrap();
         greet(links, link, StreamId(2), admit_nine);
@@ -526,8 +531,7 @@ fn a_term_ends_with_everything_in_flight() {
         let stream = StreamId(1);
         greet(links, link, stream, admit_nine);
         let session = links.find(ClientId(9)).unwrap();
-        let left = KeyMode { key: [1; 27], mode: LockMode::Null };
-        links.request(session, &ServerRequest::Revoke(left)).unwrap();
+        links.request(session, &ServerRequest::Recover(KeyBytes::ZERO)).unwrap();
         link.request(&ClientRequest::Statfs).unwrap();
         let (up, down) = (hear_client(link, stream), hear_server(links, stream));
         tell_server(links, stream, &up);
@@ -567,4 +571,31 @@ fn limits_that_cannot_work_are_named() {
     assert_eq!(LinksLimits { session: narrow, ..LINKS }.validate(), Err(LimitsError::Windows));
     assert!(Timing::DEFAULT.is_valid());
     assert!(!Timing { keepalive: Timing::DEFAULT.silence, ..Timing::DEFAULT }.is_valid());
+}
+
+#[test]
+fn what_belongs_to_one_term_is_not_sent_to_the_next() {
+    with_nodes(cluster(), [link_config(cluster(), 1)], |links, [link]| {
+        greet(links, link, StreamId(1), admit_nine);
+        let ask = ClientRequest::LockAsk(LockRecord::new_zeroed());
+        for request in [ask, ClientRequest::Statfs, ask] {
+            link.request(&request).unwrap();
+        }
+        assert_eq!(link.can_request(Kind::LockAsk), Err(NotSent::Full));
+        // Within the term, another connection changes nothing.
+        link.disconnect();
+        link.poll_close().unwrap();
+        greet(links, link, StreamId(2), admit_nine);
+        assert_eq!(link.kept(), 3);
+
+        links.begin(Term::new(5, 2));
+        link.disconnect();
+        link.poll_close().unwrap();
+        while links.poll_close().is_some() {}
+        greet(links, link, StreamId(3), admit_nine);
+        assert_eq!(link.kept(), 1);
+        let session = links.find(ClientId(9)).unwrap();
+        tell_server(links, StreamId(3), &hear_client(link, StreamId(3)));
+        assert_eq!(links.head(session), Some(Incoming::Request(ClientRequest::Statfs)));
+    });
 }

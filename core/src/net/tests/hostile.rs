@@ -6,7 +6,7 @@ use super::std::vec::Vec;
 use super::world::{WINDOWS, carve_link, carve_links, cluster, link_config, with_arena};
 use crate::arena::Arena;
 use crate::format::wire::message::{
-    ClientRequest, KeyMode, LockMode, LockRequest, Outcome, ServerAnswer, ServerRequest,
+    ClientRequest, LockRecord, LockTell, Outcome, ServerAnswer, ServerRequest,
 };
 use crate::format::wire::{
     BODY_BYTES_MAX, ErrorCode, Frame, Kind, Malformed, Message, Part, RECORD_MAGIC,
@@ -17,6 +17,7 @@ use crate::net::{
 };
 use outrider_hal::StreamId;
 use proptest::prelude::*;
+use zerocopy::FromZeros;
 
 const STREAM: StreamId = StreamId(1);
 const TERM: Term = Term::new(1, 0);
@@ -47,8 +48,13 @@ fn request(seq: u64, request: u64, kind: Kind, payload: &[u8]) -> Frame<'_> {
     Frame { ack: 0, message: Some(Message { seq, request, kind, part: Part::Request, payload }) }
 }
 
-/// A lock request's payload: null to null of the zero key.
-const LOCK: [u8; 32] = [0; 32];
+/// A payload about a lock, of no meaning.
+const LOCK: [u8; 38] = [0; 38];
+
+fn revoke() -> ServerRequest<'static> {
+    let lock = LockRecord { kind: LockRecord::REVOKE, ..LockRecord::new_zeroed() };
+    ServerRequest::LockTell(LockTell { lock, root: None })
+}
 
 /// How a connection ends over which a member sends these frames, before anything is taken.
 fn end_of(frames: &[Frame<'_>]) -> Option<End> {
@@ -66,7 +72,7 @@ fn end_of(frames: &[Frame<'_>]) -> Option<End> {
 
 #[test]
 fn what_may_not_be_said_ends_the_connection() {
-    let lock = |seq, name| request(seq, name, Kind::Lock, &LOCK);
+    let lock = |seq, name| request(seq, name, Kind::LockAsk, &LOCK);
     let breach = |breach| Some(End::Breach(breach));
     assert_eq!(end_of(&[lock(1, 1), lock(2, 2)]), None);
     assert_eq!(end_of(&[lock(1, 1), lock(1, 1), lock(2, 2)]), None, "doubles are dropped");
@@ -82,14 +88,14 @@ fn what_may_not_be_said_ends_the_connection() {
         let message = Message { seq: 1, request: 1, kind, part, payload: &[] };
         end_of(&[Frame { ack: 0, message: Some(message) }])
     };
-    assert_eq!(answer(Kind::Revoke), breach(Breach::Unasked));
-    assert_eq!(answer(Kind::Lock), breach(Breach::Unasked));
+    assert_eq!(answer(Kind::LockTell), breach(Breach::Unasked));
+    assert_eq!(answer(Kind::LockAsk), breach(Breach::Unasked));
 }
 
 #[test]
 fn more_than_the_window_ends_the_connection() {
     let most = u64::from(WINDOWS.answers_max);
-    let frames: Vec<_> = (1..=most).map(|n| request(n, n, Kind::Lock, &LOCK)).collect();
+    let frames: Vec<_> = (1..=most).map(|n| request(n, n, Kind::LockAsk, &LOCK)).collect();
     assert_eq!(end_of(&frames), None);
     let mut more = frames.clone();
     more.push(request(most + 1, most + 1, Kind::Statfs, &[]));
@@ -111,14 +117,13 @@ fn more_than_the_window_ends_the_connection() {
 fn an_answer_is_taken_once_and_only_for_what_was_asked() {
     with_server(|links| {
         let (mut raw, session) = member(links);
-        let left = KeyMode { key: [1; 27], mode: LockMode::Null };
-        links.request(session, &ServerRequest::Revoke(left)).unwrap();
+        links.request(session, &revoke()).unwrap();
         let asked = tell_server(links, STREAM, &[]);
         let body = raw.open(&asked);
         let message = Frame::parse(&body).unwrap().message.unwrap();
         let answer = |seq| {
             let part = Part::Answer(None);
-            Frame { ack: 1, message: Some(Message { seq, part, ..message }) }
+            Frame { ack: 1, message: Some(Message { seq, part, payload: &[], ..message }) }
         };
         tell_server(links, STREAM, &raw.frame(&answer(1)));
         assert!(matches!(links.head(session), Some(Incoming::Answer(_, Outcome::Done(_)))));
@@ -134,11 +139,10 @@ fn an_answer_is_taken_once_and_only_for_what_was_asked() {
 fn a_server_that_answers_what_was_not_sent_is_not_believed() {
     with_client(|link| {
         let mut raw = Raw::server(link, &cluster(), STREAM, TERM, &first_admission());
-        let lock = LockRequest { key: [0; 27], held: LockMode::Null, wanted: LockMode::Read };
         // Kept, but not on this connection yet.
-        link.request(&ClientRequest::Lock(lock)).unwrap();
+        link.request(&ClientRequest::LockAsk(LockRecord::new_zeroed())).unwrap();
         let part = Part::Answer(Some(ErrorCode::Busy));
-        let message = Message { seq: 1, request: 1, kind: Kind::Lock, part, payload: &[] };
+        let message = Message { seq: 1, request: 1, kind: Kind::LockAsk, part, payload: &[] };
         let frame = raw.frame(&Frame { ack: 0, message: Some(message) });
         let space = link.recv_space(STREAM);
         space[..frame.len()].copy_from_slice(&frame);
@@ -232,7 +236,7 @@ fn a_damaged_length_costs_one_silence_and_no_more() {
 
 fn arbitrary_message() -> impl Strategy<Value = (u64, u64, u64, u16, u8, u8, Vec<u8>)> {
     let number = || prop_oneof![0..5u64, any::<u64>()];
-    let kind = prop_oneof![0..12u16, 129..133u16, any::<u16>()];
+    let kind = prop_oneof![0..12u16, 129..134u16, any::<u16>()];
     let payload = prop_oneof![
         Just(Vec::new()),
         Just(vec![0; 8]),
@@ -293,8 +297,7 @@ proptest! {
         };
         with_server(|links| {
             let (mut raw, session) = member(links);
-            let asked = KeyMode { key: [0; 27], mode: LockMode::Null };
-            links.request(session, &ServerRequest::Revoke(asked)).unwrap();
+            links.request(session, &revoke()).unwrap();
             let mut taken = 0;
             for record in sealed(&mut raw) {
                 tell_server(links, STREAM, &record);

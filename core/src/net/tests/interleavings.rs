@@ -36,8 +36,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let count = prop_oneof![Just(1usize), 1..40usize, 100..5000usize, Just(usize::MAX)];
     let wire = 0..3usize;
-    let client_kind = prop_oneof![3 => Just(Kind::Lock), 1 => Just(Kind::Transaction)];
-    let server_kind = prop_oneof![3 => Just(Kind::Revoke), 1 => Just(Kind::Recover)];
+    let client_kind = prop_oneof![3 => Just(Kind::LockAsk), 1 => Just(Kind::Transaction)];
+    let server_kind = prop_oneof![3 => Just(Kind::LockTell), 1 => Just(Kind::Recover)];
     prop_oneof![
         8 => count.clone().prop_map(Op::ClientSends),
         8 => (wire.clone(), count.clone())

@@ -3,11 +3,11 @@
 
 use super::std::collections::{BTreeMap, VecDeque};
 use crate::arena::Arena;
+use crate::format::key::Key;
 use crate::format::wire::greeting::{Greeting, Role};
 use crate::format::wire::message::{
-    ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, HeldLocks, KEY_BYTES, KeyBytes,
-    KeyMode, LockGrant, LockMode, LockRequest, ManifestRoot, Outcome, Pool, ServerAnswer,
-    ServerRequest, Transaction, TransactionDone,
+    ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, HeldLocks, LockRecord, LockTell,
+    ManifestRoot, Outcome, Pool, ServerAnswer, ServerRequest, Transaction, TransactionDone,
 };
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
@@ -18,6 +18,7 @@ use crate::net::{
 use core::mem::MaybeUninit;
 use core::time::Duration;
 use outrider_hal::{Instant, StreamId};
+use zerocopy::FromZeros;
 
 use super::std::vec;
 use super::std::vec::Vec;
@@ -115,9 +116,13 @@ pub(super) struct World<'m> {
     pub(super) wires: Vec<Wire>,
     /// Servers up to this one have been started; the last of them leads.
     pub(super) leader: usize,
-    /// Serials of the client's requests: whether the answer was taken.
+    /// Serials of the client's requests: whether the answer was taken, or will not come.
     pub(super) asked: Vec<bool>,
     names: BTreeMap<u64, u64>,
+    /// Serials of those that belong to one term, are not answered, and can be.
+    of_one_term: Vec<u64>,
+    /// Serials of those that were dropped, and the first server that must not see them.
+    dropped: BTreeMap<u64, usize>,
     client_pending: Vec<Pending>,
     server_pending: Vec<Pending>,
     transactions: u64,
@@ -137,15 +142,10 @@ pub(super) struct World<'m> {
     pub(super) renewed: u32,
 }
 
-fn key(server: usize, serial: u64) -> KeyBytes {
-    let mut key = [0; KEY_BYTES];
-    key[0] = server as u8;
-    key[1..9].copy_from_slice(&serial.to_be_bytes());
-    key
-}
-
-fn serial(key: &KeyBytes) -> u64 {
-    u64::from_be_bytes(key[1..9].try_into().unwrap())
+/// What a server or, as server 0, the client says about a lock.
+fn lock(server: usize, serial: u64) -> LockRecord {
+    let name = Key { first: server as u64, ..Key::MIN }.into();
+    LockRecord { kind: 4, name, generation: serial.into(), ..LockRecord::new_zeroed() }
 }
 
 /// Whatever happens to bytes, two nodes that keep the rules never see them broken.
@@ -167,6 +167,8 @@ impl<'m> World<'m> {
             leader: 0,
             asked: Vec::new(),
             names: BTreeMap::new(),
+            of_one_term: Vec::new(),
+            dropped: BTreeMap::new(),
             client_pending: Vec::new(),
             server_pending: Vec::new(),
             transactions: 0,
@@ -328,17 +330,16 @@ impl<'m> World<'m> {
                 .unwrap(),
             )),
             Kind::Farewell => self.link.request(&ClientRequest::Farewell),
-            _ => self.link.request(&ClientRequest::Lock(LockRequest {
-                key: key(0, serial),
-                held: LockMode::Null,
-                wanted: LockMode::Write,
-            })),
+            _ => self.link.request(&ClientRequest::LockAsk(lock(0, serial))),
         };
         match sent {
             Ok(name) => {
                 self.transactions += u64::from(kind == Kind::Transaction);
                 self.names.insert(name.0, serial);
                 self.asked.push(false);
+                if kind.is_of_one_term() {
+                    self.of_one_term.push(serial);
+                }
             }
             Err(NotSent::Full | NotSent::Leaving) => {}
             Err(NotSent::NotConnected) => panic!("a client's session is always there"),
@@ -352,10 +353,13 @@ impl<'m> World<'m> {
         let Some(session) = model.session else {
             return;
         };
-        let key = key(server, model.asked.len() as u64);
+        let lock = lock(server, model.asked.len() as u64);
         let request = match kind {
-            Kind::Recover => ServerRequest::Recover(key),
-            _ => ServerRequest::Revoke(KeyMode { key, mode: LockMode::Null }),
+            Kind::Recover => {
+                let from = Key { second: lock.generation.get(), ..lock.name.into() };
+                ServerRequest::Recover(from.into())
+            }
+            _ => ServerRequest::LockTell(LockTell { lock, root: None }),
         };
         if let Ok(name) = self.servers[server].request(session, &request) {
             model.names.insert(name.0, model.asked.len() as u64);
@@ -373,20 +377,20 @@ impl<'m> World<'m> {
         let serial = match self.link.head() {
             None => return,
             Some(Incoming::Request(request)) => {
-                let key = match request {
-                    ServerRequest::Revoke(revoke) => revoke.key,
-                    ServerRequest::Recover(from) => from,
-                    ServerRequest::Recall(_) => panic!("never asked"),
+                let (name, serial) = match request {
+                    ServerRequest::LockTell(tell) => (tell.lock.name, tell.lock.generation.get()),
+                    ServerRequest::Recover(from) => (from, from.second.get()),
+                    other => panic!("never asked: {other:?}"),
                 };
-                assert_eq!(usize::from(key[0]), server, "only the greeted server is heard");
-                assert_eq!(serial(&key), self.models[server].heard, "in order, once");
+                assert_eq!(name.first.get() as usize, server, "only the greeted server is heard");
+                assert_eq!(serial, self.models[server].heard, "in order, once");
                 self.models[server].heard += 1;
-                Some(serial(&key))
+                Some(serial)
             }
             Some(Incoming::Answer(name, outcome)) => {
                 let serial = self.names[&name.0];
                 let answered = match outcome {
-                    Outcome::Done(ServerAnswer::Lock(grant)) => self::serial(&grant.key),
+                    Outcome::Done(ServerAnswer::LockAsk) => serial,
                     Outcome::Done(ServerAnswer::Transaction(done)) => done.seq_next.0 - 1,
                     Outcome::Done(ServerAnswer::Farewell) => serial,
                     other => panic!("{other:?}"),
@@ -394,6 +398,7 @@ impl<'m> World<'m> {
                 assert_eq!(answered, serial, "the answer to this request");
                 assert!(!self.asked[serial as usize], "answered once");
                 self.asked[serial as usize] = true;
+                self.of_one_term.retain(|open| *open != serial);
                 None
             }
         };
@@ -412,7 +417,12 @@ impl<'m> World<'m> {
             None => return,
             Some(Incoming::Request(request)) => {
                 let serial = match request {
-                    ClientRequest::Lock(lock) => self::serial(&lock.key),
+                    ClientRequest::LockAsk(lock) => {
+                        let serial = lock.generation.get();
+                        let dropped = self.dropped.get(&serial).is_some_and(|at| *at <= server);
+                        assert!(!dropped, "of an older term");
+                        serial
+                    }
                     ClientRequest::Transaction(transaction) => {
                         let serial = transaction.seq.0 - 1;
                         assert_eq!(transaction.freed.len(), self.extents);
@@ -433,11 +443,9 @@ impl<'m> World<'m> {
             Some(Incoming::Answer(name, outcome)) => {
                 let serial = model.names[&name.0];
                 match outcome {
-                    Outcome::Done(ClientAnswer::Revoke(left)) => {
-                        assert_eq!(left.key, key(server, serial));
-                    }
+                    Outcome::Done(ClientAnswer::LockTell) => {}
                     Outcome::Failed(ErrorCode::Busy, Some(ClientAnswer::Recover(held))) => {
-                        assert_eq!(held.iter().len(), 0);
+                        assert!(held.records().is_empty());
                     }
                     other => panic!("{other:?}"),
                 }
@@ -458,19 +466,16 @@ impl<'m> World<'m> {
             return;
         }
         let pending = self.client_pending.swap_remove(which % self.client_pending.len());
-        let Some(serial) = pending.serial else {
+        if pending.serial.is_none() {
             self.link.recorded(pending.ticket);
             return self.step();
-        };
+        }
         let outcome = match pending.ticket.kind() {
             Kind::Recover => Outcome::Failed(
                 ErrorCode::Busy,
                 Some(ClientAnswer::Recover(HeldLocks::new(&[]).unwrap())),
             ),
-            _ => {
-                let key = key(pending.server, serial);
-                Outcome::Done(ClientAnswer::Revoke(KeyMode { key, mode: LockMode::Null }))
-            }
+            _ => Outcome::Done(ClientAnswer::LockTell),
         };
         let answered = self.link.answer(pending.ticket, &outcome);
         let of_newest = self.link.term() == self.servers_term(pending.server);
@@ -504,10 +509,7 @@ impl<'m> World<'m> {
                     lent: Extents::default(),
                 }),
                 Kind::Farewell => ServerAnswer::Farewell,
-                _ => {
-                    let (key, mode) = (key(0, serial), LockMode::Write);
-                    ServerAnswer::Lock(LockGrant { key, mode, root })
-                }
+                _ => ServerAnswer::LockAsk,
             };
             links.answer(session, ticket, &Outcome::Done(answer)).unwrap();
         }
@@ -529,8 +531,11 @@ impl<'m> World<'m> {
         self.link.step(self.now);
         while let Some(event) = self.link.poll_event() {
             match event {
-                LinkEvent::Up { client, renewed, .. } => {
+                LinkEvent::Up { term, client, renewed } => {
                     assert_eq!(client, ClientId(9));
+                    if renewed {
+                        self.drop_older(term);
+                    }
                     self.renewed += u32::from(renewed);
                     self.resumed += u32::from(!renewed);
                 }
@@ -547,6 +552,16 @@ impl<'m> World<'m> {
         }
         for server in 0..=self.leader {
             self.step_server(server);
+        }
+    }
+
+    /// What belongs to a term before this one will not be answered any more.
+    fn drop_older(&mut self, term: Term) {
+        let server = (0..SERVERS).find(|server| self.servers_term(*server) == term).unwrap();
+        for serial in self.of_one_term.drain(..) {
+            self.asked[serial as usize] = true;
+            self.names.retain(|_, named| *named != serial);
+            self.dropped.insert(serial, server);
         }
     }
 

@@ -1,94 +1,43 @@
 //! Payloads about locks.
+//!
+//! A message about a lock is a request that is answered at once, with nothing: the answer says that
+//! the message has been taken note of, not that what it wants has come true. What follows from it
+//! is a request of the other side, about the same lock. So the windows of a session never fill
+//! with what waits for a lock.
+//!
+//! What this file deliberately doesn't know: which names, modes and generations mean something.
 
 use super::super::{Malformed, reserved, take, whole};
 use super::{Emitter, ManifestRoot, RootRecord};
+use crate::format::key::KeyBytes;
 use crate::record;
 use zerocopy::FromBytes;
-use zerocopy::little_endian::U16;
-
-/// Bytes of a key. Keys compare as byte strings.
-pub const KEY_BYTES: usize = 27;
-
-/// A key as it travels.
-pub type KeyBytes = [u8; KEY_BYTES];
+use zerocopy::little_endian::{U16, U64};
 
 /// Most locks in one answer to a recover request.
 pub const HELD_LOCKS_MAX: usize = 128;
 
-/// What a lock allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum LockMode {
-    /// Nothing.
-    Null = 0,
-    /// Reading, by many clients at once.
-    Read = 1,
-    /// Reading and writing, by one client.
-    Write = 2,
-    /// Writing without reading, by many clients at once.
-    WriteOnly = 3,
-}
-
-impl LockMode {
-    fn from_wire(raw: u8) -> Result<LockMode, Malformed> {
-        match raw {
-            0 => Ok(LockMode::Null),
-            1 => Ok(LockMode::Read),
-            2 => Ok(LockMode::Write),
-            3 => Ok(LockMode::WriteOnly),
-            _ => Err(Malformed::Value),
-        }
-    }
-}
-
 record! {
-    /// A client wants a lock.
-    pub struct LockRequestRecord [32] {
-        /// The lock: first key of what it covers.
-        key: KeyBytes,
-        /// The [`LockMode`] the client has.
-        held: u8,
-        /// The [`LockMode`] it wants.
-        wanted: u8,
-        /// Zero.
-        reserved: [u8; 3],
-    }
-
-    /// A client has a lock.
-    pub struct LockGrantRecord [64] {
-        /// The lock.
-        key: KeyBytes,
-        /// The [`LockMode`] that the client has from now on.
+    /// A message about a lock.
+    pub struct LockRecord [38] {
+        /// From clients: 1 Request, 2 Release. From the server: 3 Grant, 4 Revoke, 5 Refuse.
+        kind: u8,
+        /// Request: wanted. Release: kept, null or read. Grant: granted. Revoke: what may be kept,
+        /// null or read. Refuse: what was wanted.
         mode: u8,
-        /// Zero.
-        reserved: [u8; 4],
-        /// The newest durable manifest: no older one may be read under this grant.
-        root: RootRecord,
+        /// The lock's first key.
+        name: KeyBytes,
+        /// Release, Grant, Revoke: which grant. Else 0.
+        generation: U64,
+        /// Refuse: why. Else 0.
+        refusal: u8,
     }
 
-    /// What remains of a lock.
-    pub struct KeyModeRecord [32] {
-        /// The lock.
-        key: KeyBytes,
-        /// The [`LockMode`] that remains.
-        mode: u8,
-        /// Zero.
-        reserved: [u8; 4],
-    }
-
-    /// Where to go on with the recovery of locks.
-    pub struct RecoverRecord [32] {
-        /// The least key of interest.
-        from: KeyBytes,
-        /// Zero.
-        reserved: [u8; 5],
-    }
-
-    /// A lock that a client holds.
-    pub struct HeldLock [28] {
-        /// The lock.
-        key: KeyBytes,
-        /// Its [`LockMode`].
+    /// A lock that a client held when its server went away.
+    pub struct HeldRecord [28] {
+        /// The lock's first key.
+        name: KeyBytes,
+        /// What is held: never null.
         mode: u8,
     }
 
@@ -101,140 +50,85 @@ record! {
     }
 }
 
-/// A client wants a lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LockRequest {
-    /// The lock.
-    pub key: KeyBytes,
-    /// The mode the client has.
-    pub held: LockMode,
-    /// The mode it wants.
-    pub wanted: LockMode,
+impl LockRecord {
+    /// [`LockRecord::kind`] of a request.
+    pub const REQUEST: u8 = 1;
+    /// [`LockRecord::kind`] of a release.
+    pub const RELEASE: u8 = 2;
+    /// [`LockRecord::kind`] of a grant.
+    pub const GRANT: u8 = 3;
+    /// [`LockRecord::kind`] of a revoke.
+    pub const REVOKE: u8 = 4;
+    /// [`LockRecord::kind`] of a refusal.
+    pub const REFUSE: u8 = 5;
+
+    pub(super) fn open(payload: &[u8]) -> Result<LockRecord, Malformed> {
+        whole(payload).copied()
+    }
 }
 
-impl LockRequest {
-    pub(super) fn parse(payload: &[u8]) -> Result<LockRequest, Malformed> {
-        let record: &LockRequestRecord = whole(payload)?;
-        reserved(&record.reserved)?;
-        let held = LockMode::from_wire(record.held)?;
-        Ok(LockRequest { key: record.key, held, wanted: LockMode::from_wire(record.wanted)? })
+/// What the server says about a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LockTell {
+    /// The message.
+    pub lock: LockRecord,
+    /// With a grant, and only with one: the newest durable manifest. No older one may be read under
+    /// the grant.
+    pub root: Option<ManifestRoot>,
+}
+
+impl LockTell {
+    pub(super) const BYTES_MAX: usize = size_of::<LockRecord>() + size_of::<RootRecord>();
+
+    pub(super) fn parse(payload: &[u8]) -> Result<LockTell, Malformed> {
+        let (lock, rest) = take::<LockRecord>(payload)?;
+        let root = match lock.kind {
+            LockRecord::GRANT => Some(ManifestRoot::parse(whole(rest)?)?),
+            _ if rest.is_empty() => None,
+            _ => return Err(Malformed::Length),
+        };
+        Ok(LockTell { lock: *lock, root })
     }
 
-    pub(super) fn record(&self) -> LockRequestRecord {
-        LockRequestRecord {
-            key: self.key,
-            held: self.held as u8,
-            wanted: self.wanted as u8,
-            reserved: [0; 3],
+    pub(super) fn emit(&self, to: &mut Emitter<'_>) {
+        to.put(&self.lock);
+        if let Some(root) = &self.root {
+            to.put(&root.record());
         }
     }
 }
 
-/// A client has a lock.
+/// Locks that a client holds, by ascending name, each once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LockGrant {
-    /// The lock.
-    pub key: KeyBytes,
-    /// The mode the client has from now on.
-    pub mode: LockMode,
-    /// The newest durable manifest.
-    pub root: ManifestRoot,
-}
-
-impl LockGrant {
-    pub(super) fn parse(payload: &[u8]) -> Result<LockGrant, Malformed> {
-        let record: &LockGrantRecord = whole(payload)?;
-        reserved(&record.reserved)?;
-        let mode = LockMode::from_wire(record.mode)?;
-        Ok(LockGrant { key: record.key, mode, root: ManifestRoot::parse(&record.root)? })
-    }
-
-    pub(super) fn record(&self) -> LockGrantRecord {
-        LockGrantRecord {
-            key: self.key,
-            mode: self.mode as u8,
-            reserved: [0; 4],
-            root: self.root.record(),
-        }
-    }
-}
-
-/// What remains of a lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyMode {
-    /// The lock.
-    pub key: KeyBytes,
-    /// The mode that remains.
-    pub mode: LockMode,
-}
-
-impl KeyMode {
-    pub(super) fn parse(payload: &[u8]) -> Result<KeyMode, Malformed> {
-        let record: &KeyModeRecord = whole(payload)?;
-        reserved(&record.reserved)?;
-        Ok(KeyMode { key: record.key, mode: LockMode::from_wire(record.mode)? })
-    }
-
-    pub(super) fn record(&self) -> KeyModeRecord {
-        KeyModeRecord { key: self.key, mode: self.mode as u8, reserved: [0; 4] }
-    }
-}
-
-impl RecoverRecord {
-    pub(super) fn open(payload: &[u8]) -> Result<KeyBytes, Malformed> {
-        let record: &RecoverRecord = whole(payload)?;
-        reserved(&record.reserved)?;
-        Ok(record.from)
-    }
-
-    pub(super) fn new(from: KeyBytes) -> RecoverRecord {
-        RecoverRecord { from, reserved: [0; 5] }
-    }
-}
-
-impl HeldLock {
-    /// A lock held in a mode.
-    #[must_use]
-    pub fn new(key: KeyBytes, mode: LockMode) -> HeldLock {
-        HeldLock { key, mode: mode as u8 }
-    }
-}
-
-/// Locks that a client holds, by ascending key, each once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldLocks<'p>(&'p [HeldLock]);
+pub struct HeldLocks<'p>(&'p [HeldRecord]);
 
 impl<'p> HeldLocks<'p> {
     pub(super) const BYTES_MAX: usize =
-        size_of::<HeldLocksRecord>() + HELD_LOCKS_MAX * size_of::<HeldLock>();
+        size_of::<HeldLocksRecord>() + HELD_LOCKS_MAX * size_of::<HeldRecord>();
 
     /// These locks, if they are in order and at most [`HELD_LOCKS_MAX`].
-    pub fn new(locks: &'p [HeldLock]) -> Result<HeldLocks<'p>, Malformed> {
+    pub fn new(locks: &'p [HeldRecord]) -> Result<HeldLocks<'p>, Malformed> {
         if locks.len() > HELD_LOCKS_MAX {
             return Err(Malformed::Count);
         }
-        if !locks.is_sorted_by(|a, b| a.key < b.key) {
+        if !locks.is_sorted_by(|a, b| a.name < b.name) {
             return Err(Malformed::Range);
-        }
-        for lock in locks {
-            LockMode::from_wire(lock.mode)?;
         }
         Ok(HeldLocks(locks))
     }
 
-    /// The locks, by ascending key.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (KeyBytes, LockMode)> + use<'p> {
-        self.0.iter().map(|lock| {
-            (lock.key, LockMode::from_wire(lock.mode).expect("checked when this was made"))
-        })
+    /// The locks, by ascending name. None says that there are no more.
+    #[must_use]
+    pub fn records(&self) -> &'p [HeldRecord] {
+        self.0
     }
 
     pub(super) fn parse(payload: &'p [u8]) -> Result<HeldLocks<'p>, Malformed> {
         let (record, rest) = take::<HeldLocksRecord>(payload)?;
         reserved(&record.reserved)?;
         let count = usize::from(record.count.get());
-        let locks =
-            <[HeldLock]>::ref_from_bytes_with_elems(rest, count).map_err(|_| Malformed::Length)?;
+        let locks = <[HeldRecord]>::ref_from_bytes_with_elems(rest, count)
+            .map_err(|_| Malformed::Length)?;
         HeldLocks::new(locks)
     }
 

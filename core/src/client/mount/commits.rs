@@ -1,0 +1,183 @@
+//! When changes are made durable, when what was lent is asked for, and how a mount leaves.
+//!
+//! # When a commit begins
+//!
+//! One at a time, while the lease lasts, and only when something asks for it:
+//!
+//! | what | why |
+//! |---|---|
+//! | an operation waits for one | fsync, or the dirty budget is used up |
+//! | a lock is wanted back | what is dirty under it must be durable first |
+//! | half of the dirty budget is used | changes go on while the other half is written |
+//! | what was used or freed nearly fills a transaction | so that no change has to wait |
+//! | the oldest change is as old as [`MountTiming::commit_age`](super::MountTiming) | a crash loses no more |
+//! | the mount leaves | all of it |
+//!
+//! What this module deliberately doesn't know: how a commit is written.
+
+use super::slots::Park;
+use super::talk::Violation;
+use super::{Life, Mount};
+use crate::client::commit::{Committed, NotNow};
+use crate::format::wire::message::ClientRequest;
+use crate::format::wire::{ErrorCode, Kind};
+use crate::node::More;
+use outrider_hal::Instant;
+
+/// Items copied, or gone through, in a step.
+const COMMIT_BUDGET: u32 = 512;
+
+/// What makes the next commit due.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Due {
+    /// Since when something has been dirty.
+    pub(super) dirty_since: Option<Instant>,
+    /// A lock waits for one.
+    pub(super) for_lock: bool,
+    /// None begins before this time: the last attempt has failed, or there was no room for it.
+    pub(super) not_before: Instant,
+}
+
+impl Mount<'_> {
+    /// Goes on with the commit under way, and begins the next when it is due.
+    pub(super) fn step_commit(&mut self, now: Instant) -> More {
+        let more = self.committer.step(&mut self.items, &mut self.loans, COMMIT_BUDGET);
+        while self.committer.poll_failure().is_some() {
+            self.due.not_before = now.plus(self.config.timing.retry);
+        }
+        if self.items.usage().dirty_items == 0 {
+            self.due.dirty_since = None;
+        } else if self.due.dirty_since.is_none() {
+            self.due.dirty_since = Some(now);
+        }
+        let may = self.works() && !self.suspended && self.due.not_before <= now;
+        if may && self.committer.is_idle() && self.is_commit_due(now) {
+            self.begin_commit(now);
+        }
+        if !self.committer.is_copying() && self.slots.waits(|park| *park == Park::Snapshot) {
+            self.slots.wake(|park| *park == Park::Snapshot);
+            return More::Yes;
+        }
+        more
+    }
+
+    fn is_commit_due(&self, now: Instant) -> bool {
+        let (usage, limits) = (self.items.usage(), &self.limits.items);
+        self.due.for_lock
+            || self.slots.waits(|park| *park == Park::Commit)
+            || usage.dirty_items > limits.dirty_items / 2
+            || usage.dirty_chunks > limits.dirty_chunks / 2
+            || self.loans.is_commit_wanted()
+            || self.commit_time().is_some_and(|at| at <= now)
+            || (self.life == Life::Leaving && usage.dirty_items > 0)
+    }
+
+    /// When the oldest change must be made durable.
+    fn commit_time(&self) -> Option<Instant> {
+        self.due.dirty_since.map(|since| since.plus(self.config.timing.commit_age))
+    }
+
+    /// When the next commit begins, if nothing else asks for one.
+    pub(super) fn commit_timeout(&self) -> Option<Instant> {
+        if !self.works() || self.suspended || !self.committer.is_idle() {
+            return None;
+        }
+        let asked = self.due.for_lock || self.slots.waits(|park| *park == Park::Commit);
+        let at = if asked { Some(Instant(0)) } else { self.commit_time() };
+        at.map(|at| at.max(self.due.not_before))
+    }
+
+    fn begin_commit(&mut self, now: Instant) {
+        match self.committer.begin(&mut self.items, &mut self.loans, self.root) {
+            Ok(begun) => {
+                self.due.for_lock = false;
+                self.due.dirty_since = None;
+                if begun.is_none() {
+                    self.on_durable(now);
+                }
+            }
+            Err(NotNow::Closed | NotNow::Busy) => {}
+            Err(NotNow::Loan) => self.due.not_before = now.plus(self.config.timing.retry),
+        }
+    }
+
+    /// What the transaction's answer says.
+    pub(super) fn on_committed(
+        &mut self,
+        now: Instant,
+        done: Option<Committed>,
+    ) -> Result<(), Violation> {
+        let Some(done) = done else { return Ok(()) };
+        self.counters.commits += 1;
+        self.note_root(&done.root)?;
+        self.on_durable(now);
+        Ok(())
+    }
+
+    /// Changes up to some number have become durable.
+    fn on_durable(&mut self, now: Instant) {
+        self.locks.committed(now, self.committer.committed());
+        self.slots.wake(|park| *park == Park::Commit);
+    }
+
+    pub(super) fn on_commit_refused(&mut self, now: Instant, error: ErrorCode) {
+        self.committer.handle_refused(&mut self.items, &mut self.loans, error);
+        self.due.not_before = now.plus(self.config.timing.retry);
+    }
+
+    /// Sends what is to be recorded, and asks for what is to be lent.
+    pub(super) fn step_loans(&mut self, now: Instant) {
+        if self.loans.is_short() && self.loan_at <= now {
+            self.loan_at = now.plus(self.config.timing.retry);
+            self.loans.retry();
+        }
+        self.loans.step();
+        if self.loans.poll_wake() {
+            self.slots.wake(|park| matches!(park, Park::Inos | Park::Blocks));
+            self.due.not_before = now;
+        }
+        if !self.way.link.is_up() || self.parting {
+            return;
+        }
+        if self.committer.is_unsent()
+            && !self.suspended
+            && self.way.link.can_request(Kind::Transaction).is_ok()
+            && let Some(transaction) = self.committer.transaction()
+            && self.way.link.request(&ClientRequest::Transaction(transaction)).is_ok()
+        {
+            self.counters.transactions += 1;
+            self.committer.handle_sent();
+        }
+        if self.loans.is_unsent()
+            && self.way.link.can_request(Kind::Loan).is_ok()
+            && let Some(request) = self.loans.request()
+            && self.way.link.request(&ClientRequest::Loan(request)).is_ok()
+        {
+            self.counters.loans += 1;
+            self.loans.handle_sent();
+        }
+    }
+
+    /// Goes on leaving: when nothing is at work and nothing dirty, the farewell is said, as soon as
+    /// everything asked before has been answered.
+    pub(super) fn step_leaving(&mut self) {
+        if self.life != Life::Leaving {
+            return;
+        }
+        if self.way.link.client().is_none() && !self.way.link.is_up() {
+            // No server has ever heard of it, or one that has will notice by itself.
+            self.life = Life::Left;
+            return self.way.end();
+        }
+        let idle = self.slots.used() == 0 && self.orphans.is_empty();
+        let durable = self.committer.is_idle() && self.items.usage().dirty_items == 0;
+        if !idle || !durable {
+            return;
+        }
+        self.loans.close();
+        self.parting = true;
+        if !self.farewell_sent && self.way.link.can_request(Kind::Farewell).is_ok() {
+            self.farewell_sent = self.way.link.request(&ClientRequest::Farewell).is_ok();
+        }
+    }
+}

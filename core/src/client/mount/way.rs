@@ -1,0 +1,225 @@
+//! The way to a server: finds who leads, connects, greets, and begins again when that fails.
+//!
+//! ```text
+//!    looking --a leader is known--> connecting --connected--> greeting --welcomed--> up
+//!       ^                               |                        |                   |
+//!       +-------- after a pause --------+------------------------+-------------------+
+//! ```
+//!
+//! # Invariants
+//!
+//! * One connection at a time. An attempt that takes too long is given up, and should it succeed
+//!   after all, its connection is closed.
+//! * Pauses double with each failure, up to a bound, and are forgotten once a server has answered.
+//!
+//! What this module deliberately doesn't know: what is said.
+
+use super::MountConfig;
+use crate::arena::{Arena, ArenaFull};
+use crate::format::layout::QUORUM_BLKNO;
+use crate::format::wire::greeting::{RANDOM_BYTES, Role};
+use crate::net::{Cluster, ClusterKey, End, Link, LinkConfig, LinkLimits};
+use crate::node::{Action, Event};
+use crate::quorum::{Watcher, WatcherBlocks};
+use blake2::{Blake2s256, Digest};
+use core::time::Duration;
+use outrider_hal::{Instant, StreamId};
+
+/// An attempt to connect.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    number: u32,
+    /// When it is given up.
+    deadline: Instant,
+}
+
+/// The way to a server.
+pub(super) struct Way<'m> {
+    pub(super) link: Link<'m>,
+    pub(super) watcher: Watcher<'m>,
+    secret: [u8; 32],
+    draws: u64,
+    redial: Duration,
+    redial_max: Duration,
+    patience: Duration,
+    attempt: Option<Attempt>,
+    attempts: u32,
+    /// Failures in a row.
+    failures: u32,
+    dial_at: Instant,
+    /// When the last greeting was sent.
+    greeted_at: Instant,
+    /// Connections to be closed.
+    closes: heapless::Deque<StreamId, 4>,
+    /// No server is wanted any more.
+    over: bool,
+}
+
+impl<'m> Way<'m> {
+    /// Carves it. `None` says that the constants don't fit together.
+    pub(super) fn carve(
+        arena: &mut Arena<'m>,
+        limits: &LinkLimits,
+        config: &MountConfig,
+        tag_base: u64,
+    ) -> Result<Option<Way<'m>>, ArenaFull> {
+        let volume = &config.volume;
+        let link = LinkConfig {
+            cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
+            timing: config.net,
+            role: Role::Mount,
+            nonce: config.nonce,
+            read_only: config.read_only,
+        };
+        let link = Link::carve(arena, limits, link)?;
+        let blocks = WatcherBlocks::carve(arena)?;
+        let watcher = Watcher::new(volume.volume(), QUORUM_BLKNO, config.quorum, tag_base, blocks);
+        let Ok(watcher) = watcher else { return Ok(None) };
+        Ok(Some(Way {
+            link,
+            watcher,
+            secret: config.secret,
+            draws: 0,
+            redial: config.timing.redial,
+            redial_max: config.timing.redial_max,
+            patience: config.net.greeting,
+            attempt: None,
+            attempts: 0,
+            failures: 0,
+            dial_at: Instant(0),
+            greeted_at: Instant(0),
+            closes: heapless::Deque::new(),
+            over: false,
+        }))
+    }
+
+    /// When the greeting was sent that led to the newest welcome.
+    pub(super) fn greeted_at(&self) -> Instant {
+        self.greeted_at
+    }
+
+    /// A server has welcomed the mount: nobody else is looked for.
+    pub(super) fn welcomed(&mut self) {
+        if self.link.is_up() {
+            self.watcher.rest();
+        }
+    }
+
+    /// The server has answered: what failed before is forgotten.
+    pub(super) fn proven(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Ends it for good.
+    pub(super) fn end(&mut self) {
+        self.over = true;
+        self.watcher.rest();
+        self.link.disconnect();
+    }
+
+    /// Takes what has happened to connections.
+    pub(super) fn handle(&mut self, now: Instant, event: &Event<'m>) {
+        match *event {
+            Event::Accepted(stream) => self.close(stream),
+            Event::Connected { attempt, stream } => self.on_connected(now, attempt, stream),
+            Event::ConnectFailed { attempt } => {
+                if self.attempt.take_if(|at| at.number == attempt).is_some() {
+                    self.on_lost(now);
+                }
+            }
+            Event::Received { stream, len } => self.link.received(now, stream, len),
+            Event::Sent { stream, len } => self.link.sent(stream, len),
+            Event::Closed(stream) => self.link.closed(stream),
+            Event::Completed(_) | Event::ListenFailed => {}
+        }
+    }
+
+    fn on_connected(&mut self, now: Instant, attempt: u32, stream: StreamId) {
+        let awaited = self.attempt.take_if(|at| at.number == attempt).is_some();
+        if !awaited || self.over || !self.link.is_idle() {
+            return self.close(stream);
+        }
+        let random = self.draw();
+        self.greeted_at = now;
+        self.link.connect(now, stream, random);
+    }
+
+    /// With so many to close, the peer is left to notice by itself.
+    fn close(&mut self, stream: StreamId) {
+        let _ = self.closes.push_back(stream);
+    }
+
+    fn on_lost(&mut self, now: Instant) {
+        let pause = self.redial.saturating_mul(1 << self.failures.min(16));
+        self.dial_at = now.plus(pause.min(self.redial_max));
+        self.failures = self.failures.saturating_add(1);
+        if !self.over {
+            self.watcher.look();
+        }
+    }
+
+    /// A connection that has ended, and why. To be closed unless its peer has done so.
+    pub(super) fn poll_lost(&mut self, now: Instant) -> Option<End> {
+        let (stream, end) = self.link.poll_close()?;
+        match end {
+            End::Closed => {}
+            End::Record(_)
+            | End::Malformed(_)
+            | End::Breach(_)
+            | End::Silent
+            | End::Late
+            | End::Refused { .. }
+            | End::Refusing(_)
+            | End::OldTerm(_)
+            | End::Replaced
+            | End::Farewell
+            | End::Knocked
+            | End::Dropped => self.close(stream),
+        }
+        self.on_lost(now);
+        Some(end)
+    }
+
+    /// The next thing to do about connections.
+    pub(super) fn poll_action(&mut self, now: Instant) -> Option<Action<'m>> {
+        if let Some(stream) = self.closes.pop_front() {
+            return Some(Action::Close(stream));
+        }
+        if self.attempt.is_some_and(|at| at.deadline <= now) {
+            self.attempt = None;
+            self.on_lost(now);
+        }
+        if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at > now {
+            return None;
+        }
+        let leader = self.watcher.leader()?;
+        self.attempts = self.attempts.wrapping_add(1);
+        let number = self.attempts;
+        self.attempt = Some(Attempt { number, deadline: now.plus(self.patience) });
+        Some(Action::Connect { attempt: number, to: leader.endpoint })
+    }
+
+    /// When something is due although nothing happens.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let idle = self.link.is_idle() && self.attempt.is_none() && !self.over;
+        // Without a leader the watcher's next completion is what happens.
+        let dial = (idle && self.watcher.leader().is_some()).then_some(self.dial_at);
+        let times = [
+            dial,
+            self.attempt.map(|at| at.deadline),
+            self.link.poll_timeout(),
+            self.watcher.poll_timeout(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// Bytes that nobody foresees.
+    fn draw(&mut self) -> [u8; RANDOM_BYTES] {
+        self.draws += 1;
+        let mut hash = Blake2s256::new();
+        hash.update(self.secret);
+        hash.update(self.draws.to_le_bytes());
+        let digest = hash.finalize();
+        core::array::from_fn(|at| digest[at])
+    }
+}

@@ -1,0 +1,419 @@
+//! `outrider server`: a voter without a mount, in the foreground.
+//!
+//! # Invariants
+//!
+//! * The device is looked at before anything is written to it, and nothing is unless it holds a
+//!   volume that this program may write, with a voter in this slot, which nobody else on this host
+//!   has.
+//! * The memory is bought before the first step.
+//! * It ends with 0 if it was asked to and its slot shows it. It is asked by SIGTERM, SIGINT or
+//!   SIGHUP; a second one ends it without waiting for the device.
+//!
+//! What this module deliberately doesn't know: what the server does.
+
+use super::Failure;
+use super::device::{Image, hold, system};
+use super::size;
+use clap::Args;
+use outrider_core::arena::{Arena, ArenaFull};
+use outrider_core::format::quorum::{Incarnation, SLOTS, Slot};
+use outrider_core::format::super_block::Super;
+use outrider_core::net;
+use outrider_core::pump::PumpLimits;
+use outrider_core::quorum::{Loss, Refusal, Timing, Trouble, Vouched};
+use outrider_core::server::{
+    Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
+};
+use outrider_hal::{Clock, Endpoint, Entropy, Instant};
+use outrider_hosted::clock::{BootClock, SystemEntropy};
+use outrider_hosted::disk::{Access, FileDevice};
+use outrider_hosted::host::{self, SlotLock};
+use outrider_hosted::memory::region;
+use outrider_hosted::net::TcpNetwork;
+use outrider_hosted::node::{HostedPump, Next, Owner, Runner};
+use outrider_hosted::report::tell;
+use outrider_hosted::signals::Signals;
+use outrider_hosted::wait::{Bell, wait};
+use outrider_hosted::witness::{Report, Witness};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::Duration;
+
+/// Run a metadata server for a volume, in the foreground.
+///
+/// It takes part in the elections of the volume's servers, and while it is elected it serves the
+/// mounts. One is enough; others take over when it fails. End it with SIGTERM, or Ctrl-C: it lets
+/// go of its slot, and the others need not wait.
+///
+/// Beside it runs a second process, its witness, which kills it if it is stopped for longer than
+/// its lease lasts. Let something restart it (systemd: Restart=on-failure).
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The slot it votes in, one of those that mkfs was given with -Q.
+    #[arg(long, value_name = "NR", value_parser = parse_slot)]
+    slot: Slot,
+    /// Accept connections here instead of at the address that the volume names for the slot.
+    ///
+    /// Mounts connect to the address in the volume all the same, so that must lead here: another
+    /// address of this host, or a port that is forwarded. 0.0.0.0 or [::] means all addresses.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// The operator's word that the slot's last user, of this id, is gone for good.
+    ///
+    /// Needed only if that ran on another host and was not stopped in good order; the refusal names
+    /// the id. `any` if the slot's block is damaged. If it comes back it can destroy metadata.
+    #[arg(long, value_name = "ID", value_parser = parse_vouched)]
+    fenced: Option<Vouched>,
+    /// Run without a witness: a server that was stopped may then answer from what it remembers.
+    #[arg(long)]
+    no_witness: bool,
+    /// The block device or file.
+    device: PathBuf,
+}
+
+fn parse_slot(text: &str) -> Result<Slot, String> {
+    let slot = text.parse().ok().and_then(Slot::new);
+    slot.ok_or_else(|| format!("slots are numbered from 0 to {}", SLOTS - 1))
+}
+
+fn parse_vouched(text: &str) -> Result<Vouched, String> {
+    if text == "any" {
+        return Ok(Vouched::Anyone);
+    }
+    let id = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32);
+    let id = id.ok_or("give the 32 hexadecimal digits of the id, or any")?;
+    Ok(Vouched::Gone(Incarnation(id.to_be_bytes())))
+}
+
+type Node = Server<'static>;
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let (path, slot) = (&options.device, options.slot);
+    let failed = |error| system(path, "serve", &error);
+    let volume = Image::open(path)?.volume()?;
+    let endpoint = endpoint(options, &volume)?;
+    let _held = hold(path)?;
+    let lock = SlotLock::take(&volume, slot).map_err(failed)?;
+    let _lock = lock.ok_or_else(|| {
+        let name = path.display();
+        Failure::new(format!("slot {slot} of {name} is in use on this host; stop that one first"))
+    })?;
+    let config = config(options, &volume)?;
+    let mut signals = Signals::catch().map_err(failed)?;
+    let (bell, over) = (Bell::new().map_err(failed)?, Bell::new().map_err(failed)?);
+    let device = FileDevice::open(path, Access::ReadWrite, bell.clone());
+    let device = device.map_err(|error| system(path, "open", &error))?;
+    let network = TcpNetwork::new().map_err(failed)?;
+    let pump = carve(path, &config, device, network)?;
+    let lease = Duration::from_millis(config.quorum.lease_ms.into());
+    let witness = if options.no_witness { None } else { Some(Witness::start(lease)) };
+    let witness = witness.transpose().map_err(|error| {
+        Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
+    })?;
+    let observe_ms = config.quorum.observe_ms;
+    tell(&format!("slot {slot}: watches for {observe_ms} ms that nobody else has the slot"));
+    let (told, outcome) = sync_channel(1);
+    let watch = Watch {
+        slot,
+        endpoint,
+        witness,
+        report: Report::Quiet,
+        witness_lost: false,
+        lines: Vec::new(),
+        trouble: None,
+        listen_failures: 0,
+        outcome: None,
+        told: Some(told),
+        _over: RingsAtEnd(over.clone()),
+    };
+    let runner = Runner::start(pump, bell, watch).map_err(failed)?;
+    let outcome = attend(runner, &mut signals, &over, &outcome).map_err(failed)?;
+    outcome.map_err(|what| Failure::new(format!("{}: {what}", path.display())))
+}
+
+/// Where it listens, if the volume has a voter in the slot.
+fn endpoint(options: &Options, volume: &Super) -> Result<Endpoint, Failure> {
+    let named = volume.voter(options.slot.number()).ok_or_else(|| {
+        let has = |slot: &Slot| volume.voter(slot.number()).is_some();
+        let slots: Vec<String> =
+            Slot::ALL.iter().filter(|slot| has(slot)).map(Slot::to_string).collect();
+        Failure::new(format!(
+            "{} has no server in slot {}; it has them in {}",
+            options.device.display(),
+            options.slot,
+            slots.join(", ")
+        ))
+    })?;
+    Ok(options.listen.map_or(named, Endpoint::from))
+}
+
+fn config(options: &Options, volume: &Super) -> Result<ServerConfig, Failure> {
+    let failed = |error| Failure::new(format!("cannot tell who this host is: {error}"));
+    let mut entropy = SystemEntropy::open().map_err(failed)?;
+    let vouched = options.fenced.unwrap_or(Vouched::Nothing);
+    let identity = host::identity(volume, &mut entropy, vouched).map_err(failed)?;
+    let mut secret = [0; 32];
+    entropy.fill(&mut secret);
+    Ok(ServerConfig {
+        volume: *volume,
+        slot: options.slot,
+        listen: options.listen.map(Endpoint::from),
+        identity,
+        quorum: Timing::NORMAL,
+        net: net::Timing::DEFAULT,
+        timing: ServerTiming::NORMAL,
+        secret,
+    })
+}
+
+/// Buys the memory, and makes the server in it.
+fn carve(
+    path: &Path,
+    config: &ServerConfig,
+    device: FileDevice,
+    network: TcpNetwork,
+) -> Result<HostedPump<Node>, Failure> {
+    let name = path.display();
+    let clients = config.volume.fields().limits.clients.get();
+    let limits = ServerLimits::for_clients(u16::try_from(clients).unwrap_or(u16::MAX));
+    // Those that end, and those that make room, are followed a little longer.
+    let streams = limits.links.slots() + 16;
+    let pump = PumpLimits { streams, ..PumpLimits::DEFAULT };
+    let refused = |error| {
+        Failure::new(match error {
+            StartError::Memory => format!("a server of {name} needs more memory than there is"),
+            StartError::Limits(what) => {
+                format!("{name} asks for more than a server can do ({what:?}); use mkfs's limits")
+            }
+            StartError::Voter(what) => format!("{name} can't be served from this slot: {what:?}"),
+            StartError::ReadOnly => {
+                format!("{name} has features that this program can only read; use a newer outrider")
+            }
+        })
+    };
+    let full = |ArenaFull| refused(StartError::Memory);
+    let mut measure = Arena::measuring();
+    Server::carve(&mut measure, &limits, config).map_err(refused)?;
+    let server_bytes = measure.bytes_used();
+    HostedPump::<Node>::measure(&pump, &mut measure).map_err(full)?;
+    let bytes = measure.bytes_used();
+    let region = region(bytes).map_err(|_| full(ArenaFull))?;
+    let mut arena = Arena::new(region).map_err(full)?;
+    let server = Server::carve(&mut arena, &limits, config).map_err(refused)?;
+    let pump = HostedPump::new(server, device, network, BootClock, pump, &mut arena);
+    tell(&format!(
+        "slot {}: memory {}: {} for a server of {clients} mounts, {} for {streams} connections",
+        config.slot,
+        size::show(bytes as u64),
+        size::show(server_bytes as u64),
+        size::show((bytes - server_bytes) as u64),
+    ));
+    pump.map_err(|_| full(ArenaFull))
+}
+
+/// What became of the server: nothing more, or what the operator has to know.
+type Outcome = Result<(), String>;
+
+/// Passes signals on until the end.
+fn attend(
+    runner: Runner<Node>,
+    signals: &mut Signals,
+    over: &Bell,
+    outcome: &Receiver<Outcome>,
+) -> io::Result<Outcome> {
+    let mut asked = false;
+    loop {
+        match outcome.try_recv() {
+            Ok(outcome) => return runner.join().map(|()| outcome),
+            // It ended without a word: joining it tells why.
+            Err(TryRecvError::Disconnected) => {
+                return runner.join().map(|()| Err("it has ended".to_owned()));
+            }
+            Err(TryRecvError::Empty) => {}
+        }
+        wait(over, &[signals.as_fd()], BootClock.now(), None)?;
+        if !signals.take()? {
+            continue;
+        }
+        if asked {
+            let what = "ended by a second signal, and its slot doesn't show it: the next start \
+                        on another host needs --fenced";
+            return Ok(Err(what.to_owned()));
+        }
+        asked = true;
+        runner.handle().with(|server, _| server.stop());
+    }
+}
+
+/// Rings when it is dropped: when the thread that owns it is over, whatever the reason.
+struct RingsAtEnd(Bell);
+
+impl Drop for RingsAtEnd {
+    fn drop(&mut self) {
+        self.0.ring();
+    }
+}
+
+/// Watches the server from beside its pump.
+struct Watch {
+    slot: Slot,
+    endpoint: Endpoint,
+    witness: Option<Witness>,
+    /// What the witness is to be told.
+    report: Report,
+    /// It was not heard any more.
+    witness_lost: bool,
+    /// What is to be told to people.
+    lines: Vec<String>,
+    trouble: Option<Trouble>,
+    listen_failures: u64,
+    outcome: Option<Outcome>,
+    told: Option<SyncSender<Outcome>>,
+    _over: RingsAtEnd,
+}
+
+impl Owner<Node> for Watch {
+    fn collect(&mut self, now: Instant, server: &mut Node) -> Next {
+        while let Some(event) = server.poll_event() {
+            self.on_event(event);
+        }
+        self.look(server);
+        self.report = match (server.voter().lease_end(), self.report) {
+            (Some(until), _) => Report::Acting(until),
+            (None, _) if server.is_quiet() => Report::Quiet,
+            (None, Report::Suspended(since)) => Report::Suspended(since),
+            (None, Report::Quiet | Report::Acting(_)) => Report::Suspended(now),
+        };
+        if self.witness_lost && self.outcome.is_none() {
+            self.outcome = Some(Err("its witness is gone; start it again".to_owned()));
+            server.stop();
+            return Next::Again;
+        }
+        if server.is_over() { Next::End } else { Next::Sleep }
+    }
+
+    fn deliver(&mut self) {
+        if let Some(witness) = &mut self.witness {
+            self.witness_lost |= witness.report(self.report).is_err();
+        }
+        for line in self.lines.drain(..) {
+            tell(&format!("slot {}: {line}", self.slot));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let (Some(told), Some(outcome)) = (self.told.take(), self.outcome.take()) {
+            // Nobody waits for it after a second signal.
+            let _ = told.send(outcome);
+        }
+    }
+}
+
+impl Watch {
+    fn on_event(&mut self, event: ServerEvent) {
+        let line = match event {
+            ServerEvent::Elected(term) => format!("elected in term {term}"),
+            ServerEvent::Serving(term) => format!("serves in term {term}"),
+            ServerEvent::Listening(term) => {
+                format!("listens at {} in term {term}", self.endpoint)
+            }
+            ServerEvent::Up(client) => format!("client {client} is connected"),
+            ServerEvent::Down(client, end) => {
+                format!("client {client} is not connected any more ({end:?})")
+            }
+            ServerEvent::Left(client) => format!("client {client} has left the volume"),
+            ServerEvent::Evicted(client) => format!("client {client} is evicted"),
+            ServerEvent::Deposed(term, loss) => format!("deposed from term {term}: {}", lost(loss)),
+            ServerEvent::Resigned(term) => {
+                format!("resigned from term {term}: nothing of it is under way any more")
+            }
+            ServerEvent::Refused(refusal) => {
+                self.outcome.get_or_insert(Err(refused(refusal, self.slot)));
+                return;
+            }
+            ServerEvent::Stopped(Ok(())) => {
+                self.outcome.get_or_insert(Ok(()));
+                "stopped".to_owned()
+            }
+            ServerEvent::Stopped(Err(_)) => {
+                let what = "it was stopped, but could not write that into its slot: the next \
+                            start on another host needs --fenced";
+                self.outcome.get_or_insert(Err(what.to_owned()));
+                return;
+            }
+        };
+        self.lines.push(line);
+    }
+
+    /// Tells of what goes wrong when it begins, and when it is over.
+    fn look(&mut self, server: &Node) {
+        let failures = server.counters().listen_failures;
+        if failures > 0 && self.listen_failures == 0 {
+            let at = self.endpoint;
+            self.lines.push(format!(
+                "can't listen at {at}, and tries again each second; is the port in use, or the \
+                 address another host's?"
+            ));
+        }
+        self.listen_failures = failures;
+        let trouble = server.voter().trouble();
+        if trouble != self.trouble {
+            self.lines.push(match trouble {
+                None => "its trouble with the quorum blocks is over".to_owned(),
+                Some(Trouble::OwnWrite(error)) => {
+                    format!("its quorum block can't be written ({error:?}); it tries on")
+                }
+                Some(Trouble::Blind(slot)) => format!(
+                    "the quorum block of slot {slot} can't be read or is damaged, so nobody can \
+                     be elected; start that slot's server"
+                ),
+            });
+            self.trouble = trouble;
+        }
+    }
+}
+
+/// Why a term ended.
+fn lost(loss: Loss) -> String {
+    match loss {
+        Loss::LeaseOver => "its lease was not renewed in time".to_owned(),
+        Loss::LaterClaim(term) => format!("another claims term {term}"),
+        Loss::Outnumbered(slot) => format!("more mounts reach the server of slot {slot}"),
+        Loss::Outranked(term) => format!("term {term} has begun already"),
+        Loss::Refused(_) => "it takes no part any more".to_owned(),
+    }
+}
+
+/// Why it doesn't take part, and what to do.
+fn refused(refusal: Refusal, slot: Slot) -> String {
+    match refusal {
+        Refusal::SlotInUse => format!(
+            "slot {slot} is in use on another host; stop that server, or give this one a slot of \
+             its own"
+        ),
+        Refusal::Unproven { incarnation, .. } => {
+            let id = u128::from_be_bytes(incarnation.0);
+            format!(
+                "the last server in slot {slot} ran on another host and was not stopped in good \
+                 order; start it there again, or, if that host is gone for good, start this one \
+                 with --fenced {id:032x}"
+            )
+        }
+        Refusal::Damaged => format!(
+            "the block of slot {slot} is damaged; if no other server of that slot is there any \
+             more, start this one with --fenced any"
+        ),
+        Refusal::OutdatedConfig(generation) => format!(
+            "the volume's servers were configured anew (generation {generation}); start it again"
+        ),
+        Refusal::RoundsExhausted => {
+            "the quorum blocks name a round that can't have been; outrider check says more"
+                .to_owned()
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! A metadata server and mounts, whose users make calls.
+
+use crate::image::Image;
+use crate::model::walk::Executes;
+use crate::model::{Asked, Done};
+use crate::net::Net;
+use crate::node::{Boot, Guest, Program};
+use crate::platform::{Call, LENT_BYTES, Platform};
+use crate::rng::Rng;
+use crate::time::MINUTE;
+use crate::trace::HostId;
+use crate::world::World;
+use outrider_core::arena::{Arena, REGION_ALIGN};
+use outrider_core::client::mount::{MountLimits, MountState};
+use outrider_core::client::op::OpError;
+use outrider_core::format::item::Time;
+use outrider_core::format::layout::SUPER_BLKNO;
+use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot};
+use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
+use outrider_core::mkfs::{Mkfs, Recipe};
+use outrider_core::net::Timing as NetTiming;
+use outrider_core::node::{Action, Event, More, Node};
+use outrider_core::quorum::{Identity, Timing, Vouched};
+use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
+use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+
+/// Blocks of the volume.
+pub const BLOCKS: u64 = 1 << 15;
+const PORT: u16 = 7000;
+const CLIENTS: u16 = 16;
+
+/// The volume, as mkfs makes it, with so many voters.
+fn recipe(servers: u16) -> Recipe {
+    let mut voters = [None; 7];
+    for host in 0..servers {
+        voters[usize::from(host)] = Some(Endpoint { addr: Net::addr(HostId(host)), port: PORT });
+    }
+    let identity = Volume {
+        fsid: 0x5ca1ab1e,
+        uuid: [5; 16],
+        label: [0; 64],
+        blocks: BLOCKS,
+        crc_seed: 77,
+        name_key: [7; 16],
+        cluster_key: [9; 32],
+        voters,
+    };
+    Recipe { identity, now: Time { sec: 1_000_000, nsec: 0 } }
+}
+
+/// A device with an empty volume, and what its super block says.
+///
+/// # Panics
+///
+/// When making it fails.
+#[must_use]
+pub fn formatted(servers: u16) -> (Image, Super) {
+    let recipe = recipe(servers);
+    let mut image = Image::new(BLOCKS);
+    let mut measure = Arena::measuring();
+    drop(Mkfs::carve(&mut measure, &recipe));
+    let mut region = vec![MaybeUninit::uninit(); measure.bytes_used() + REGION_ALIGN];
+    let pad = region.as_ptr().align_offset(REGION_ALIGN);
+    let mut arena = Arena::new(&mut region[pad..]).expect("aligned");
+    let mut mkfs = Mkfs::carve(&mut arena, &recipe).expect("measured").expect("a sane volume");
+    let now = Instant(1);
+    loop {
+        let more = mkfs.step(now);
+        let mut acted = false;
+        while let Some(action) = mkfs.poll_action() {
+            acted = true;
+            let Action::Block(BlockRequest { tag, mut op }) = action else { continue };
+            match &mut op {
+                BlockOp::Read(blkno, block) => block.0 = image.block(blkno.0).0,
+                BlockOp::Write(blkno, block) => image.write(blkno.0, Rc::new((**block).clone())),
+                BlockOp::Flush => {}
+            }
+            mkfs.handle(now, Event::Completed(Completion { tag, op, result: Ok(()) }));
+        }
+        if let Some(outcome) = mkfs.poll_outcome() {
+            outcome.expect("nothing fails");
+            break;
+        }
+        assert!(acted || more == More::Yes, "mkfs hangs");
+    }
+    image.settle();
+    let volume = Unverified::new(image.block(SUPER_BLKNO.0)).verify(SUPER_BLKNO, BLOCKS);
+    let volume = volume.expect("it was just made");
+    (image, volume)
+}
+
+/// A server's program.
+pub struct Serving {
+    /// Its slot.
+    pub me: u16,
+    /// The volume.
+    pub volume: Super,
+}
+
+impl Serving {
+    fn config(&self, entropy: &mut Rng, boots: u32) -> ServerConfig {
+        let mut incarnation = [0; 16];
+        entropy.fill(&mut incarnation);
+        let mut secret = [0; 32];
+        entropy.fill(&mut secret);
+        ServerConfig {
+            volume: self.volume,
+            slot: Slot::new(self.me as u8).expect("a slot"),
+            listen: None,
+            identity: Identity {
+                incarnation: Incarnation(incarnation),
+                host: QuorumHost([self.me as u8 + 1; 16]),
+                boot: BootId([boots as u8; 16]),
+                vouched: Vouched::Nothing,
+                seed: entropy.number(),
+            },
+            quorum: Timing::NORMAL,
+            net: NetTiming::DEFAULT,
+            timing: ServerTiming::NORMAL,
+            secret,
+        }
+    }
+}
+
+impl Program for Serving {
+    fn region_bytes(&self) -> usize {
+        let mut arena = Arena::measuring();
+        let limits = ServerLimits::for_clients(CLIENTS);
+        drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
+        arena.bytes_used()
+    }
+
+    fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
+        let config = self.config(&mut boot.entropy, boot.boots);
+        let mut arena = Arena::new(boot.region).expect("regions are aligned");
+        let limits = ServerLimits::for_clients(CLIENTS);
+        Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
+    }
+}
+
+/// A mount's program.
+pub struct Mounting {
+    /// The volume.
+    pub volume: Super,
+    /// The size of the mount.
+    pub limits: MountLimits,
+}
+
+impl Program for Mounting {
+    fn region_bytes(&self) -> usize {
+        let mut arena = Arena::measuring();
+        let config = Platform::config(self.volume, &mut Rng::new(0));
+        drop(Platform::carve(&mut arena, &self.limits, &config));
+        arena.bytes_used()
+    }
+
+    fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
+        let config = Platform::config(self.volume, &mut boot.entropy);
+        let mut arena = Arena::new(boot.region).expect("regions are aligned");
+        Box::new(Platform::carve(&mut arena, &self.limits, &config).expect("measured"))
+    }
+}
+
+/// A world without faults: a server, then mounts, all up.
+#[must_use]
+pub fn calm(seed: u64, mounts: u16, limits: MountLimits) -> World {
+    let (image, volume) = formatted(1);
+    let mut world = World::calm(seed, image);
+    world.add_host("server", Serving { me: 0, volume });
+    for _ in 0..mounts {
+        world.add_host("mount", Mounting { volume, limits });
+    }
+    world
+}
+
+/// The file system as one mount of a world shows it: a call runs the world until it has ended.
+#[derive(Clone)]
+pub struct Shown {
+    /// The world.
+    pub world: Rc<RefCell<World>>,
+    /// The machine that makes the calls.
+    pub host: HostId,
+}
+
+impl Shown {
+    /// Runs the world until this is so.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't become so in a minute.
+    pub fn until(&self, what: &str, mut so: impl FnMut(&Platform) -> bool) {
+        let mut world = self.world.borrow_mut();
+        let host = self.host;
+        let is_so = world.run_until(MINUTE, |world| world.guest(host).is_some_and(&mut so));
+        let describe = || world.guest::<Platform>(host).map(Platform::describe);
+        assert!(is_so.expect("no violation"), "{what}: {:?}", describe());
+    }
+
+    /// Waits until it is mounted.
+    pub fn mount(&self) {
+        self.until("mounting", |at| at.mount.state() == MountState::Mounted);
+    }
+
+    /// Leaves the volume.
+    pub fn unmount(&self) {
+        let left = self.world.borrow_mut().with(self.host, |at: &mut Platform, now| {
+            at.mount.leave(now);
+        });
+        left.expect("it runs");
+        self.until("leaving", |at| at.mount.state() == MountState::Left);
+    }
+
+    /// Starts the machine anew.
+    pub fn restart(&self) {
+        let mut world = self.world.borrow_mut();
+        world.crash(self.host);
+        world.boot(self.host);
+    }
+}
+
+impl Executes for Shown {
+    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done, OpError> {
+        let call = Call {
+            user: asked.user.clone(),
+            now: asked.now,
+            op: asked.op.clone(),
+            data: asked.data.to_vec(),
+            room: asked.room.unwrap_or(0).min(LENT_BYTES),
+        };
+        let what = format!("{:?}", asked.op);
+        let id = self.world.borrow_mut().with(self.host, |at: &mut Platform, _| at.call(call));
+        let id = id.expect("it runs");
+        self.until(&what, |at| at.has_ended(id));
+        let ended = self.world.borrow_mut().with(self.host, |at: &mut Platform, _| at.take(id));
+        ended.flatten().expect("it has ended")
+    }
+}

@@ -1,0 +1,95 @@
+//! Mounts of one volume against the model, over a real server, a real session and real runs on a
+//! simulated disk.
+#![allow(clippy::unwrap_used)] // A test that can't go on has failed.
+
+use outrider_core::client::mount::MountLimits;
+use outrider_core::client::op::OpError;
+use outrider_tests::model::script::{Cast, Random, Script, Snapshot, Space, Step, Subject};
+use outrider_tests::model::walk::Walk;
+use outrider_tests::scenario::mount::{Shown, calm};
+use outrider_tests::trace::HostId;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Mounts of a world, as a user sees them.
+fn mounts(seed: u64, count: u16) -> Vec<Walk<Shown>> {
+    let world = Rc::new(RefCell::new(calm(seed, count, MountLimits::small())));
+    let shown = (1..=count).map(|host| Shown { world: Rc::clone(&world), host: HostId(host) });
+    let shown: Vec<_> = shown.collect();
+    shown.iter().for_each(Shown::mount);
+    shown.into_iter().map(Walk::over).collect()
+}
+
+/// Makes calls on mounts in turn, and on a model, and compares; then all unmount, and one that comes
+/// later sees the same.
+fn play(seed: u64, count: u16, calls: usize) {
+    let mut mounts = mounts(seed, count);
+    let mut model = Walk::new(0o755);
+    let mut random = Random::new(seed);
+    let script = Script::new(seed, Cast::Everyone, Space::Reserved);
+    for (at, (user, step)) in script.take(calls).enumerate() {
+        // A descriptor stays with the mount that opened it.
+        let drawn = random.below(count.into()) as usize;
+        let mount = slot_of(&step).map_or(drawn, |slot| slot % usize::from(count));
+        let expected = model.run(&user, &step);
+        let result = mounts[mount].run(&user, &step);
+        let lost = [Err(OpError::Invalid), Err(OpError::NotEmpty), Err(OpError::Stale)];
+        if result == Err(OpError::NotFound) && lost.contains(&expected) {
+            continue;
+        }
+        assert_eq!(result, expected, "call {at} on {mount}: {step:?} by {user:?}");
+    }
+    assert!(model.snapshot().len() > 3, "the script does something");
+    for mount in &mut mounts {
+        compare(mount, &mut model);
+    }
+    mounts.iter().for_each(|mount| mount.model.unmount());
+    mounts[0].model.restart();
+    mounts[0].model.mount();
+    compare(&mut mounts[0], &mut model);
+}
+
+fn slot_of(step: &Step) -> Option<usize> {
+    match step {
+        Step::Open { slot, .. }
+        | Step::Close { slot }
+        | Step::Fstat { slot }
+        | Step::Read { slot, .. }
+        | Step::Write { slot, .. }
+        | Step::Ftruncate { slot, .. }
+        | Step::Fallocate { slot, .. }
+        | Step::Seek { slot, .. }
+        | Step::Fsync { slot } => Some(*slot),
+        _ => None,
+    }
+}
+
+fn compare(mount: &mut Walk<Shown>, model: &mut Walk) {
+    let stats =
+        |seen: Snapshot| seen.into_iter().map(|(path, seen)| (path, seen.stat)).collect::<Vec<_>>();
+    assert_eq!(stats(mount.snapshot()), stats(model.snapshot()));
+    assert_eq!(mount.contents(), model.contents());
+}
+
+#[test]
+fn a_mount_comes_and_goes() {
+    let mount = mounts(7, 1).remove(0).model;
+    mount.unmount();
+    mount.restart();
+    mount.mount();
+    mount.unmount();
+}
+
+#[test]
+fn one_mount_answers_as_the_model_does_and_so_does_the_next() {
+    for seed in 1..6 {
+        play(seed, 1, 400);
+    }
+}
+
+#[test]
+fn two_mounts_answer_as_one_model_does() {
+    for seed in 100..105 {
+        play(seed, 2, 400);
+    }
+}
