@@ -29,8 +29,20 @@ pub enum Mutant {
     GrantBeforeRelease,
     /// What an evicted client was lent is free for others at once.
     EvictionFreesLoans,
-    /// The locks of a silent client are others' before its eviction is durable.
-    EvictionNotDurable,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: &[Mutant] = &[
+        Mutant::SharedRoots,
+        Mutant::RootBeforeFlush,
+        Mutant::TakeoverOutsideReserve,
+        Mutant::ReserveNotQuarantined,
+        Mutant::NoCommitReserve,
+        Mutant::GrantInRecovery,
+        Mutant::GrantBeforeRelease,
+        Mutant::EvictionFreesLoans,
+    ];
 }
 
 #[cfg(any(test, outrider_mutants))]

@@ -24,6 +24,8 @@
 //!   for the first commit of the term.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
+//! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
+//!   where they are called.
 //!
 //! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
 //!   on. Nothing that merging needs waits for a client.
@@ -508,8 +510,8 @@ impl<'m> Server<'m> {
                 return;
             }
             Work::Evict(state) => {
-                let blocks = state.blocks();
-                self.on_evicted(now, client, blocks);
+                let outcome = state.outcome();
+                self.on_evicted(now, client, outcome);
                 return;
             }
             Work::Merge => {
@@ -806,10 +808,10 @@ impl<'m> Server<'m> {
                 ClientRequest::LockAsk(record) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
-                    let asked = self.on_lock_ask(now, session, ticket, client, &record);
-                    return if asked == Err(Breach) {
+                    if self.on_lock_ask(now, session, ticket, client, &record) == Err(Breach) {
                         self.begin_eviction(client);
-                    };
+                    }
+                    return;
                 }
                 ClientRequest::Orphans(inos) => {
                     let inos = Vec::from_slice(inos.records()).expect("as many as fit");
@@ -1113,12 +1115,14 @@ impl<'m> Node<'m> for Server<'m> {
         self.step_links(now);
         let mut more = More::No;
         if self.is_in_office() && self.voter.may_act(now) {
+            if matches!(self.phase, Phase::Serving(_)) {
+                self.step_evictions(now);
+                self.step_orphans();
+            }
             for more_of in [self.step_store(now), self.step_requests(now), self.step_store(now)] {
                 more = if more_of == More::Yes { More::Yes } else { more };
             }
             if matches!(self.phase, Phase::Serving(_)) {
-                self.step_evictions(now);
-                self.step_orphans();
                 more = if self.step_locks(now) == More::Yes { More::Yes } else { more };
             }
             // What was answered goes into the buffers.
@@ -1173,7 +1177,8 @@ fn load(
         match requests::next_client(cx, *client)? {
             Some(found) => {
                 let standing = if found.evicted { Standing::Evicting } else { Standing::Mounted };
-                let member = Member::new(found.client, found.nonce, standing);
+                let is_calm = found.is_calm;
+                let member = Member { is_calm, ..Member::new(found.client, found.nonce, standing) };
                 members.add(member).map_err(Halt::Refuse)?;
                 *client = found.client;
             }

@@ -7,12 +7,14 @@ mod check;
 mod device;
 mod items;
 mod mkfs;
+mod mount;
 mod pages;
 mod print;
 mod report;
 mod server;
 mod signature;
 mod size;
+mod umount;
 mod witness;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Print(print::Options),
     Check(check::Options),
     Server(server::Options),
+    Mount(mount::Options),
+    Umount(umount::Options),
     #[command(hide = true)]
     Witness(witness::Options),
     Completions(pages::CompletionsOptions),
@@ -45,7 +49,8 @@ pub(crate) enum Command {
 
 impl Command {
     /// What they are called.
-    pub(crate) const NAMES: [&str; 6] = ["mkfs", "print", "check", "server", "completions", "man"];
+    pub(crate) const NAMES: [&str; 8] =
+        ["mkfs", "print", "check", "server", "mount", "umount", "completions", "man"];
 }
 
 /// Why a command ended.
@@ -71,6 +76,8 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Print(options) => print::run(&options).map(|()| 0),
         Command::Check(options) => check::run(&options),
         Command::Server(options) => server::run(&options).map(|()| 0),
+        Command::Mount(options) => mount::run(&options),
+        Command::Umount(options) => umount::run(&options).map(|()| 0),
         Command::Witness(options) => witness::run(&options).map(|()| 0),
         Command::Completions(options) => pages::completions(&options).map(|()| 0),
         Command::Man(options) => pages::man(&options).map(|()| 0),

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! * Every error is one line on stderr that names what to do, and a status that isn't 0.
-//! * Called as `mkfs.outrider` or `fsck.outrider` it is the command of that name, so that `mkfs
-//!   -t`, `fsck -t` and fstab work.
+//! * Called as `mkfs.outrider`, `fsck.outrider`, `mount.outrider` or `umount.outrider` it is the
+//!   command of that name, so that `mkfs -t`, `fsck -t`, `mount -t` and fstab work.
 //!
 //! What this file deliberately doesn't know: what the commands do.
 
@@ -38,11 +38,36 @@ fn spelled_out(mut words: Vec<OsString>) -> Vec<OsString> {
     let command = match name.and_then(|name| name.to_str()) {
         Some("mkfs.outrider") => "mkfs",
         Some("fsck.outrider") => "check",
+        Some("mount.outrider") => {
+            words = helper_words(words, &[("-f", "--fake"), ("-s", "--sloppy")]);
+            "mount"
+        }
+        Some("umount.outrider") => {
+            words = helper_words(words, &[("-l", "-l"), ("-f", "-f")]);
+            "umount"
+        }
         Some(_) | None => return words,
     };
     words[0] = "outrider".into();
     words.insert(1, command.into());
     words
+}
+
+/// The words of mount(8) and umount(8) to their helpers, of which only these mean something here.
+fn helper_words(words: Vec<OsString>, known: &[(&str, &str)]) -> Vec<OsString> {
+    let mut translated = Vec::with_capacity(words.len());
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("-N" | "-t") => drop(words.next()),
+            Some("-f" | "-l" | "-n" | "-r" | "-s" | "-v") => {
+                let known = known.iter().find(|(theirs, _)| *theirs == word);
+                translated.extend(known.map(|(_, ours)| OsString::from(ours)));
+            }
+            Some(_) | None => translated.push(word),
+        }
+    }
+    translated
 }
 
 /// Says in one line what is wrong with the command line; help and version are no errors.

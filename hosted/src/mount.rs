@@ -56,6 +56,7 @@ use outrider_hal::Instant;
 /// What a mount's front-end asks of its core: see [`Mount`], which says what each means.
 pub trait Core {
     /// Takes a request, or gives it back.
+    #[allow(clippy::result_large_err, reason = "what isn't taken goes back whole")]
     fn submit(
         &mut self,
         now: Instant,

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 /// Bytes of one piece of memory that is lent.
-pub const LENT_BYTES: usize = 1 << 17;
+const LENT_BYTES: usize = 1 << 17;
 /// Pieces of it.
 const LENT: u32 = 4;
 /// Blocks in which file data is moved.
@@ -44,8 +44,6 @@ pub struct Call {
     pub op: Op,
     /// What comes with it: a symlink's target, an attribute's value, the bytes of a write.
     pub data: Vec<u8>,
-    /// Room for the answer.
-    pub room: usize,
 }
 
 /// Part of a block to be moved.
@@ -79,7 +77,7 @@ pub struct Platform {
     buffers: Vec<&'static mut Block>,
     waiting: VecDeque<(u64, Call)>,
     running: BTreeMap<u64, Running>,
-    /// Reads of partial blocks that are written next: by request, the block as it stands.
+    /// How calls have ended, until that is taken.
     done: BTreeMap<u64, Result<Done, OpError>>,
     actions: VecDeque<Action<'static>>,
     ids: u64,

@@ -31,7 +31,8 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO];
+pub const ALL: &[Scenario] =
+    &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO, mount::SCENARIO];
 
 /// What came of a run.
 #[derive(Debug, Clone)]

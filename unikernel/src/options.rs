@@ -13,7 +13,7 @@
 //!                     image promises that no other voter of this slot ran under this id when it
 //!                     was started; the slot of a server that was killed is then free at once.
 //!                     Without it the id is random, and such a slot is never free by itself
-//! gone=ID|anyone      server: an operator's word that the last user of the slot, the incarnation
+//! fenced=ID|any       server: an operator's word that the last user of the slot, the incarnation
 //!                     of this id, or whoever it was, is gone for good
 //! selftest[=NAME]     run the acceptance test, or one planted fault: panic, wx, nx, null, stack,
 //!                     divide, double
@@ -196,8 +196,8 @@ impl Options {
                     let host = parse_id(value).map(HostId).ok_or(malformed)?;
                     once(&mut options.host, host, doubled)?;
                 }
-                ("gone", Some(value)) => {
-                    once(&mut options.vouched, parse_gone(value).ok_or(malformed)?, doubled)?;
+                ("fenced", Some(value)) => {
+                    once(&mut options.vouched, parse_fenced(value).ok_or(malformed)?, doubled)?;
                 }
                 ("selftest", value) => {
                     once(&mut mode, parse_self_test(value).ok_or(malformed)?, doubled)?;
@@ -227,7 +227,7 @@ impl Options {
         let given = [
             ("listen", self.listen.is_some(), server),
             ("host", self.host.is_some(), server),
-            ("gone", self.vouched.is_some(), server),
+            ("fenced", self.vouched.is_some(), server),
             ("echo", self.echo.is_some(), self_test),
             ("connect", self.connect.is_some(), self_test),
             ("linger", self.linger_s.is_some(), self_test),
@@ -287,9 +287,9 @@ fn parse_id(value: &str) -> Option<[u8; 16]> {
     Some(id)
 }
 
-fn parse_gone(value: &str) -> Option<Vouched> {
+fn parse_fenced(value: &str) -> Option<Vouched> {
     match value {
-        "anyone" => Some(Vouched::Anyone),
+        "any" => Some(Vouched::Anyone),
         id => parse_id(id).map(|id| Vouched::Gone(Incarnation(id))),
     }
 }
@@ -318,15 +318,15 @@ mod tests {
     #[test]
     fn a_server_is_understood() {
         let line = "ip=10.0.2.15/24 slot=6 listen=7001 host=00112233445566778899aAbBcCdDeEfF \
-                    gone=00112233445566778899aAbBcCdDeEfF";
+                    fenced=00112233445566778899aAbBcCdDeEfF";
         let options = Options::parse(line).unwrap();
         let id = core::array::from_fn(|index| index as u8 * 0x11);
         let Mode::Server(slot) = options.mode else { panic!("{:?}", options.mode) };
         assert_eq!((slot.number(), options.listen), (6, Some(7001)));
         assert_eq!(options.host, Some(HostId(id)));
         assert_eq!(options.vouched, Some(Vouched::Gone(Incarnation(id))));
-        let anyone = Options::parse("ip=10.0.2.15/24 slot=0 gone=anyone").unwrap();
-        assert_eq!(anyone.vouched, Some(Vouched::Anyone));
+        let any = Options::parse("ip=10.0.2.15/24 slot=0 fenced=any").unwrap();
+        assert_eq!(any.vouched, Some(Vouched::Anyone));
         assert_eq!(Options::parse("slot=0"), Err(OptionsError::NoAddress));
         assert_eq!(Options::parse("selftest listen=1"), Err(OptionsError::Useless("listen")));
     }
@@ -377,8 +377,8 @@ mod tests {
             "listen=0",
             "host=0011",
             "host=00112233445566778899aabbccddeefg",
-            "gone=",
-            "gone=nobody",
+            "fenced=",
+            "fenced=nobody",
         ] {
             assert_eq!(Options::parse(word), Err(OptionsError::Malformed(word)), "{word}");
         }
@@ -388,7 +388,7 @@ mod tests {
             "selftest selftest",
             "slot=0 slot=1",
             "selftest slot=0",
-            "gone=anyone gone=anyone",
+            "fenced=any fenced=any",
             "selftest echo=1 echo=2",
             "ip=1.0.0.1/8 ip=2.0.0.1/8 ip=3.0.0.1/8 ip=4.0.0.1/8",
         ] {

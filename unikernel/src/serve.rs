@@ -222,13 +222,13 @@ fn explain(refusal: Refusal) -> ! {
         Refusal::SlotInUse => refuse!("the slot is in use elsewhere; give this server another"),
         Refusal::Unproven { incarnation, host } => refuse!(
             "the slot's last user, {:032x} on host {:032x}, was not stopped and may write yet; \
-             when it is gone for good, say gone={:032x}",
+             when it is gone for good, say fenced={:032x}",
             u128::from_be_bytes(incarnation.0),
             u128::from_be_bytes(host.0),
             u128::from_be_bytes(incarnation.0)
         ),
         Refusal::Damaged => refuse!(
-            "the slot's block is damaged; when its last user is gone for good, say gone=anyone"
+            "the slot's block is damaged; when its last user is gone for good, say fenced=any"
         ),
         Refusal::OutdatedConfig(generation) => {
             refuse!("the volume has a newer configuration, {generation}; start again")

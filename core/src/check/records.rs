@@ -184,7 +184,7 @@ fn take_client(key: &[u8], value: &[u8]) -> Result<(), Corruption> {
             if record.reserved != [0; 14] {
                 return Err(Corruption::Reserved);
             }
-            if record.flags & !3 != 0 { Err(Corruption::Value) } else { Ok(()) }
+            if record.flags & !7 != 0 { Err(Corruption::Value) } else { Ok(()) }
         }
     }
 }

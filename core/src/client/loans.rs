@@ -20,11 +20,10 @@
 //!   the last one's that was answered: one that was refused has not used its number.
 //! * What was put into a request to be given back is not used any more, whatever comes of that.
 //! * Nothing is used that was not lent, lies outside the volume, or is here already.
-//! * A mount that can't get the blocks to write its dirty items changes nothing more but what frees
-//!   space: while there are fewer blocks for runs than all the dirty items there may be need, and
-//!   the server has none, no number and no block for data can be taken. Whoever needs one fails for
-//!   want of space, and the blocks for data go back. So deletes always find their way out of a full
-//!   volume.
+//! * A mount has blocks for runs before it makes what needs them: while there are fewer than all the
+//!   dirty items there may be need, no block for data is asked for, and none, and no number for an
+//!   inode, can be taken. If the server has no more either, who needs one fails for want of space,
+//!   and the blocks for data go back. So deletes find their way out of a full volume.
 //! * The server keeps of each kind up to [`EXTENTS_MAX`] extents for a client, also between the changes that one message makes. As all that a mount has and all that
 //!   it has used are fewer extents than that, no message of its can exceed it.
 //!
@@ -41,7 +40,7 @@
 
 use super::commit::{CommitLimits, Share};
 use super::extents::{Extents, NotAdded, Span};
-use super::fs::pools::USES_MAX;
+use super::fs::pools::{Gate, USES_MAX};
 use super::fs::{BlockRun, Blocks, Inos, ROOT};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::records::Pool;
@@ -210,6 +209,7 @@ pub struct Loans<'m> {
     /// The server has had no blocks for runs, and those that are here don't suffice for all the dirty
     /// items there may be.
     starved: bool,
+    gate: Gate,
     /// A transaction could not begin.
     runs_wanted: bool,
     wake: bool,
@@ -242,6 +242,7 @@ impl<'m> Loans<'m> {
             recalled: [0; 2],
             short: Short::default(),
             starved: false,
+            gate: Gate::Wait,
             runs_wanted: false,
             wake: false,
             closed: false,
@@ -252,6 +253,7 @@ impl<'m> Loans<'m> {
     /// Makes a request if one is due and none is under way. To be called at each step of the node,
     /// before [`request`](Self::request).
     pub fn step(&mut self) {
+        self.update_gate();
         if self.closed || self.asked.is_some() || self.short.all {
             return;
         }
@@ -273,17 +275,17 @@ impl<'m> Loans<'m> {
     /// What is low.
     fn wants(&mut self) -> Asked {
         let mut asked = Asked::default();
+        let (runs, low) = (self.runs.count(), u64::from(self.runs_low));
         let data = self.blocks.available();
         let target = u64::from(self.data_target);
         let room = self.blocks.room() >= LOAN_EXTENTS_MAX;
-        if !self.starved && !self.short.data && room && data * 2 <= target {
+        if runs >= low && !self.short.data && room && data * 2 <= target {
             asked.data = (target - data) as u32;
             self.data_target = self.data_target.saturating_mul(2).min(self.limits.data_blocks);
         }
-        let (runs, low) = (self.runs.count(), u64::from(self.runs_low));
         let room = self.runs.room() >= LOAN_EXTENTS_MAX + RUNS_MAX;
-        if !self.short.runs && room && (runs < low || self.runs_wanted) {
-            asked.runs = (2 * low).saturating_sub(runs).max(low) as u32;
+        if !self.short.runs && room && (runs < 2 * low || self.runs_wanted) {
+            asked.runs = (3 * low).saturating_sub(runs).max(low) as u32;
         }
         if self.ids.count() < 2 * RUNS_MAX as u64 {
             asked.ids = IDS_WANTED;
@@ -408,14 +410,22 @@ impl<'m> Loans<'m> {
             self.blocks.refuse();
         }
         self.starved |= runs && self.runs.count() < u64::from(self.runs_low);
-        self.close_if_starved();
+        self.update_gate();
+        self.wake = true;
     }
 
-    fn close_if_starved(&mut self) {
-        let closed = self.closed || self.starved;
-        self.blocks.close(closed);
-        self.inos.close(closed);
-        self.wake = true;
+    fn update_gate(&mut self) {
+        let low = self.runs.count() < u64::from(self.runs_low);
+        self.starved &= low;
+        let gate = match low {
+            _ if self.closed || self.starved => Gate::Fail,
+            true => Gate::Wait,
+            false => Gate::Open,
+        };
+        self.wake |= gate != self.gate;
+        self.gate = gate;
+        self.blocks.gate(gate);
+        self.inos.gate(gate);
     }
 
     /// The server wants something back. Numbers of inodes and runs are not scarce, and stay.
@@ -463,7 +473,7 @@ impl<'m> Loans<'m> {
     pub fn close(&mut self) {
         self.closed = true;
         self.asked = None;
-        self.close_if_starved();
+        self.update_gate();
     }
 
     /// What happened so far.
@@ -517,8 +527,8 @@ impl<'m> Loans<'m> {
                 Err(NotAdded::Overlaps) => self.counters.unusable += 1,
             }
         }
-        self.starved &= self.runs.count() < u64::from(self.runs_low);
-        self.close_if_starved();
+        self.update_gate();
+        self.wake = true;
     }
 
     fn accept_data(&mut self, span: Span) -> Result<(), NotAdded> {

@@ -317,6 +317,7 @@ impl<'m> Mount<'m> {
     /// Takes a request. Gives it back when all slots are taken, which ends with an answer, or when
     /// the mount has ended or is about to: see [`state`](Self::state). It is worked on in the next
     /// [`step`](Node::step).
+    #[expect(clippy::result_large_err, reason = "there is no heap, and its owner gets it back")]
     pub fn submit(
         &mut self,
         now: Instant,

@@ -122,7 +122,8 @@ record! {
         loan: U64,
         /// A [`ClientState`].
         state: u8,
-        /// Bit 0: mounted read-only. Bit 1: a voter.
+        /// Bit 0: mounted read-only. Bit 1: a voter. Bit 2: evicted, and what it may still write in
+        /// place is not waited for any more.
         flags: u8,
         /// Zero.
         reserved: [u8; 14],
@@ -305,6 +306,11 @@ impl ClientKey {
     pub fn new(client: ClientId, part: ClientPart) -> ClientKey {
         ClientKey { client: client.0.into(), part: part as u8 }
     }
+}
+
+impl ClientRecord {
+    /// In `flags`: what an evicted client may still write in place is not waited for any more.
+    pub const CALM: u8 = 4;
 }
 
 impl ManifestEntry {

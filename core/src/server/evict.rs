@@ -19,6 +19,8 @@
 //! * The mark comes first, in one plan with the end of its open transaction. After it, its loans go
 //!   into quarantine list by list; a leader that dies meanwhile leaves the rest to the next, which
 //!   finds the mark.
+//! * That its locks on file ranges are not waited for any more is recorded too: a later leader does
+//!   not wait again.
 //! * Quarantined space waits for proof that the client writes no more: today that is its own
 //!   farewell. Time is no proof. Its locks on file ranges wait for the same proof, or for the
 //!   lifetime of I/O; all others are free when the eviction is durable.
@@ -31,8 +33,8 @@ use super::requests::{self, Context, Halt, Progress};
 use super::table::{Member, Stage, Standing, Work};
 use crate::error::Corruption;
 use crate::format::records::{
-    ClientKey, ClientPart, ClientState, FreedKey, LoanKey, OpenSeqKey, OwnerKind, Pool,
-    QuarantineKey, list,
+    ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LoanKey, OpenSeqKey, OwnerKind,
+    Pool, QuarantineKey, list,
 };
 use crate::format::root::Extent;
 use crate::format::{ClientId, CommitNo, Seq};
@@ -55,6 +57,8 @@ pub(super) struct EvictState {
     blocks: u64,
     /// The last commit that it changed something in.
     pub(super) commit: CommitNo,
+    /// It is about the end of the waiting for its writes in place.
+    calms: bool,
 }
 
 impl Server<'_> {
@@ -62,15 +66,14 @@ impl Server<'_> {
     pub(super) fn begin_eviction(&mut self, client: ClientId) {
         if let Some(session) = self.links.find(client) {
             self.links.dismiss(session);
+            // What was to be said to it is said to nobody.
+            self.send_refusals();
         }
         if let Some(member) = self.members.find(client)
             && member.standing == Standing::Mounted
         {
             member.standing = Standing::Evicting;
             self.counters.evictions += 1;
-            if is_active(Mutant::EvictionNotDurable) {
-                self.locks.server.evict(client);
-            }
         }
     }
 
@@ -87,26 +90,29 @@ impl Server<'_> {
     pub(super) fn step_evictions(&mut self, now: Instant) {
         for at in 0..self.members.all().len() {
             let member = self.members.all()[at];
-            match member.standing {
-                Standing::Mounted if self.lost_at(&member).is_some_and(|lost| lost <= now) => {
-                    self.begin_eviction(member.client);
-                }
-                Standing::Mounted | Standing::Greeting | Standing::Leaving | Standing::Evicted => {}
-                Standing::Evicting => {}
-            }
-            let member = self.members.all()[at];
-            let busy = self
-                .table
-                .slots
-                .iter()
-                .any(|slot| slot.stage != Stage::Free && slot.client == member.client);
-            if member.standing == Standing::Evicting && !busy && member.retry_at <= now {
-                // If all slots are taken, there is a next time.
-                let _ = self.table.begin(Work::Evict(EvictState::default()), member.client);
+            let lost = self.lost_at(&member).is_some_and(|lost| lost <= now);
+            if member.standing == Standing::Mounted && lost {
+                self.begin_eviction(member.client);
             }
             if member.ghost_until.is_some_and(|until| until <= now) {
                 self.locks.server.release_ghost(member.client);
                 self.members.all_mut()[at].ghost_until = None;
+            }
+            let member = self.members.all()[at];
+            let calms = match member.standing {
+                Standing::Evicting => false,
+                Standing::Evicted if member.ghost_until.is_none() && !member.is_calm => true,
+                Standing::Evicted | Standing::Mounted | Standing::Greeting | Standing::Leaving => {
+                    continue;
+                }
+            };
+            let mut slots = self.table.slots.iter().filter(|slot| slot.stage != Stage::Free);
+            let busy = slots.any(|slot| slot.client == member.client);
+            if !busy && member.retry_at <= now {
+                self.members.all_mut()[at].retry_at = Instant(0);
+                let state = EvictState { calms, ..EvictState::default() };
+                // If all slots are taken, there is a next time.
+                let _ = self.table.begin(Work::Evict(state), member.client);
             }
         }
     }
@@ -116,10 +122,10 @@ impl Server<'_> {
         let due = self.members.all().iter().flat_map(|member| {
             let at = match member.standing {
                 Standing::Mounted => self.lost_at(member),
-                Standing::Evicting if member.retry_at > Instant(0) => Some(member.retry_at),
-                Standing::Greeting | Standing::Leaving | Standing::Evicting | Standing::Evicted => {
-                    None
+                Standing::Evicting | Standing::Evicted => {
+                    Some(member.retry_at).filter(|at| *at > Instant(0))
                 }
+                Standing::Greeting | Standing::Leaving => None,
             };
             [at, member.ghost_until]
         });
@@ -127,14 +133,23 @@ impl Server<'_> {
     }
 
     /// An eviction is durable: what the client held is others', but for what it may still write.
-    pub(super) fn on_evicted(&mut self, now: Instant, client: ClientId, blocks: u64) {
+    pub(super) fn on_evicted(&mut self, now: Instant, client: ClientId, done: Evicted) {
+        let Evicted { blocks, is_calm } = done;
+        if is_calm {
+            if let Some(member) = self.members.find(client) {
+                member.is_calm = true;
+            }
+            return;
+        }
         self.locks.server.evict(client);
         self.events.push(ServerEvent::Evicted(client));
         let until = now.plus(self.config.timing.io_lifetime);
         if let Some(member) = self.members.find(client) {
             (member.standing, member.evicted) = (Standing::Evicted, true);
             member.quarantined = blocks;
-            member.ghost_until = member.ghost_until.or(Some(until));
+            if !member.is_calm {
+                member.ghost_until = member.ghost_until.or(Some(until));
+            }
         }
     }
 
@@ -146,10 +161,19 @@ impl Server<'_> {
     }
 }
 
+/// How an eviction has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Evicted {
+    /// Blocks that are quarantined on account of the client.
+    blocks: u64,
+    /// It was about the end of the waiting for its writes in place.
+    is_calm: bool,
+}
+
 impl EvictState {
-    /// Blocks that are quarantined on account of the client, when it has ended.
-    pub(super) fn blocks(&self) -> u64 {
-        self.blocks
+    /// How it has ended.
+    pub(super) fn outcome(&self) -> Evicted {
+        Evicted { blocks: self.blocks, is_calm: self.calms }
     }
 }
 
@@ -161,6 +185,10 @@ pub(super) fn evict(
     seq: Seq,
     state: &mut EvictState,
 ) -> Result<(Progress, Option<Seq>), Halt> {
+    if state.calms {
+        calm(cx, client, state)?;
+        return Ok((Progress::Done, None));
+    }
     if !state.marked {
         return mark(cx, client, seq, state).map(|stable| (Progress::More, stable));
     }
@@ -236,6 +264,23 @@ fn mark(
     }
     (state.marked, state.commit) = (true, commit);
     Ok(Some(stable))
+}
+
+/// Records that what an evicted client may still write in place is not waited for any more.
+fn calm(cx: &mut Context<'_, '_>, client: ClientId, state: &mut EvictState) -> Result<(), Halt> {
+    let commit = cx.commit();
+    let trees = &mut cx.store.trees;
+    let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
+    let mut record = requests::any_record(client, trees, cache, pins)?;
+    record.flags |= ClientRecord::CALM;
+    let key = ClientKey::new(client, ClientPart::Client);
+    let mut plan = cache.plan();
+    let bytes = size_of_val(&record);
+    trees.clients.plan_replace(key.as_bytes(), bytes, &mut plan, cache, pins)?;
+    let mut update = cache.reserve(&plan, pins)?;
+    trees.clients.put(key.as_bytes(), record.as_bytes(), &mut update, cache);
+    state.commit = commit;
+    Ok(())
 }
 
 /// Counts the client's lists that are in quarantine already.

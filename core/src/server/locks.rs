@@ -88,14 +88,14 @@ impl<'m> Locks<'m> {
 impl Server<'_> {
     /// All records have been read: recovery begins.
     pub(super) fn start_locks(&mut self, now: Instant) {
-        for member in self.members.all() {
+        for member in self.members.all().iter().filter(|member| !member.is_calm) {
             let recorded = self.locks.server.record(member.client);
             recorded.expect("there is room for all with a record");
         }
         self.locks.server.start();
         for at in 0..self.members.all().len() {
-            let Member { client, standing, .. } = self.members.all()[at];
-            if standing == Standing::Evicting {
+            let Member { client, standing, is_calm, .. } = self.members.all()[at];
+            if standing == Standing::Evicting && !is_calm {
                 // That it was is durable; what it held is not known any more.
                 self.locks.server.evict(client);
                 let until = now.plus(self.config.timing.io_lifetime);
@@ -228,7 +228,7 @@ impl Server<'_> {
         self.links.request(session, &request).is_ok()
     }
 
-    fn send_refusals(&mut self) {
+    pub(super) fn send_refusals(&mut self) {
         let mut kept = 0;
         for at in 0..self.locks.refused_len {
             let Some(refused) = self.locks.refused[at] else { continue };

@@ -736,6 +736,8 @@ pub(super) struct Recorded {
     pub(super) nonce: [u8; 16],
     /// It was evicted.
     pub(super) evicted: bool,
+    /// It was, and what it may still write in place is not waited for any more.
+    pub(super) is_calm: bool,
 }
 
 /// The recorded client that follows this one.
@@ -752,7 +754,9 @@ pub(super) fn next_client(
         return Err(corrupt(trees, Corruption::Value).into());
     };
     let evicted = record.state == ClientState::Evicted as u8;
-    Ok(Some(Recorded { client: ClientId(key.client.get()), nonce: record.nonce, evicted }))
+    let is_calm = evicted && record.flags & ClientRecord::CALM != 0;
+    let client = ClientId(key.client.get());
+    Ok(Some(Recorded { client, nonce: record.nonce, evicted, is_calm }))
 }
 
 /// The open transaction that follows this one, and whose it is.

@@ -106,6 +106,8 @@ pub(super) struct Member {
     pub(super) evicted: bool,
     /// It was evicted: what it may still write in place stays locked until then.
     pub(super) ghost_until: Option<Instant>,
+    /// Nor is that waited for any more, which is on record.
+    pub(super) is_calm: bool,
     /// Its eviction failed, and is tried again then.
     pub(super) retry_at: Instant,
     /// Blocks that are quarantined because of it.
@@ -129,6 +131,7 @@ impl Member {
             asked_held: false,
             evicted: false,
             ghost_until: None,
+            is_calm: false,
             retry_at: Instant(0),
             quarantined: 0,
         }

@@ -37,6 +37,8 @@ pub struct Options {
     pub nodev: bool,
     /// Set-user-ID has no effect. As [`nodev`](Self::nodev).
     pub nosuid: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
     /// Threads that read requests.
     pub readers: usize,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             allow_other: true,
             nodev: false,
             nosuid: false,
+            noexec: false,
             readers: 2,
         }
     }
@@ -107,6 +110,7 @@ fn attach_as_root(path: &Path, options: &Options) -> rustix::io::Result<OwnedFd>
         (options.read_only, MountFlags::RDONLY),
         (options.nodev, MountFlags::NODEV),
         (options.nosuid, MountFlags::NOSUID),
+        (options.noexec, MountFlags::NOEXEC),
     ];
     let flags = flags.into_iter().filter(|(on, _)| *on).map(|(_, flag)| flag).collect();
     mount(options.source.as_str(), path, "fuse.outrider", flags, data.as_c_str())?;
@@ -118,7 +122,11 @@ fn attach_as_root(path: &Path, options: &Options) -> rustix::io::Result<OwnedFd>
 fn attach_by_helper(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut list = format!("fsname={},subtype=outrider,nodev,nosuid", options.source);
-    for (on, option) in [(options.read_only, ",ro"), (options.allow_other, ",allow_other")] {
+    for (on, option) in [
+        (options.read_only, ",ro"),
+        (options.noexec, ",noexec"),
+        (options.allow_other, ",allow_other"),
+    ] {
         list.push_str(if on { option } else { "" });
     }
     let child = Command::new("fusermount3")

@@ -4,6 +4,9 @@
 //! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--twice] [--demand] [--trace]
 //! ```
 //!
+//! Built with `--cfg outrider_mutants` it takes `--mutant NAME`: a run that then is clean shows
+//! what the checkers would miss.
+//!
 //! # Invariants
 //!
 //! * The exit status is 0 only if every run was clean and, with `--demand`, every fault its
@@ -37,6 +40,10 @@ struct Options {
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
+    /// Make all nodes make this mistake.
+    #[cfg(outrider_mutants)]
+    #[arg(long)]
+    mutant: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -52,6 +59,16 @@ fn main() -> ExitCode {
             }
         },
     };
+    #[cfg(outrider_mutants)]
+    if let Some(name) = &options.mutant {
+        use outrider_core::mutant::{Mutant, activate};
+        let named = Mutant::ALL.iter().find(|mutant| format!("{mutant:?}") == *name);
+        let Some(mutant) = named else {
+            eprintln!("there is no mutant {name}; there are {:?}", Mutant::ALL);
+            return ExitCode::FAILURE;
+        };
+        activate(Some(*mutant));
+    }
     for scenario in scenarios {
         if let Err(what) = run_seeds(scenario, &options) {
             eprintln!("{what}");

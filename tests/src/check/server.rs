@@ -14,7 +14,7 @@
 use crate::check::Checker;
 use crate::rng::Rng;
 use crate::scenario::server::merge::{Made, Reader};
-use crate::scenario::server::{BLOCKS, FAREWELLS, Mount, volume};
+use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, LEASE, Mount, volume};
 use crate::time::Time;
 use crate::trace::HostId;
 use crate::world::World;
@@ -66,13 +66,13 @@ pub struct Log {
     /// The newest manifest that anybody was told of when it let go of each lock, or before.
     left: BTreeMap<LockName, CommitNo>,
     root: CommitNo,
-    /// Who runs on each host.
-    hosts: BTreeMap<u16, ClientId>,
-    /// Nameless inodes that are used, by whom, and the last there is.
-    uses: BTreeMap<ClientId, BTreeSet<u64>>,
+    /// The last nameless inode there is.
     inos: u64,
+    /// Who was told that nobody else uses an inode, since this was looked at.
+    claims: Vec<(ClientId, u64)>,
     grants: u64,
     evicted: u64,
+    evicted_now: Option<ClientId>,
     orphans: u64,
     /// Locks that were reported to a new server.
     pub reported: u64,
@@ -97,8 +97,7 @@ impl Log {
     }
 
     /// A mount was welcomed.
-    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16], host: u16) {
-        self.hosts.insert(host, client);
+    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16]) {
         match self.nonces.get(&client) {
             Some(known) => {
                 let same = *known == nonce;
@@ -111,18 +110,10 @@ impl Log {
         }
     }
 
-    /// A machine has booted: whoever ran there is gone.
-    pub fn booted(&mut self, host: u16) {
-        if let Some(client) = self.hosts.remove(&host) {
-            self.uses.remove(&client);
-        }
-    }
-
     /// A mount has heard that it was evicted.
-    pub fn evicted(&mut self, client: ClientId, live: bool) {
+    pub fn evicted(&mut self, client: ClientId) {
         self.evicted += 1;
-        self.uses.remove(&client);
-        self.demand(!live, || format!("client {client} was evicted during its lease"));
+        self.evicted_now = Some(client);
     }
 
     /// What a client is lent now, and has not used.
@@ -160,19 +151,10 @@ impl Log {
         (first..=self.inos).collect()
     }
 
-    /// Which nameless inodes a client uses.
-    pub fn uses(&mut self, client: ClientId, inos: &BTreeSet<u64>) {
-        if client != ClientId(0) {
-            self.uses.insert(client, inos.clone());
-        }
-    }
-
     /// A client was told that nobody else uses this inode.
     pub fn unused(&mut self, asker: ClientId, ino: u64) {
         self.orphans += 1;
-        let mut others = self.uses.iter().filter(|(client, _)| **client != asker);
-        let user = others.find(|(_, uses)| uses.contains(&ino)).map(|(client, _)| *client);
-        self.demand(user.is_none(), || format!("inode {ino} is used by {user:?}"));
+        self.claims.push((asker, ino));
     }
 
     /// A transaction will be sent.
@@ -237,7 +219,6 @@ impl Log {
     /// A farewell was answered.
     pub fn parted(&mut self, client: ClientId) {
         self.parted.insert(client);
-        self.uses.remove(&client);
     }
 
     /// A request was refused.
@@ -264,14 +245,14 @@ pub struct Servers {
     leases: BTreeMap<HostId, Lease>,
 }
 
-/// A mount's lease as time really passes.
+/// What is known of a mount's lease, as time really passes. Its own clock may have stood still.
 #[derive(Debug, Clone, Copy)]
 struct Lease {
     boots: u32,
-    /// As the mount has it, on its clock.
-    until: Instant,
-    /// When that is, as its clock went when it was renewed.
-    ends: Time,
+    /// The question under way, on the mount's clock, and when that was.
+    asked: (Instant, Time),
+    /// When the question was made that it counts from.
+    from: Option<Time>,
 }
 
 impl Servers {
@@ -297,18 +278,39 @@ impl Servers {
     /// Checks that what mounts hold during their leases goes together.
     fn check_locks(&mut self, world: &World, host: HostId) -> Result<(), String> {
         let Some(mount) = world.guest::<Mount>(host) else { return Ok(()) };
-        let (boots, until) = (world.boots(host), mount.lease_until());
-        let known = self.leases.get(&host);
-        if known.is_none_or(|lease| (lease.boots, lease.until) != (boots, until)) {
-            let left = until.since(world.clock(host));
-            let ends = world.now().plus(left);
-            self.leases.insert(host, Lease { boots, until, ends });
-        }
-        let is_live = |host: HostId| {
-            let lease = self.leases.get(&host);
-            lease.is_some_and(|lease| lease.boots == world.boots(host) && lease.ends > world.now())
+        let now = world.now();
+        let boots = world.boots(host);
+        let is_live = |lease: &Lease, host: HostId| {
+            let ends = lease.from.map(|from| from.plus(LEASE));
+            lease.boots == world.boots(host)
+                && ends.is_some_and(|ends| ends > now)
                 && world.is_running(host)
         };
+        let fresh = Lease { boots, asked: (Instant(0), Time(0)), from: None };
+        let mut lease = *self.leases.get(&host).filter(|l| l.boots == boots).unwrap_or(&fresh);
+        if let Some(client) = self.log.borrow_mut().evicted_now.take() {
+            if is_live(&lease, host) {
+                return Err(format!("client {client} was evicted during its lease"));
+            }
+            lease = fresh;
+        }
+        let (counts_from, under_way) = mount.renewals();
+        if lease.asked.0 == counts_from && counts_from != Instant(0) {
+            lease.from = Some(lease.asked.1);
+        }
+        if let Some(asked) = under_way.filter(|asked| *asked != lease.asked.0) {
+            lease.asked = (asked, now);
+        }
+        self.leases.insert(host, lease);
+        let leases = &self.leases;
+        let is_live = |host: HostId| leases.get(&host).is_some_and(|lease| is_live(lease, host));
+        let claims = std::mem::take(&mut self.log.borrow_mut().claims);
+        for other in world.hosts().filter(|other| *other != host && is_live(*other)) {
+            let Some(theirs) = world.guest::<Mount>(other) else { continue };
+            if let Some((asker, ino)) = claims.iter().find(|(_, ino)| theirs.uses(*ino)) {
+                return Err(format!("{asker} may delete inode {ino}, used on {other}"));
+            }
+        }
         if !is_live(host) {
             return Ok(());
         }
@@ -656,7 +658,7 @@ impl Checker for Servers {
         world.hosts().find_map(|host| {
             let mount = world.guest::<Mount>(host);
             match mount {
-                Some(mount) if mount.farewells() < FAREWELLS => {
+                Some(mount) if mount.farewells() < FAREWELLS || mount.grants() < GRANTS => {
                     Some(format!("{host}: {} farewells, {}", mount.farewells(), mount.describe()))
                 }
                 Some(_) | None => None,

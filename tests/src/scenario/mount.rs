@@ -1,12 +1,16 @@
-//! A metadata server and mounts, whose users make calls.
+//! Metadata servers and mounts, whose users make calls.
+//!
+//! The voters' late writes are not simulated, as in the scenario of servers.
 
+use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
 use crate::model::walk::Executes;
 use crate::model::{Asked, Done};
 use crate::net::Net;
 use crate::node::{Boot, Guest, Program};
-use crate::platform::{Call, LENT_BYTES, Platform};
+use crate::platform::{Call, Platform};
 use crate::rng::Rng;
+use crate::scenario::Scenario;
 use crate::time::MINUTE;
 use crate::trace::HostId;
 use crate::world::World;
@@ -26,11 +30,70 @@ use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
+use users::{Log, Mounts, Users};
+
+pub mod users;
 
 /// Blocks of the volume.
-pub const BLOCKS: u64 = 1 << 15;
+pub const BLOCKS: u64 = 1 << 16;
 const PORT: u16 = 7000;
-const CLIENTS: u16 = 16;
+/// Clients whose record may be there at once: a mount that crashes leaves one behind.
+const CLIENTS: u16 = 100;
+const SERVERS: u16 = 2;
+const MOUNTS: u16 = 3;
+
+/// The scenario.
+pub const SCENARIO: Scenario = Scenario {
+    name: "mount",
+    demands,
+    world,
+    faulty: MINUTE,
+    settles_within: MINUTE.saturating_mul(6),
+};
+
+fn demands() -> FaultSet {
+    let unpromised = [
+        Fault::DiskRot,
+        Fault::DiskRotOnce,
+        Fault::DiskMisdirectedRead,
+        Fault::DiskMisdirectedWrite,
+        Fault::DiskBadBlock,
+        Fault::DiskLateWrite,
+    ];
+    FaultSet::ALL.without(FaultSet::of(&unpromised))
+}
+
+fn world(seed: u64) -> World {
+    let promise = Promise {
+        survives: demands(),
+        hosts_impaired_max: 3,
+        blocks_damaged_max: 0,
+        damageable: 0..0,
+    };
+    let (image, volume) = formatted(SERVERS);
+    populate(World::new(seed, promise, image), seed, volume, false)
+}
+
+/// The same machines, and nothing fails.
+#[must_use]
+pub fn fair_weather(seed: u64) -> World {
+    let (image, volume) = formatted(SERVERS);
+    populate(World::calm(seed, image), seed, volume, true)
+}
+
+fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
+    for host in 0..SERVERS {
+        world.add_host("server", Serving { me: host, volume });
+    }
+    let limits = MountLimits::small();
+    let mounts = (0..MOUNTS).map(|_| world.add_host("mount", Mounting { volume, limits }));
+    let mounts: Vec<HostId> = mounts.collect();
+    let log = Rc::new(RefCell::new(Log::new(strict)));
+    let rng = Rng::new(seed).fork("users");
+    world.set_workload(Users::new(mounts.into_iter(), rng, Rc::clone(&log)));
+    world.add_checker(Mounts::new(log));
+    world
+}
 
 /// The volume, as mkfs makes it, with so many voters.
 fn recipe(servers: u16) -> Recipe {
@@ -228,7 +291,6 @@ impl Executes for Shown {
             now: asked.now,
             op: asked.op.clone(),
             data: asked.data.to_vec(),
-            room: asked.room.unwrap_or(0).min(LENT_BYTES),
         };
         let what = format!("{:?}", asked.op);
         let id = self.world.borrow_mut().with(self.host, |at: &mut Platform, _| at.call(call));

@@ -17,6 +17,8 @@
 mod locking;
 pub mod merge;
 
+pub use locking::LEASE;
+
 use crate::check::server::{Log, Servers};
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
@@ -74,6 +76,9 @@ pub const RECOVERY: Duration = Duration::from_secs(12);
 /// Farewells that each mount has to come to after faults have stopped.
 pub const FAREWELLS: u64 = 2;
 
+/// Locks that each must have been granted after it booted last.
+pub const GRANTS: u64 = 30;
+
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "server",
@@ -127,8 +132,8 @@ fn world(seed: u64) -> World {
     for host in 0..SERVERS {
         world.add_host("server", Serving { me: host });
     }
-    for me in 0..MOUNTS {
-        world.add_host("mount", Mounting { me, log: Rc::clone(&log) });
+    for _ in 0..MOUNTS {
+        world.add_host("mount", Mounting { log: Rc::clone(&log) });
     }
     world.add_checker(Servers::new(log));
     world
@@ -237,7 +242,6 @@ impl Program for Serving {
 
 /// A mount's program.
 struct Mounting {
-    me: u16,
     log: Rc<RefCell<Log>>,
 }
 
@@ -278,7 +282,6 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         have: Have::default(),
         writes: VecDeque::new(),
         farewells: 0,
-        me: 0,
         stepped: Instant(0),
         evicted: false,
         is_writing: false,
@@ -301,8 +304,6 @@ impl Program for Mounting {
         boot.entropy.fill(&mut nonce);
         let mut mount = carve(&mut arena, nonce);
         mount.log = Rc::clone(&self.log);
-        mount.me = self.me;
-        self.log.borrow_mut().booted(self.me);
         mount.entropy = boot.entropy;
         Box::new(mount)
     }
@@ -376,7 +377,6 @@ pub struct Mount {
     have: Have,
     writes: VecDeque<u64>,
     farewells: u64,
-    me: u16,
     locking: Locking,
     stepped: Instant,
     /// A server has said so.
@@ -424,18 +424,37 @@ impl Mount {
         let client = self.link.client();
         let waiting = self.locking.waiting();
         let (state, up) = (self.state, self.link.is_up());
-        format!("{client:?} {state:?} waits {} up {up} locks {waiting:?}", self.waits)
+        let grants = self.grants();
+        format!("{client:?} {state:?} waits {} up {up} {grants} locks, {waiting:?}", self.waits)
+    }
+
+    /// Locks granted in this life.
+    #[must_use]
+    pub fn grants(&self) -> u64 {
+        self.locking.grants
+    }
+
+    /// Whether it has said farewell: it has nothing any more.
+    fn is_leaving(&self) -> bool {
+        self.link.is_parted() || self.state == State::Farewell && self.waits
     }
 
     /// What it holds, whatever its lease.
     pub fn held(&self) -> impl Iterator<Item = (LockName, Mode)> + '_ {
-        self.locking.held()
+        self.locking.held().filter(|_| !self.is_leaving())
     }
 
-    /// When its lease is over, on its clock.
+    /// Whether it uses this nameless inode.
     #[must_use]
-    pub fn lease_until(&self) -> Instant {
-        self.locking.lease_until()
+    pub fn uses(&self, ino: u64) -> bool {
+        !self.is_leaving() && self.locking.uses().contains(&ino)
+    }
+
+    /// When the question was made, on its clock, that its lease counts from, and the question under
+    /// way.
+    #[must_use]
+    pub fn renewals(&self) -> (Instant, Option<Instant>) {
+        self.locking.renewals()
     }
 
     fn client(&self) -> ClientId {
@@ -614,7 +633,6 @@ impl Mount {
             }
             Some(Incoming::Request(_)) | None => return false,
         }
-        log.uses(client, self.locking.uses());
         true
     }
 
@@ -693,7 +711,9 @@ impl Mount {
         (self.waits, self.transactions, self.loans_number) = (false, 0, 0);
         self.have = Have::default();
         self.writes.clear();
+        let grants = self.locking.grants;
         self.locking = Locking::new();
+        self.locking.grants = grants;
     }
 
     fn step_work(&mut self, now: Instant) {
@@ -717,8 +737,7 @@ impl Mount {
         }
         if self.evicted && !self.is_writing {
             self.evicted = false;
-            let live = self.locking.lease_until() > now;
-            self.log.borrow_mut().evicted(self.client(), live);
+            self.log.borrow_mut().evicted(self.link.client().unwrap_or_default());
             self.start_over();
         }
         let dialing = self.stream.is_some() || self.attempt.is_some();
@@ -774,7 +793,7 @@ impl Node<'static> for Mount {
             match event {
                 LinkEvent::Up { term, client, .. } => {
                     let mut log = self.log.borrow_mut();
-                    log.greeted(client, self.nonce, self.me);
+                    log.greeted(client, self.nonce);
                     self.locking.on_up(term, &mut log);
                 }
                 LinkEvent::Message => self.on_message(now),
@@ -785,7 +804,6 @@ impl Node<'static> for Mount {
         if !self.evicted {
             let mut log = self.log.borrow_mut();
             self.locking.step(now, &mut self.link, leaving, &mut self.entropy, &mut log);
-            log.uses(self.link.client().unwrap_or_default(), self.locking.uses());
         }
         self.stepped = now;
         self.link.step(now);

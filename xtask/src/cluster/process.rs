@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How often something that can't be waited for is looked at.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
+/// What a guest and a program say when they listen.
+const LISTENING: [&str; 2] = ["INFO listening", "listens at"];
 /// Time for the last lines of a process that has ended.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -180,7 +182,7 @@ impl Shower {
     fn show_all(self, mut from: impl Read) {
         let Shower { name, output, listening } = self;
         let show = |line: &str| {
-            if line.contains("listening") {
+            if LISTENING.iter().any(|said| line.contains(said)) {
                 listening.store(true, Ordering::Relaxed);
             }
             // Whoever read it has gone; the process shall go on.
@@ -232,7 +234,8 @@ mod tests {
         const SOON: Duration = Duration::from_secs(20);
         let asked = shell("read line; exit 7", Farewell::Byte(b'\n'));
         assert_eq!(asked.end(SOON).unwrap().code(), Some(7));
-        let mut deaf = shell("trap '' TERM; echo listening; sleep 60 & wait", Farewell::Signal);
+        let mut deaf =
+            shell("trap '' TERM; echo it listens at once; sleep 60 & wait", Farewell::Signal);
         until(SOON, || deaf.is_listening().then_some(())).unwrap();
         assert!(deaf.ended().is_none());
         assert_eq!(deaf.end(Duration::from_millis(50)).unwrap().code(), None);

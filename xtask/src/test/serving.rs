@@ -113,8 +113,8 @@ pub(super) fn is_killed_and_comes_back(bench: &Bench<'_>) -> Result<(), String> 
     rig.visit(2, 2)?;
     drop(guest);
     let refused = rig.start(bench, OTHER_HOST)?;
-    expect(refused, STATUS_FAILURE, &["was not stopped and may write yet", "say gone="])?;
-    let mut guest = rig.start(bench, &format!("{OTHER_HOST} gone=anyone"))?;
+    expect(refused, STATUS_FAILURE, &["was not stopped and may write yet", "say fenced="])?;
+    let mut guest = rig.start(bench, &format!("{OTHER_HOST} fenced=any"))?;
     guest.wait_for("INFO listening")?;
     rig.visit(3, 3)?;
     stop(guest)?;

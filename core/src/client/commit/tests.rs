@@ -133,12 +133,22 @@ impl Server {
         self.next_id += u64::from(request.run_ids);
         self.take(Pool::Data, request.data_blocks, piece, &mut lent);
         self.take(Pool::Runs, request.run_blocks, piece, &mut lent);
+        if self.free.len() < FREE_MIN + 20 {
+            self.merge();
+        }
         if lent.is_empty() && request.returned.is_empty() {
             return Err(ErrorCode::NoSpace);
         }
         self.loan = request.number;
         self.loan_answer = lent.clone();
         Ok((self.loan, lent))
+    }
+
+    /// All runs are merged away, to somewhere else.
+    fn merge(&mut self) {
+        for run in self.runs.drain(..) {
+            self.free.extend(run.extent().start().0..run.extent().end().0);
+        }
     }
 
     /// Carries out a transaction, if it was not before.
@@ -184,11 +194,8 @@ impl Server {
                 None => self.items.remove(&key),
             };
         }
-        // All runs are merged away, somewhere else, once there are some.
         if self.runs.len() > 20 {
-            for run in self.runs.drain(..) {
-                self.free.extend(run.extent().start().0..run.extent().end().0);
-            }
+            self.merge();
         }
         self.transaction = request.number;
         self.commit += 1;
@@ -599,7 +606,7 @@ impl World {
             self.send(None, false);
             self.check();
         }
-        assert!(self.open_is_empty(), "it can't be made durable");
+        assert!(self.open_is_empty(), "{:?} {}", self.items.usage(), self.loans.run_blocks());
         let all: BTreeMap<_, _> = self.model.clone();
         assert_eq!(self.server.items, all);
         assert_eq!(self.server.files, self.files);
@@ -611,7 +618,7 @@ impl World {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Change(u64, Option<usize>),
     Burst(u64, u64, usize),
@@ -697,8 +704,9 @@ proptest! {
         steps in prop::collection::vec(step(), 0..400),
     ) {
         let mut world = World::new(blocks);
-        world.borrow(50, None);
-        world.borrow(50, None);
+        for _ in 0..4 {
+            world.borrow(50, None);
+        }
         for step in steps {
             world.take(step);
         }
@@ -714,9 +722,13 @@ fn everything_happens() {
     let (mut refused, mut starved, mut waits, mut unwritten) = (0, 0, 0, 0);
     for _ in 0..60 {
         let steps = prop::collection::vec(step(), 300..400).new_tree(&mut runner).unwrap();
-        let mut world = World::new(200);
+        let mut world = World::new(250);
+        for _ in 0..4 {
+            world.borrow(50, None);
+        }
         for step in steps.current() {
             world.take(step);
+            world.loans.step();
             starved += u32::from(world.loans.is_starved());
         }
         unwritten += u32::from(!world.open_is_empty());
@@ -731,10 +743,11 @@ fn everything_happens() {
         waits += world.waits;
         assert_eq!((loans.unusable, loans.broken_frees), (0, 0));
     }
-    assert!(committed.transactions > 1000, "{committed:?}");
+    assert!(committed.transactions > 150, "{committed:?}");
     assert!(committed.failures > 20 && committed.flushes_failed > 20, "{committed:?}");
     assert!(committed.runs > committed.transactions, "{committed:?}");
-    assert!(lent > 10_000 && refused > 100 && starved > 20 && waits > 100 && unwritten > 20);
+    assert!(lent > 5000 && refused > 20, "{lent} {refused}");
+    assert!(starved > 20 && waits > 20 && unwritten > 20, "{starved} {waits} {unwritten}");
 }
 
 #[test]

@@ -24,6 +24,17 @@ use crate::format::{BlockNo, Ino};
 /// and of inode numbers.
 pub const USES_MAX: usize = USED_MAX / 2;
 
+/// Whether anything may be taken from a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// What is there.
+    Open,
+    /// Nothing: who needs something waits.
+    Wait,
+    /// Nothing: who needs something fails.
+    Fail,
+}
+
 /// What transactions name of one kind: the open one, and how much the one in flight does.
 pub struct Named<'m> {
     open: Extents<'m>,
@@ -102,8 +113,7 @@ pub struct Inos<'m> {
     pub used: Named<'m>,
     /// The server has none left.
     refused: bool,
-    /// Nothing may be taken.
-    closed: bool,
+    gate: Gate,
 }
 
 impl<'m> Inos<'m> {
@@ -115,7 +125,7 @@ impl<'m> Inos<'m> {
             clock: 0,
             used: Named::carve(arena, USES_MAX)?,
             refused: false,
-            closed: false,
+            gate: Gate::Open,
         })
     }
 
@@ -159,18 +169,18 @@ impl<'m> Inos<'m> {
         self.refused = true;
     }
 
-    /// From now on, who needs one fails; or doesn't any more.
-    pub fn close(&mut self, closed: bool) {
-        self.closed = closed;
+    /// Whether any may be taken from now on.
+    pub fn gate(&mut self, gate: Gate) {
+        self.gate = gate;
     }
 
     pub(in crate::client) fn is_refused(&self) -> bool {
-        self.closed || (self.refused && self.available() == 0)
+        self.gate == Gate::Fail || (self.refused && self.available() == 0)
     }
 
     /// The number that an inode made next in this directory gets.
     pub(in crate::client) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
-        let can = !self.closed && self.used.room() > 0;
+        let can = self.gate == Gate::Open && self.used.room() > 0;
         let found = self.find(dir, directory).filter(|_| can);
         found.map(|at| Ino(self.groups[at].next))
     }
@@ -218,8 +228,7 @@ pub struct Blocks<'m> {
     pub freed: Named<'m>,
     /// The server has none left.
     refused: bool,
-    /// Nothing may be taken.
-    closed: bool,
+    gate: Gate,
 }
 
 impl<'m> Blocks<'m> {
@@ -234,7 +243,7 @@ impl<'m> Blocks<'m> {
             used: Named::carve(arena, USES_MAX)?,
             freed: Named::carve(arena, freed)?,
             refused: false,
-            closed: false,
+            gate: Gate::Open,
         })
     }
 
@@ -250,13 +259,13 @@ impl<'m> Blocks<'m> {
         self.refused = true;
     }
 
-    /// From now on, who needs some fails; or doesn't any more.
-    pub fn close(&mut self, closed: bool) {
-        self.closed = closed;
+    /// Whether any may be taken from now on.
+    pub fn gate(&mut self, gate: Gate) {
+        self.gate = gate;
     }
 
     pub(in crate::client) fn is_refused(&self) -> bool {
-        self.closed || (self.refused && self.free.is_empty())
+        self.gate == Gate::Fail || (self.refused && self.free.is_empty())
     }
 
     /// Blocks that can be taken.
@@ -285,7 +294,7 @@ impl<'m> Blocks<'m> {
 
     /// What is taken next by one who wants so many.
     pub(in crate::client) fn peek(&self, wanted: u64) -> Option<BlockRun> {
-        let can = !self.closed && self.used.room() > 0;
+        let can = self.gate == Gate::Open && self.used.room() > 0;
         let span = self.free.spans().first().filter(|_| can)?;
         Some(BlockRun { first: BlockNo(span.first), len: u64::from(span.len).min(wanted) })
     }

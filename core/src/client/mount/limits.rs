@@ -65,7 +65,7 @@ impl MountLimits {
     /// For a hosted mount: some 120 MiB.
     pub const DEFAULT: MountLimits = MountLimits {
         data_blocks: 1 << 14,
-        ino_groups: 256,
+        ino_groups: LoanLimits::GROUPS_MAX,
         ino_spare: 4,
         ..MountLimits::of(
             128,
@@ -164,9 +164,7 @@ impl MountLimits {
             return Err(LimitsError::Fs);
         }
         self.reader.validate().map_err(LimitsError::Reader)?;
-        if self.data_blocks == 0 || self.ino_spare == 0 || self.ino_groups < self.ino_spare {
-            return Err(LimitsError::Loans);
-        }
+        self.loans().validate().map_err(|_| LimitsError::Loans)?;
         let SessionLimits { asks_max, answers_max } = self.link.session;
         if !self.link.line.is_valid() || asks_max == 0 || answers_max == 0 {
             return Err(LimitsError::Link);
@@ -187,5 +185,16 @@ impl MountLimits {
             ino_spare: self.ino_spare,
             commit: self.commit(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MountLimits;
+
+    #[test]
+    fn the_limits_that_are_offered_hold() {
+        assert_eq!(MountLimits::DEFAULT.validate(), Ok(()));
+        assert_eq!(MountLimits::small().validate(), Ok(()));
     }
 }

@@ -148,6 +148,7 @@ impl<'m> Slots<'m> {
     }
 
     /// Takes a request, if there is a free slot.
+    #[expect(clippy::result_large_err, reason = "there is no heap, and its owner gets it back")]
     pub(super) fn begin(
         &mut self,
         id: op::RequestId,

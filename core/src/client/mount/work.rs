@@ -37,6 +37,7 @@ macro_rules! context {
 
 impl<'m> Mount<'m> {
     /// Takes a request; see [`Mount::submit`].
+    #[expect(clippy::result_large_err, reason = "there is no heap, and its owner gets it back")]
     pub(super) fn take(
         &mut self,
         now: Instant,
@@ -240,7 +241,15 @@ impl<'m> Mount<'m> {
             ),
             ReaderEvent::Failed { at: failed, range, error: _ } => {
                 self.counters.reads_failed += 1;
-                let of_key = |stage: &Stage| matches!(stage, Stage::Parked(Park::Fill { at, asked: true, .. }) if *at == failed);
+                let of_key = |stage: &Stage| match stage {
+                    Stage::Parked(Park::Fill { at, asked: true, .. }) => *at == failed,
+                    Stage::Parked(_)
+                    | Stage::Free
+                    | Stage::Ready
+                    | Stage::Said
+                    | Stage::Moving
+                    | Stage::Asking => false,
+                };
                 while let Some(at) = self.slots.oldest(of_key) {
                     self.fail(now, at, OpError::Io);
                 }

@@ -523,3 +523,26 @@ proptest! {
         prop_assert!(!server.is_recovering());
     }
 }
+
+#[test]
+fn after_a_reset_there_is_nothing_left_of_the_term_before() {
+    let mut server = recovering(&[A, B]);
+    server.handle_greeting(A).unwrap();
+    assert!(server.poll_message(A).is_some());
+    let held = [0, 5].map(|number| Held { name: group(number), mode: Mode::Write });
+    server.handle_batch(Instant(0), A, &held).unwrap();
+    server.evict(B);
+    while server.step(Instant(0), 10) == More::Yes {}
+    assert_eq!((server.granted(), server.ghosts().count()), (2, 1));
+
+    server.reset();
+    assert_eq!((server.entries_used(), server.granted(), server.ghosts().count()), (0, 0, 0));
+    server.start();
+    server.handle_greeting(B).unwrap();
+    let request = ToServer::Request { name: group(0), mode: Mode::Write };
+    while server.step(Instant(0), 10) == More::Yes {}
+    assert_eq!(server.handle_message(Instant(0), B, &request), Ok(None));
+    let grant = ToClient::Grant { name: group(0), generation: 1, mode: Mode::Write };
+    assert_eq!(server.poll_message(B), Some(grant));
+    assert_eq!(server.poll_message(A), None);
+}

@@ -22,11 +22,13 @@ use outrider_core::lock::client::{Acquired, Action, Class, Limits, LockClient, O
 use outrider_core::lock::{Held, LockName, Mode, ToClient, ToServer};
 use outrider_core::net::{Link, RequestId, Ticket};
 use outrider_hal::Instant;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 use zerocopy::little_endian::U64;
 
+/// How long a mount that was heard may go on.
+pub const LEASE: Duration = Duration::from_secs(RECOVERY.as_secs() * 6 / 10);
 const OPS: u32 = 3;
 /// Locks of each kind that the mounts fight for.
 const NAMES: u64 = 3;
@@ -51,6 +53,12 @@ pub(super) struct Locking {
     renewal: Option<(RequestId, Instant)>,
     renew_at: Instant,
     lease_until: Instant,
+    /// When the question was made that the lease counts from.
+    lease_made: Instant,
+    /// Grants so far.
+    pub(super) grants: u64,
+    /// As what each lock was granted last.
+    modes: BTreeMap<LockName, Mode>,
     question: Option<(RequestId, Vec<U64>)>,
     ask_at: Instant,
     /// Nameless inodes that it uses.
@@ -87,6 +95,9 @@ impl Locking {
             renewal: None,
             renew_at: Instant(0),
             lease_until: Instant(0),
+            lease_made: Instant(0),
+            grants: 0,
+            modes: BTreeMap::new(),
             question: None,
             ask_at: Instant(0),
             uses: BTreeSet::new(),
@@ -99,8 +110,9 @@ impl Locking {
         views.filter(|(_, mode)| *mode != Mode::Null)
     }
 
-    pub(super) fn lease_until(&self) -> Instant {
-        self.lease_until
+    /// When the question was made that the lease counts from, and the one under way.
+    pub(super) fn renewals(&self) -> (Instant, Option<Instant>) {
+        (self.lease_made, self.renewal.map(|(_, made)| made))
     }
 
     /// Which nameless inodes this client uses.
@@ -131,8 +143,10 @@ impl Locking {
         let message = ToClient::parse(&tell.lock);
         log.demand(message.is_ok(), || format!("{tell:?} means nothing"));
         let Ok(message) = message else { return };
-        if let (ToClient::Grant { name, .. }, Some(root)) = (&message, &tell.root) {
+        if let (ToClient::Grant { name, mode, .. }, Some(root)) = (&message, &tell.root) {
             log.granted(*name, root.commit);
+            self.modes.insert(*name, *mode);
+            self.grants += 1;
         }
         match self.locks.handle_message(now, self.term, &message) {
             Ok(Reply::Message(reply)) => self.replies.push_back(reply),
@@ -176,7 +190,8 @@ impl Locking {
             return false;
         };
         self.renewal = None;
-        self.lease_until = self.lease_until.max(made.plus(RECOVERY * 6 / 10));
+        self.lease_made = self.lease_made.max(made);
+        self.lease_until = self.lease_made.plus(LEASE);
         self.locks.handle_lease(now, self.lease_until);
         true
     }
@@ -253,7 +268,9 @@ impl Locking {
         while link.can_request(Kind::LockAsk).is_ok() {
             let message = self.replies.pop_front().or_else(|| self.locks.poll_message(now));
             let Some(message) = message else { break };
-            if let ToServer::Release { name, .. } = message {
+            if let ToServer::Release { name, kept, .. } = message
+                && self.modes.insert(name, kept) == Some(Mode::Write)
+            {
                 log.released(name);
             }
             link.request(&ClientRequest::LockAsk(message.emit())).expect("there was room");

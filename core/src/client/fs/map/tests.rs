@@ -110,7 +110,8 @@ proptest! {
 
     #[test]
     fn a_hole_that_is_filled_joins_what_it_meets(
-        old in extents(), first in 0u64..30, most in 1u64..6, shift in prop_oneof![Just(0u64), 300u64..400],
+        old in extents(), first in 0u64..30, most in 1u64..6,
+        shift in prop_oneof![Just(0u64), 300u64..400],
     ) {
         let mapped = blocks(&old);
         let hole = (first..first + most).take_while(|block| !mapped.contains_key(block));

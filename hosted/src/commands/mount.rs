@@ -1,0 +1,432 @@
+//! `outrider mount`: a volume becomes part of this host's tree.
+//!
+//! ```text
+//!   join -- welcomed --> mount -- usable --> serve -- unmounted --> leave -- all is durable --> end
+//!     |                                        ^
+//!     +-- no server in time: an error          +-- SIGTERM: unmount, lazily if it is in use
+//! ```
+//!
+//! # Invariants
+//!
+//! * Who started it is told of success only when the mount can be used, and of a failure in one
+//!   line.
+//! * However it was unmounted, the process ends only when the mount has left the volume, or has
+//!   been evicted from it, or it is asked to end a second time.
+//!
+//! What this module deliberately doesn't know: what the mount does.
+
+use super::Failure;
+use super::device::{Image, hold, system};
+use clap::Args;
+use outrider_core::arena::{Arena, ArenaFull};
+use outrider_core::client::mount::{
+    Mount as Node, MountConfig, MountLimits, MountState, MountTiming, StartError,
+};
+use outrider_core::client::op::{Answer, RequestId};
+use outrider_core::format::super_block::Super;
+use outrider_core::pump::PumpLimits;
+use outrider_core::{net, quorum};
+use outrider_hal::{Clock, Entropy, Instant};
+use outrider_hosted::clock::{BootClock, SystemEntropy};
+use outrider_hosted::disk::{Access, FileDevice};
+use outrider_hosted::fuse::{self, Mount};
+use outrider_hosted::memory::region;
+use outrider_hosted::mount::{DataDevice, MountOptions, NoServer, Piece, Sink};
+use outrider_hosted::net::TcpNetwork;
+use outrider_hosted::node::{Handle, HostedPump, Next, Owner, Runner};
+use outrider_hosted::report::tell;
+use outrider_hosted::signals::Signals;
+use outrider_hosted::wait::{Bell, wait};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// How long the first welcome is waited for, unless an option says so.
+const WELCOME: Duration = Duration::from_secs(60);
+
+/// Mount a volume at a directory.
+///
+/// Returns when the mount can be used; a process stays. outrider umount, umount(8) or SIGTERM to
+/// that process end it.
+///
+/// Options: ro, nodev, nosuid, noexec, allow_other (the default) or noallow_other;
+/// noserver=wait or noserver=eio:SECONDS, what requests do while no server can be reached;
+/// locallocks, which is how locks are: they hold among the processes of this host.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Mount options, with commas between them.
+    #[arg(short = 'o', value_name = "OPTS")]
+    options: Vec<String>,
+    /// Stay in the foreground.
+    #[arg(short)]
+    foreground: bool,
+    /// For mount(8): look whether it could be done.
+    #[arg(long, hide = true)]
+    fake: bool,
+    /// For mount(8): ignore options that are unknown.
+    #[arg(long, hide = true)]
+    sloppy: bool,
+    /// Tell on standard output when the mount can be used, and let go of the terminal then.
+    #[arg(long, hide = true)]
+    background: bool,
+    /// The block device or file.
+    device: PathBuf,
+    /// Where.
+    dir: PathBuf,
+}
+
+/// What the process in the background tells when the mount can be used.
+const READY: &str = "ready";
+
+type Front = Sink<Handle<Node<'static>>>;
+
+/// Mounts; the status.
+pub(crate) fn run(options: &Options) -> Result<u8, Failure> {
+    let parsed = MountOptions::parse(&options.options.join(","), options.sloppy);
+    let parsed = parsed.map_err(|error| Failure::new(error.to_string()))?;
+    if parsed.quorum_slot.is_some() {
+        let what = "a mount can't be a server yet: mount without quorum_slot_nr, and start \
+                    outrider server beside it";
+        return Err(Failure::new(what));
+    }
+    let volume = Image::open(&options.device)?.volume()?;
+    if !options.dir.is_dir() {
+        return Err(Failure::new(format!("{} is not a directory", options.dir.display())));
+    }
+    if options.fake {
+        return Ok(0);
+    }
+    if options.foreground || options.background {
+        return serve(options, &parsed, &volume).map(|()| 0);
+    }
+    start(options).map_err(|error| Failure::new(format!("cannot start a process: {error}")))
+}
+
+/// Starts the process that stays, and waits until it tells that the mount can be used; the status.
+fn start(options: &Options) -> io::Result<u8> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg0("outrider").args(["mount", "--background"]);
+    for list in &options.options {
+        command.arg("-o").arg(list);
+    }
+    if options.sloppy {
+        command.arg("--sloppy");
+    }
+    command.arg("--").arg(&options.device).arg(&options.dir);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut said)?;
+    }
+    if said.trim_end() == READY {
+        return Ok(0);
+    }
+    // What was wrong it has told itself.
+    let status = child.wait()?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code > 0).unwrap_or(1))
+}
+
+/// Lets go of the terminal and of the directory it was started in.
+fn detach() -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    println!("{READY}");
+    io::stdout().flush()?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    std::env::set_current_dir("/")
+}
+
+/// What the mount's thread tells the one that waits.
+#[derive(Debug)]
+struct Life {
+    state: Mutex<MountState>,
+    /// The node is not to be driven any more, however far it is.
+    given_up: AtomicBool,
+    over: Bell,
+}
+
+impl Life {
+    fn state(&self) -> MountState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stands between the node and the front-end.
+struct Watch {
+    life: Arc<Life>,
+    front: Arc<OnceLock<Arc<Front>>>,
+    answers: VecDeque<(RequestId, Answer<Piece>)>,
+    /// How long requests wait while there is no server.
+    patience: Option<Duration>,
+    /// Since when there is none.
+    alone: Option<Instant>,
+    failing: bool,
+}
+
+impl Owner<Node<'static>> for Watch {
+    fn collect(&mut self, now: Instant, node: &mut Node<'static>) -> Next {
+        self.answers.extend(std::iter::from_fn(|| node.poll_answer()));
+        let state = node.state();
+        self.alone = match state {
+            MountState::Joining | MountState::Suspended => self.alone.or(Some(now)),
+            MountState::Mounted | MountState::Leaving | MountState::Left | MountState::Evicted => {
+                None
+            }
+        };
+        let mut known = self.life.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != state {
+            *known = state;
+            self.life.over.ring();
+        }
+        drop(known);
+        let given_up = self.life.given_up.load(Ordering::SeqCst);
+        if state == MountState::Left || given_up { Next::End } else { Next::Sleep }
+    }
+
+    fn deliver(&mut self) {
+        let Some(front) = self.front.get() else { return };
+        front.deliver(&mut self.answers);
+        let now = BootClock.now();
+        let waited = self.alone.map(|since| now.since(since));
+        let failing = waited.zip(self.patience).is_some_and(|(waited, patience)| waited > patience);
+        if failing != self.failing {
+            self.failing = failing;
+            front.fail_requests(failing);
+        }
+    }
+}
+
+fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(), Failure> {
+    let path = &options.device;
+    let failed = |error| system(path, "mount", &error);
+    if options.background {
+        // Fails if it leads a group already, which a child doesn't.
+        let _ = rustix::process::setsid();
+    }
+    let _held = hold(path)?;
+    let mut signals = Signals::catch().map_err(failed)?;
+    let (bell, over) = (Bell::new().map_err(failed)?, Bell::new().map_err(failed)?);
+    let access = if parsed.read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let device = FileDevice::open(path, access, bell.clone()).map_err(failed)?;
+    let data = DataDevice::open(path, access).map_err(failed)?;
+    let pump = carve(path, &config(parsed, volume)?, device)?;
+    let state = Mutex::new(MountState::Joining);
+    let life = Arc::new(Life { state, given_up: AtomicBool::new(false), over });
+    let front = Arc::new(OnceLock::new());
+    let watch = Watch {
+        life: Arc::clone(&life),
+        front: Arc::clone(&front),
+        answers: VecDeque::new(),
+        patience: match parsed.no_server {
+            Some(NoServer::Fail(patience)) => Some(patience),
+            Some(NoServer::Wait) | None => None,
+        },
+        alone: None,
+        failing: false,
+    };
+    let runner = Runner::start(pump, bell, watch).map_err(failed)?;
+    let handle = runner.handle();
+    let sink = Sink::new(handle.clone(), data).map_err(failed)?;
+    let _ = front.set(Arc::clone(&sink));
+    let mounted = join(path, parsed, &life, &mut signals)
+        .and_then(|()| attach(options, parsed, &sink))
+        .and_then(|mount| attend(options, mount, &life, &mut signals).map_err(failed));
+    handle.with(|node, now| node.leave(now));
+    let left = leave(path, &life, &mut signals);
+    life.given_up.store(true, Ordering::SeqCst);
+    handle.wake();
+    runner.join().map_err(failed)?;
+    sink.close();
+    mounted.and(left)
+}
+
+fn config(parsed: &MountOptions, volume: &Super) -> Result<MountConfig, Failure> {
+    let entropy = SystemEntropy::open();
+    let mut entropy =
+        entropy.map_err(|error| Failure::new(format!("cannot read /dev/urandom: {error}")))?;
+    let (mut nonce, mut secret) = ([0; 16], [0; 32]);
+    entropy.fill(&mut nonce);
+    entropy.fill(&mut secret);
+    Ok(MountConfig {
+        volume: *volume,
+        quorum: quorum::Timing::NORMAL,
+        net: net::Timing::DEFAULT,
+        timing: MountTiming::NORMAL,
+        nonce,
+        secret,
+        read_only: parsed.read_only,
+    })
+}
+
+/// Buys the memory, and makes the mount in it.
+fn carve(
+    path: &Path,
+    config: &MountConfig,
+    device: FileDevice,
+) -> Result<HostedPump<Node<'static>>, Failure> {
+    let name = path.display();
+    let refused = |error| {
+        Failure::new(match error {
+            StartError::Memory => format!("a mount of {name} needs more memory than there is"),
+            StartError::Limits(what) => format!("{name} can't be mounted: {what:?}"),
+            StartError::Timing => format!("{name} can't be mounted: its times don't fit together"),
+            StartError::ReadOnly => format!(
+                "{name} has features that this program can only read; mount with -o ro, or use a \
+                 newer outrider"
+            ),
+        })
+    };
+    let full = |ArenaFull| refused(StartError::Memory);
+    let (limits, pump) = (MountLimits::DEFAULT, PumpLimits::DEFAULT);
+    let mut measure = Arena::measuring();
+    Node::carve(&mut measure, &limits, config).map_err(refused)?;
+    HostedPump::<Node<'static>>::measure(&pump, &mut measure).map_err(full)?;
+    let region = region(measure.bytes_used()).map_err(|_| full(ArenaFull))?;
+    let mut arena = Arena::new(region).map_err(full)?;
+    let node = Node::carve(&mut arena, &limits, config).map_err(refused)?;
+    let network = TcpNetwork::new().map_err(|error| system(path, "mount", &error))?;
+    let pump = HostedPump::new(node, device, network, BootClock, pump, &mut arena);
+    pump.map_err(|_| full(ArenaFull))
+}
+
+/// Waits for the first welcome.
+fn join(
+    path: &Path,
+    parsed: &MountOptions,
+    life: &Life,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    let until = match parsed.no_server {
+        Some(NoServer::Wait) => None,
+        Some(NoServer::Fail(patience)) => Some(BootClock.now().plus(patience)),
+        None => Some(BootClock.now().plus(WELCOME)),
+    };
+    loop {
+        let name = path.display();
+        match life.state() {
+            MountState::Mounted => return Ok(()),
+            MountState::Joining | MountState::Suspended => {}
+            state @ (MountState::Leaving | MountState::Left | MountState::Evicted) => {
+                return Err(Failure::new(format!("the servers of {name} refuse it ({state:?})")));
+            }
+        }
+        let now = BootClock.now();
+        if until.is_some_and(|until| until <= now) {
+            return Err(Failure::new(format!(
+                "no server of {name} can be reached; start one with outrider server, or wait for \
+                 one with -o noserver=wait"
+            )));
+        }
+        wait(&life.over, &[signals.as_fd()], now, until)
+            .map_err(|error| system(path, "mount", &error))?;
+        if signals.take().map_err(|error| system(path, "mount", &error))? {
+            return Err(Failure::new(format!("ended by a signal before {name} was mounted")));
+        }
+    }
+}
+
+fn attach(options: &Options, parsed: &MountOptions, sink: &Arc<Front>) -> Result<Mount, Failure> {
+    let shown = options.device.canonicalize().unwrap_or_else(|_| options.device.clone());
+    let fuse_options = fuse::Options {
+        source: shown.display().to_string(),
+        read_only: parsed.read_only,
+        allow_other: parsed.allow_other,
+        nodev: parsed.nodev,
+        nosuid: parsed.nosuid,
+        noexec: parsed.noexec,
+        ..fuse::Options::default()
+    };
+    let mount = Mount::new(&options.dir, &fuse_options, |replies| {
+        sink.attach(replies);
+        Arc::clone(sink)
+    });
+    mount.map_err(|error| system(&options.dir, "mount at", &error))
+}
+
+/// Stays until it is unmounted, by whomever.
+fn attend(
+    options: &Options,
+    mount: Mount,
+    life: &Arc<Life>,
+    signals: &mut Signals,
+) -> io::Result<()> {
+    let mount = Arc::new(mount);
+    let ended = Arc::new(AtomicBool::new(false));
+    let waiter = {
+        let (mount, life, ended) = (Arc::clone(&mount), Arc::clone(life), Arc::clone(&ended));
+        std::thread::Builder::new().name("unmounted".to_owned()).spawn(move || {
+            mount.wait();
+            ended.store(true, Ordering::SeqCst);
+            life.over.ring();
+        })?
+    };
+    if options.background {
+        detach()?;
+    } else {
+        tell(&format!("{} is mounted at {}", options.device.display(), options.dir.display()));
+    }
+    let (mut asked, mut state) = (false, MountState::Mounted);
+    while !ended.load(Ordering::SeqCst) {
+        wait(&life.over, &[signals.as_fd()], BootClock.now(), None)?;
+        if signals.take()? {
+            match (asked, mount.unmount()) {
+                (true, _) => mount.abort()?,
+                (false, Ok(())) => {}
+                (false, Err(_)) => mount.detach()?,
+            }
+            asked = true;
+        }
+        let known = life.state();
+        if known != state {
+            state = known;
+            tell(describe(state));
+        }
+    }
+    // It has nothing left to wait for.
+    let _ = waiter.join();
+    Ok(())
+}
+
+const fn describe(state: MountState) -> &'static str {
+    match state {
+        MountState::Joining => "waits for a server to welcome it",
+        MountState::Mounted => "works again",
+        MountState::Suspended => "no server can be reached; everything waits",
+        MountState::Leaving => "leaves the volume",
+        MountState::Left => "has left the volume",
+        MountState::Evicted => {
+            "the servers have given this mount up: what was not durable is lost; unmount it"
+        }
+    }
+}
+
+/// Waits until the mount has left the volume.
+fn leave(path: &Path, life: &Life, signals: &mut Signals) -> Result<(), Failure> {
+    let failed = |error| system(path, "leave", &error);
+    loop {
+        match life.state() {
+            MountState::Left => return Ok(()),
+            MountState::Evicted => {
+                let what = format!("{}: {}", path.display(), describe(MountState::Evicted));
+                return Err(Failure::new(what));
+            }
+            MountState::Joining
+            | MountState::Mounted
+            | MountState::Suspended
+            | MountState::Leaving => {}
+        }
+        wait(&life.over, &[signals.as_fd()], BootClock.now(), None).map_err(failed)?;
+        if signals.take().map_err(failed)? {
+            return Err(Failure::new(format!(
+                "{}: ended before all was durable; the servers give the mount up in a while",
+                path.display()
+            )));
+        }
+    }
+}
