@@ -67,8 +67,8 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
     assert!(stopped >= 5 && took_over >= 5, "{stopped} stopped, {took_over} took over");
 }
 
-/// With `RUSTFLAGS="--cfg outrider_mutants"`: the seeds would notice if the server made one of these
-/// mistakes.
+/// With `RUSTFLAGS="--cfg outrider_mutants"`: the seeds would notice if the server made one of
+/// these mistakes.
 #[cfg(outrider_mutants)]
 #[test]
 fn mistakes_of_merging_are_noticed() {
