@@ -193,7 +193,8 @@ impl FreeSpace {
         self.by_block.put(BlockKey::of(extent).as_bytes(), length.as_bytes(), update, cache);
     }
 
-    /// Plans to give an extent back, which nobody must have given back already.
+    /// Plans to give an extent back. [`Error::Exists`]: some of it is free already, or it can't be
+    /// an extent of the volume.
     pub fn plan_give(
         &self,
         extent: Extent,
@@ -201,9 +202,8 @@ impl FreeSpace {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<Give, Stop> {
-        let twice = Error::Corrupt { blkno: extent.start(), what: Corruption::Mismatch };
         if !extent.is_inside(self.volume_blocks) {
-            return Err(twice.into());
+            return Err(Error::Exists.into());
         }
         // What ends just before the extent, or at its first block or later.
         let probe = BlockNo(extent.start().0 - 1);
@@ -213,7 +213,7 @@ impl FreeSpace {
             next = self.find_at(extent.start(), cache, pins)?;
         }
         if next.is_some_and(|next| next.start() < extent.end()) {
-            return Err(twice.into());
+            return Err(Error::Exists.into());
         }
         let after = next.filter(|next| next.start() == extent.end());
         let give = Give { extent, before, after };

@@ -17,6 +17,12 @@ pub enum Mutant {
     ReserveNotQuarantined,
     /// A root doesn't name what the next commit may write.
     NoCommitReserve,
+    /// Merging leaves the oldest run of level 0 behind.
+    LevelZeroOutOfOrder,
+    /// A merge's space is recorded nowhere.
+    MergeSpaceUnowned,
+    /// What a merge has read is freed, and the manifest goes on naming it.
+    InputsFreedEarly,
     /// Locks are granted although recorded clients have not reported what they hold.
     GrantInRecovery,
     /// A lock is granted as soon as what is in its way is being revoked.

@@ -27,48 +27,57 @@
 //! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
 //!   where they are called.
 //!
+//! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
+//!   on. Nothing that merging needs waits for a client.
+//!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
 mod config;
 mod events;
 mod evict;
+mod jobs;
 mod limits;
 mod locks;
+mod merge;
 mod orphans;
 mod requests;
 mod table;
+mod work;
 
 pub use config::{ServerConfig, ServerTiming, StartError};
 pub use events::ServerEvent;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
+pub use merge::MergeCounters;
 
 use crate::arena::Arena;
 use crate::block::RequestId;
-use crate::error::{Stop, Wait};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
+use crate::format::records::FreedKey;
+use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
     Statfs, Status, TransactionDone,
 };
-use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::net::{
     Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
 };
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
-use crate::txn::settle::FREE_MIN;
+use crate::txn::settle::lend_floor;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
 use events::Events;
 use heapless::{Deque, Vec};
+use jobs::FIRST_FREED;
 use locks::{Breach, Locks};
+use merge::Merger;
 use orphans::Orphans;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
-use requests::{Context, Halt, Progress, Scratch};
-use table::{Member, Members, Slot as Place, Stage, Standing, Table, Work};
+use requests::Scratch;
+use table::{Member, Members, Stage, Standing, Table, Work};
 
 /// Actions decided on and not yet given out.
 const ACTIONS: usize = 64;
@@ -83,6 +92,9 @@ const TIDY_PER_COMMIT: u32 = 16;
 const RETRIES_MAX: u32 = 64;
 /// The flush before a resignation. The voter's tags lie between the store's and this.
 const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
+/// Tags of the merge's writes begin here.
+const TAG_MERGE: Tag = Tag(TAG_FLUSH.0 + 1);
+const _: () = assert!(TAG_MERGE.0.checked_add(Merger::TAGS).is_some());
 
 /// What a server has done since it started, for status and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -103,6 +115,14 @@ pub struct Counters {
     pub dropped: u64,
     /// Times its endpoint could not be listened at.
     pub listen_failures: u64,
+    /// Freed extents that were forgotten: some of each was free already.
+    pub freed_twice: u64,
+    /// Lists of freed extents that can't be read.
+    pub freed_unreadable: u64,
+    /// Transactions that were held back.
+    pub held: u64,
+    /// What was merged.
+    pub merging: MergeCounters,
     /// Clients that it began to evict.
     pub evictions: u64,
 }
@@ -143,6 +163,7 @@ pub struct Server<'m> {
     locks: Locks<'m>,
     orphans: Orphans<'m>,
     scratch: Option<&'m mut Scratch>,
+    merger: Merger<'m>,
     phase: Phase,
     actions: Deque<Action<'m>, ACTIONS>,
     /// Connections that had to make room.
@@ -165,6 +186,12 @@ pub struct Server<'m> {
     /// Durable, and not known to be answerable.
     unconfirmed: Option<CommitNo>,
     tidy_left: u32,
+    /// Lists of freed extents before this one can't be read.
+    tidy_from: FreedKey,
+    /// When quarantined space is looked at again.
+    release_at: Option<Instant>,
+    /// Requests in [`Stage::Held`].
+    held: u32,
     listen_at: Option<Instant>,
     /// Since when it can be heard.
     listening_since: Option<Instant>,
@@ -222,6 +249,7 @@ impl<'m> Server<'m> {
             },
             orphans: Orphans::carve(arena, limits.links.clients_max.into())?,
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
+            merger: Merger::carve(arena, limits, volume)?,
             phase: Phase::Following,
             actions: Deque::new(),
             closes: Deque::new(),
@@ -235,6 +263,9 @@ impl<'m> Server<'m> {
             root_confirmed: ManifestRoot::default(),
             unconfirmed: None,
             tidy_left: 0,
+            tidy_from: FIRST_FREED,
+            release_at: None,
+            held: 0,
             listen_at: None,
             listening_since: None,
             unlisten: false,
@@ -249,7 +280,7 @@ impl<'m> Server<'m> {
     /// What it has done.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { merging: self.merger.counters(), ..self.counters }
     }
 
     /// The term in which it serves, if it does.
@@ -319,6 +350,8 @@ impl<'m> Server<'m> {
         let dropped = self.table.slots.iter().filter(|slot| slot.stage != Stage::Free).count();
         self.counters.dropped += dropped as u64;
         self.table.clear(&mut self.store.cache);
+        self.merger.reset();
+        (self.held, self.tidy_from, self.release_at) = (0, FIRST_FREED, None);
         self.members.clear();
         self.locks.reset();
         self.orphans.reset();
@@ -327,8 +360,7 @@ impl<'m> Server<'m> {
         self.unlisten |= matches!(self.phase, Phase::Serving(_));
         (self.commit_at, self.unconfirmed, self.listen_at) = (None, None, None);
         while let Some(failed) = self.retries.pop_front() {
-            self.in_flight -= 1;
-            self.store.handle_completion(failed);
+            self.on_transferred(failed);
         }
         self.phase = Phase::Draining { flush: self.written.then_some(Instant(0)) };
     }
@@ -481,7 +513,13 @@ impl<'m> Server<'m> {
                 self.on_evicted(now, client, outcome);
                 return;
             }
-            Work::Load { .. } | Work::Tidy => return,
+            Work::Merge => {
+                if self.merger.on_durable(now) {
+                    self.table.ready(index);
+                }
+                return;
+            }
+            Work::Load { .. } | Work::Tidy { .. } | Work::Release { .. } => return,
         };
         self.counters.requests += 1;
         if let Some((session, ticket)) = slot.asked {
@@ -514,129 +552,10 @@ impl<'m> Server<'m> {
             }
             // Without the records there is no serving.
             Work::Load { .. } => self.end_term(),
-            Work::Tidy => self.tidy_left = 0,
+            Work::Tidy { .. } => self.tidy_left = 0,
+            // Neither is refused for long: the one is tried again, the other ends by itself.
+            Work::Release { .. } | Work::Merge => {}
             Work::Loan | Work::Transaction { .. } => {}
-        }
-    }
-
-    /// Runs a request once.
-    fn run(&mut self, now: Instant, index: usize) {
-        let result = self.carry_out(index);
-        let slot = &mut self.table.slots[index];
-        match result {
-            Ok(progress) => {
-                self.store.cache.release(&mut slot.pins);
-                slot.pins.begin(slot.id);
-                match progress {
-                    Progress::More => self.table.ready(index),
-                    Progress::Done => self.on_done(now, index),
-                    Progress::Known => self.answer_durable(now, index),
-                }
-                self.want_commit_if_changed(now);
-            }
-            Err(Halt::Refuse(error)) => self.refuse(now, index, error),
-            Err(Halt::Stop(Stop::Fail(error))) => self.refuse(now, index, error.into()),
-            Err(Halt::Stop(Stop::Wait(Wait::Again))) => self.table.ready(index),
-            Err(Halt::Stop(Stop::Wait(Wait::Block(_) | Wait::Frame | Wait::Commit))) => {
-                slot.stage = Stage::Parked;
-            }
-        }
-    }
-
-    /// A request has been carried out, and its answer waits.
-    fn on_done(&mut self, now: Instant, index: usize) {
-        let slot = &mut self.table.slots[index];
-        let open = self.store.open_commit();
-        let commit = match &slot.work {
-            Work::Load { .. } => {
-                slot.stage = Stage::Free;
-                return self.serve(now);
-            }
-            Work::Tidy => {
-                slot.stage = Stage::Free;
-                return;
-            }
-            Work::Loan => slot.loan.commit,
-            Work::Evict(state) => state.commit,
-            Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell => {
-                open.expect("it has just changed it")
-            }
-        };
-        slot.stage = Stage::Joined(commit);
-        if commit <= self.confirmed {
-            self.answer_durable(now, index);
-        } else if open == Some(commit) {
-            self.want_commit(now.plus(self.config.timing.gather));
-        }
-    }
-
-    fn want_commit(&mut self, at: Instant) {
-        self.commit_at = Some(self.commit_at.map_or(at, |already| already.min(at)));
-    }
-
-    /// What nobody waits for becomes durable in a while.
-    fn want_commit_if_changed(&mut self, now: Instant) {
-        if self.store.open_commit().is_some() && !self.store.cache.is_unchanged() {
-            self.want_commit(now.plus(self.config.timing.tidy));
-        }
-    }
-
-    fn carry_out(&mut self, index: usize) -> Result<Progress, Halt> {
-        let Server { table, members, store, scratch, stable, config, tidy_left, .. } = self;
-        let Place { work, loan, pins, payload, payload_len, client, .. } = &mut table.slots[index];
-        let scratch = scratch.as_deref_mut().expect("carved");
-        let volume_blocks = config.volume.blocks();
-        let payload = &payload[..*payload_len];
-        let mut cx = Context { store, pins, scratch, volume_blocks };
-        match work {
-            Work::Load { client, seq } => load(&mut cx, client, seq, stable, members),
-            Work::Tidy => {
-                let progress = requests::enter_freed(&mut cx)?;
-                *tidy_left = tidy_left.saturating_sub(1);
-                Ok(if *tidy_left == 0 { Progress::Done } else { progress })
-            }
-            Work::Greet { nonce, client, .. } => {
-                if members.is_full() {
-                    return Err(Halt::Refuse(ErrorCode::TooMany));
-                }
-                let (new, seq) = requests::greet(&mut cx, *nonce)?;
-                let member = Member { seq, ..Member::new(new, *nonce, Standing::Greeting) };
-                members.add(member).expect("it was not full");
-                *client = new;
-                Ok(Progress::Done)
-            }
-            Work::Loan => match ClientRequest::parse(Kind::Loan, payload) {
-                Ok(ClientRequest::Loan(request)) => {
-                    requests::loan(&mut cx, *client, &request, loan)
-                }
-                _ => Err(Halt::Refuse(ErrorCode::Invalid)),
-            },
-            Work::Transaction { seq_next } => {
-                match ClientRequest::parse(Kind::Transaction, payload) {
-                    Ok(ClientRequest::Transaction(request)) => {
-                        let (next, last) = requests::transaction(&mut cx, *client, &request)?;
-                        *seq_next = next;
-                        let Some(last) = last else { return Ok(Progress::Known) };
-                        stable.open = last;
-                        Ok(Progress::Done)
-                    }
-                    _ => Err(Halt::Refuse(ErrorCode::Invalid)),
-                }
-            }
-            Work::Farewell => {
-                let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
-                let (progress, last) = requests::farewell(&mut cx, *client, seq)?;
-                stable.open = last.unwrap_or(stable.open);
-                Ok(progress)
-            }
-            Work::Evict(state) => {
-                let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
-                let (progress, last) = evict::evict(&mut cx, *client, seq, state)?;
-                if let (Some(last), Some(member)) = (last, members.find(*client)) {
-                    (stable.open, member.seq) = (last, Seq(0));
-                }
-                Ok(progress)
-            }
         }
     }
 
@@ -644,6 +563,7 @@ impl<'m> Server<'m> {
     fn serve(&mut self, now: Instant) {
         let Phase::Reading(term) = self.phase else { return };
         self.phase = Phase::Serving(term);
+        self.release_at = Some(now);
         self.counters.terms_served += 1;
         self.serving_since = now;
         self.links.begin(term);
@@ -804,10 +724,10 @@ impl<'m> Server<'m> {
     }
 
     fn statfs(&self) -> ServerAnswer<'static> {
-        let trees = &self.store.trees;
+        let (trees, blocks) = (&self.store.trees, self.config.volume.blocks());
         ServerAnswer::Statfs(Statfs {
-            blocks: self.config.volume.blocks(),
-            blocks_free: trees.free.free_blocks().saturating_sub(FREE_MIN),
+            blocks,
+            blocks_free: trees.free.free_blocks().saturating_sub(lend_floor(blocks)),
             ino_next: trees.next_ino,
         })
     }
@@ -858,17 +778,8 @@ impl<'m> Server<'m> {
     }
 
     fn step_requests(&mut self, now: Instant) -> More {
-        let tidying =
-            |slot: &Place<'_>| slot.stage != Stage::Free && matches!(slot.work, Work::Tidy);
-        let serving = matches!(self.phase, Phase::Serving(_));
-        if serving
-            && self.tidy_left > 0
-            && !self.store.trees.freed.is_empty()
-            && !self.table.slots.iter().any(tidying)
-        {
-            // If all slots are taken, there is a next time.
-            let _ = self.table.begin(Work::Tidy, ClientId(0));
-        }
+        self.begin_jobs(now);
+        self.wake_held();
         for _ in 0..RUNS_PER_STEP {
             while let Some(woken) = self.store.poll_wake() {
                 self.table.wake(woken);
@@ -876,7 +787,9 @@ impl<'m> Server<'m> {
             if !self.is_in_office() {
                 return More::No;
             }
-            let Some(index) = self.table.next() else { return More::No };
+            let Some(index) = self.table.next() else {
+                return if self.merger.wants_step() { More::Yes } else { More::No };
+            };
             self.run(now, index);
         }
         More::Yes
@@ -919,7 +832,7 @@ impl<'m> Server<'m> {
                     self.voter.outranked(now, newest);
                     return self.end_term();
                 }
-                match self.store.take_over(term, self.is_gone(newest)) {
+                match self.store.take_over(term, &self.gone()) {
                     Ok(()) => self.phase = Phase::TakingOver(term),
                     Err(_) => self.end_term(),
                 }
@@ -930,20 +843,6 @@ impl<'m> Server<'m> {
             }
             StoreEvent::Refused(_) | StoreEvent::Failed(_) => self.end_term(),
         }
-    }
-
-    /// Whether the leader of a term is proven gone: its slot says that it has resigned; or it had
-    /// this very slot, which nobody gets before the last user is gone, nor a second term in before
-    /// the first is over.
-    fn is_gone(&self, term: Term) -> bool {
-        let Some(slot) = Slot::new(term.slot()).filter(|_| term != Term::NONE) else {
-            return false;
-        };
-        if slot == self.config.slot {
-            return true;
-        }
-        let ballot = self.voter.sight(slot).ballot();
-        ballot.is_some_and(|ballot| !ballot.state.is_active() && ballot.held >= term)
     }
 
     /// Decides what is submitted, closed and listened at.
@@ -973,6 +872,12 @@ impl<'m> Server<'m> {
                 self.in_flight += 1;
                 self.written |= matches!(request.op, BlockOp::Write(..));
                 self.act(Action::Block(request));
+            } else if self.is_in_office()
+                && self.voter.may_act(now)
+                && let Some(request) = self.merger.poll_request(TAG_MERGE)
+            {
+                (self.in_flight, self.written) = (self.in_flight + 1, true);
+                self.act(Action::Block(request));
             } else {
                 return More::No;
             }
@@ -999,7 +904,7 @@ impl<'m> Server<'m> {
         if done.tag == TAG_FLUSH {
             self.in_flight -= 1;
             self.on_flushed(now, &done);
-        } else if done.tag.0 >= Store::TAGS {
+        } else if (Store::TAGS..TAG_FLUSH.0).contains(&done.tag.0) {
             self.voter.handle_completion(now, done);
         } else if done.result.is_err()
             && !matches!(done.op, BlockOp::Flush)
@@ -1010,8 +915,16 @@ impl<'m> Server<'m> {
             self.retries_left -= 1;
             assert!(self.retries.push_back(done).is_ok(), "it is not full");
         } else {
-            self.in_flight -= 1;
-            self.store.handle_completion(done);
+            self.on_transferred(done);
+        }
+    }
+
+    /// A transfer of the store, or a write of the merge, has ended for good.
+    fn on_transferred(&mut self, done: Completion<'m>) {
+        self.in_flight -= 1;
+        match done.tag >= TAG_MERGE {
+            true => self.merger.handle_completion(TAG_MERGE, done),
+            false => self.store.handle_completion(done),
         }
     }
 
@@ -1093,7 +1006,8 @@ impl<'m> Node<'m> for Server<'m> {
         let commit = self.commit_at.filter(|_| self.store.open_commit().is_some());
         let due =
             [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
-        due.into_iter().chain([self.eviction_timeout()]).flatten().min()
+        let others = [self.merger.poll_timeout(), self.release_at, self.eviction_timeout()];
+        due.into_iter().chain(others).flatten().min()
     }
 
     fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
@@ -1105,44 +1019,5 @@ impl<'m> Node<'m> for Server<'m> {
     }
 }
 
-/// Reads the next recorded client, or, when all are read, the next open transaction.
-fn load(
-    cx: &mut Context<'_, '_>,
-    client: &mut ClientId,
-    seq: &mut Option<Seq>,
-    stable: &mut Stable,
-    members: &mut Members<'_>,
-) -> Result<Progress, Halt> {
-    let Some(after) = *seq else {
-        match requests::next_client(cx, *client)? {
-            Some(found) => {
-                let standing = if found.evicted { Standing::Evicting } else { Standing::Mounted };
-                let is_calm = found.is_calm;
-                let member = Member { is_calm, ..Member::new(found.client, found.nonce, standing) };
-                members.add(member).map_err(Halt::Refuse)?;
-                *client = found.client;
-            }
-            None => *seq = Some(Seq(0)),
-        }
-        return Ok(Progress::More);
-    };
-    match requests::next_open(cx, after)? {
-        Some((open, client)) => {
-            if after == Seq(0) {
-                stable.open = Seq(open.0 - 1);
-            }
-            if let Some(member) = members.find(client) {
-                member.seq = open;
-            }
-            *seq = Some(open);
-            Ok(Progress::More)
-        }
-        None => {
-            if after == Seq(0) {
-                stable.open = Seq(cx.store.trees.next_seq.0 - 1);
-            }
-            (stable.closed, stable.confirmed) = (stable.open, stable.open);
-            Ok(Progress::Done)
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,7 @@ pub struct Running {
 
 /// What a request wants of somebody outside.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are a few of them")]
+#[expect(clippy::large_enum_variant, reason = "transfers are the usual case")]
 pub enum Outside {
     /// That data are moved.
     Transfer(Transfer),

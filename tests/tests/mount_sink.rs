@@ -455,7 +455,8 @@ fn large_directories_lists_and_attributes_come_whole() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     let mut expected: Vec<String> = (0..400).map(name).collect();
-    (seen.sort(), expected.sort());
+    seen.sort();
+    expected.sort();
     assert_eq!(seen, expected);
     let file = rig.path(&name(0));
     let value = vec![0x5a; 65535];

@@ -66,3 +66,27 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
     }
     assert!(stopped >= 5 && took_over >= 5, "{stopped} stopped, {took_over} took over");
 }
+
+/// With `RUSTFLAGS="--cfg outrider_mutants"`: the seeds would notice if the server made one of these
+/// mistakes.
+#[cfg(outrider_mutants)]
+#[test]
+fn mistakes_of_merging_are_noticed() {
+    use outrider_core::mutant::{Mutant, activate};
+
+    for mutant in [Mutant::LevelZeroOutOfOrder, Mutant::MergeSpaceUnowned, Mutant::InputsFreedEarly]
+    {
+        let noticed = (0..20).find_map(|seed| {
+            activate(Some(mutant));
+            let report =
+                std::panic::catch_unwind(|| SCENARIO.run(&mut (SCENARIO.world)(seed)).violation);
+            activate(None);
+            match report {
+                Ok(violation) => violation.map(|violation| (seed, violation.to_string())),
+                Err(_) => Some((seed, "a panic".to_owned())),
+            }
+        });
+        let (seed, what) = noticed.unwrap_or_else(|| panic!("{mutant:?} was not noticed"));
+        println!("{mutant:?}: seed {seed}: {what}");
+    }
+}

@@ -42,6 +42,7 @@ use crate::format::key::{Key, KeyBytes};
 use crate::format::records::ManifestKey;
 use crate::format::root::LEVELS;
 use crate::format::run::SEGMENT_BLOCKS;
+use crate::mutant::{Mutant, is_active};
 use heapless::Vec;
 
 /// Most runs merged together, of one level.
@@ -74,6 +75,20 @@ impl Policy {
         small_blocks: SEGMENT_BLOCKS / 2,
         fanout: 10,
     };
+
+    /// Whether a level has more runs than it should have.
+    #[must_use]
+    pub fn is_due(&self, level_runs: &[u64; LEVELS]) -> bool {
+        let [level_0, below @ .., _] = level_runs;
+        *level_0 >= self.level_0_runs
+            || (1..).zip(below).any(|(level, runs)| *runs > self.runs_max(level))
+    }
+
+    /// The same, but each merge takes as little as it can: what fits although space is short.
+    #[must_use]
+    pub fn smallest(&self) -> Policy {
+        Policy { level_0_blocks: 1, ..*self }
+    }
 
     /// Runs this level, which is not 0, may have.
     fn runs_max(&self, level: u8) -> u64 {
@@ -261,6 +276,12 @@ impl Chooser {
             oldest: Vec::new(),
             choice: Choice::NOTHING,
         }
+    }
+
+    /// Chooses by this policy from the next [`begin`](Self::begin) on.
+    pub fn adopt(&mut self, policy: Policy) {
+        assert!(policy.level_0_runs > 0 && policy.fanout > 1);
+        self.policy = policy;
     }
 
     /// Starts to choose.
@@ -470,8 +491,7 @@ impl Chooser {
     }
 
     fn choose_oldest(&mut self, field: &Field<'_>) -> Chosen {
-        #[cfg(test)]
-        if super::tests::LEVEL_0_OUT_OF_ORDER.get() && !self.oldest.is_empty() {
+        if is_active(Mutant::LevelZeroOutOfOrder) && !self.oldest.is_empty() {
             self.oldest.remove(0);
         }
         let Policy { level_0_blocks, small_blocks, .. } = self.policy;

@@ -22,8 +22,9 @@ use crate::format::run::{INDEX_KEYS, RunBlock};
 use crate::format::{BlockNo, RunId};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Runs that one change may remove and add together.
-pub const CHANGE_MAX: usize = UPDATES_MAX as usize;
+/// Runs that one change may remove and add together. Two updates of the plan are left for what
+/// becomes of their space.
+pub const CHANGE_MAX: usize = UPDATES_MAX as usize - 2;
 /// Most blocks that planning a change of this many runs obtains.
 #[must_use]
 pub const fn pins_per_change(runs: u32) -> u32 {

@@ -118,7 +118,13 @@ impl<'m> Merge<'m> {
         volume: &Volume,
         filter_key: &[u8; 16],
     ) -> Result<Merge<'m>, ArenaFull> {
-        Ok(Merge {
+        Ok(Merge::new(BuildSpace::carve(arena)?, volume, filter_key))
+    }
+
+    /// The same, to be made where it is to stay: it is large.
+    #[must_use]
+    pub fn new(space: BuildSpace<'m>, volume: &Volume, filter_key: &[u8; 16]) -> Merge<'m> {
+        Merge {
             volume: *volume,
             filter_key: *filter_key,
             phase: Phase::Idle,
@@ -134,12 +140,12 @@ impl<'m> Merge<'m> {
             grants: Vec::new(),
             grants_used: 0,
             outputs: Vec::new(),
-            space: Some(BuildSpace::carve(arena)?),
+            space: Some(space),
             builder: None,
             builder_items: 0,
             sealed: None,
             pool: Vec::new(),
-        })
+        }
     }
 
     /// Starts to merge what was chosen.

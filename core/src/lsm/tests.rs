@@ -19,6 +19,7 @@ use crate::format::records::ManifestEntry;
 use crate::format::root::{Extent, LEVELS};
 use crate::format::run::{SEGMENT_BLOCKS, Value, item_bytes};
 use crate::format::{Block, BlockNo, Ino, RunId};
+use crate::mutant::{Mutant, activate};
 use crate::node::More;
 use outrider_hal::{BlockOp, BlockRequest, Completion};
 use std::boxed::Box;
@@ -26,11 +27,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::vec::Vec;
-
-std::thread_local! {
-    /// A mutant: merging leaves the oldest run of level 0 behind.
-    pub(super) static LEVEL_0_OUT_OF_ORDER: Cell<bool> = const { Cell::new(false) };
-}
 
 const KIND: TreeKind = TreeKind(3);
 pub(crate) const FILTER_KEY: [u8; 16] = [9; 16];
@@ -711,12 +707,12 @@ fn whatever_is_merged_reads_equal_the_model() {
 
 #[test]
 fn level_0_out_of_order_is_noticed() {
-    LEVEL_0_OUT_OF_ORDER.set(true);
+    activate(Some(Mutant::LevelZeroOutOfOrder));
     let noticed = (0..10).position(|seed| {
         let story = std::panic::AssertUnwindSafe(|| tell(seed, &mut Totals::default()));
         std::panic::catch_unwind(story).is_err()
     });
-    LEVEL_0_OUT_OF_ORDER.set(false);
+    activate(None);
     assert!(noticed.is_some(), "nothing noticed that newer runs went below older ones");
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Corruption, Error, Stop};
 use crate::format::layout::FIRST_BLKNO;
 use crate::format::records::{
     ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LIST_MAX, LoanKey, ManifestKey,
-    OpenSeqKey, Pool, list,
+    OpenSeqKey, OwnerKind, Pool, QuarantineKey, list,
 };
 use crate::format::root::Extent;
 use crate::format::run::SEGMENT_BLOCKS;
@@ -31,8 +31,9 @@ use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{BlockNo, ClientId, CommitNo, Ino, RunId, Seq};
 use crate::lock::GROUP_KEYS;
 use crate::txn::loans::{EXTENTS_HIGH, Loans, NotSo};
-use crate::txn::settle::FREE_MIN;
+use crate::txn::settle::lend_floor;
 use crate::txn::store::Store;
+use crate::txn::takeover::Gone;
 use crate::txn::trees::Trees;
 use heapless::Vec;
 use zerocopy::{FromBytes, IntoBytes};
@@ -53,6 +54,8 @@ pub(super) enum Progress {
     Done,
     /// It was done before, and that is durable.
     Known,
+    /// Whoever it belongs to makes it go on.
+    Waits,
 }
 
 /// Why it didn't.
@@ -310,7 +313,7 @@ fn take(
     // A fragmented volume gives what it has; the next pool has its turn after so many.
     let served = state.takes >= TAKES_MAX * (at as u32 + 1);
     let full = loans.extents().len() >= EXTENTS_HIGH;
-    let spare = trees.free.free_blocks().saturating_sub(FREE_MIN);
+    let spare = trees.free.free_blocks().saturating_sub(lend_floor(cx.volume_blocks));
     let wanted = left[at].min(spare).min(if at == 0 { u32::MAX.into() } else { SEGMENT_BLOCKS });
     let found = match wanted {
         0 => None,
@@ -328,9 +331,10 @@ fn take(
             (true, true) => Err(Halt::Refuse(ErrorCode::TooMany)),
         };
     };
-    let skip = trees.cursor.0.checked_sub(whole.start().0).filter(|_| at == 1);
-    let skip = skip.filter(|skip| *skip < whole.len() && whole.len() - skip >= wanted).unwrap_or(0);
-    let part = Extent::new(whole.start().plus(skip), wanted.min(whole.len() - skip));
+    let part = match at {
+        0 => Extent::new(whole.start(), wanted.min(whole.len())),
+        _ => part_at_cursor(whole, wanted, trees.cursor),
+    };
     loans.add(part)?;
     let mut lent = state.lent.clone();
     let count = u32::try_from(part.len()).expect("at most as many as wanted");
@@ -358,7 +362,7 @@ fn take(
 
 /// A free extent for runs: what is free from the cursor on, or, where that is too short, the
 /// shortest that will do, or the longest.
-fn find_from_cursor(
+pub(super) fn find_from_cursor(
     wanted: u64,
     trees: &Trees,
     cache: &mut Cache<'_>,
@@ -375,6 +379,13 @@ fn find_from_cursor(
         }
     }
     trees.free.find(wanted, cache, pins)
+}
+
+/// The part of such an extent that is taken: from the cursor on, if there is enough.
+pub(super) fn part_at_cursor(whole: Extent, wanted: u64, cursor: BlockNo) -> Extent {
+    let skip = cursor.0.checked_sub(whole.start().0);
+    let skip = skip.filter(|skip| *skip < whole.len() && whole.len() - skip >= wanted).unwrap_or(0);
+    Extent::new(whole.start().plus(skip), wanted.min(whole.len() - skip))
 }
 
 /// Carries out a transaction: what is answered, and the last transaction that is not open any more.
@@ -610,19 +621,48 @@ fn forget(cx: &mut Context<'_, '_>, client: ClientId, seq: Seq) -> Result<Seq, H
     Ok(stable)
 }
 
-/// Moves one freed extent into the free trees.
-pub(super) fn enter_freed(cx: &mut Context<'_, '_>) -> Result<Progress, Halt> {
+/// What has become of a freed extent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It is free.
+    Free,
+    /// It is forgotten: some of it was free already, or can't be.
+    Skipped,
+    /// Its list can't be read, and is passed over.
+    Unreadable,
+    /// There is none.
+    Nothing,
+}
+
+/// Moves one freed extent into the free trees: the last of the first list from `from` on.
+///
+/// What is freed is what clients say. An extent that is free already was freed twice, by a client
+/// that lies or by one that is broken, and nobody can tell whose it is now. It is dropped from its
+/// list: at worst some blocks belong to nobody until `check` tells of them, and everything behind
+/// it gets on. A list that can't be read stays where it is.
+pub(super) fn enter_freed(cx: &mut Context<'_, '_>, from: &mut FreedKey) -> Result<Entered, Halt> {
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
+    let Some(item) = trees.freed.next(from.as_bytes(), cache, pins)? else {
+        return Ok(Entered::Nothing);
+    };
     let node = trees.freed.root().node.blkno();
-    let bad = |what| Error::Corrupt { blkno: node, what };
-    let Some(item) = trees.freed.first(cache, pins)? else { return Ok(Progress::Done) };
-    let key = FreedKey::read_from_bytes(item.key).map_err(|_| bad(Corruption::Bounds))?;
-    let extents: Vec<Extent, LIST_MAX> =
-        Vec::from_slice(list(item.value).map_err(bad)?).expect("a list is bounded");
+    let unaligned = Error::Corrupt { blkno: node, what: Corruption::Bounds };
+    let key = FreedKey::read_from_bytes(item.key).map_err(|_| unaligned)?;
+    let Ok(extents) = list(item.value) else {
+        *from = FreedKey { part: key.part.get().saturating_add(1).into(), ..key };
+        return Ok(Entered::Unreadable);
+    };
+    let extents: Vec<Extent, LIST_MAX> = Vec::from_slice(extents).expect("a list is bounded");
     let (last, rest) = extents.split_last().expect("a list is not empty");
     let mut plan = cache.plan();
-    let give = trees.free.plan_give(*last, &mut plan, cache, pins)?;
+    let give = match trees.free.plan_give(*last, &mut plan, cache, pins) {
+        Err(Stop::Fail(Error::Exists)) => {
+            plan = cache.plan();
+            None
+        }
+        planned => Some(planned?),
+    };
     match rest.is_empty() {
         true => trees.freed.plan_delete(key.as_bytes(), &mut plan, cache, pins)?,
         false => {
@@ -631,11 +671,59 @@ pub(super) fn enter_freed(cx: &mut Context<'_, '_>) -> Result<Progress, Halt> {
         }
     }
     let mut update = cache.reserve(&plan, pins)?;
-    trees.free.give(give, &mut update, cache);
+    if let Some(give) = give {
+        trees.free.give(give, &mut update, cache);
+    }
     match rest.is_empty() {
         true => trees.freed.delete(key.as_bytes(), &mut update, cache),
         false => trees.freed.put(key.as_bytes(), rest.as_bytes(), &mut update, cache),
     }
+    Ok(if give.is_some() { Entered::Free } else { Entered::Skipped })
+}
+
+/// Frees the next list, from `from` on, of what leaders of earlier rounds might have written who
+/// are proven gone.
+pub(super) fn release(
+    cx: &mut Context<'_, '_>,
+    gone: &Gone,
+    from: &mut QuarantineKey,
+) -> Result<Progress, Halt> {
+    let freed = FreedKey { commit: cx.commit().0.into(), part: cx.store.freed_lists().into() };
+    let own = cx.store.term().round();
+    let trees = &mut cx.store.trees;
+    let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
+    let Some(item) = trees.quarantine.next(from.as_bytes(), cache, pins)? else {
+        return Ok(Progress::Known);
+    };
+    let key = QuarantineKey::read_from_bytes(item.key);
+    let key = key.map_err(|_| corrupt(trees, Corruption::Bounds))?;
+    if key.kind != OwnerKind::Round as u8 {
+        return Ok(Progress::Known);
+    }
+    let extents = list(item.value).ok().filter(|_| {
+        let round = key.owner.get();
+        round < own && gone.has(round)
+    });
+    let Some(extents) = extents else {
+        *from = match key.part.get().checked_add(1) {
+            Some(part) => QuarantineKey { part: part.into(), ..key },
+            None => QuarantineKey {
+                owner: key.owner.get().saturating_add(1).into(),
+                part: 0.into(),
+                ..key
+            },
+        };
+        return Ok(Progress::More);
+    };
+    let extents: Vec<Extent, LIST_MAX> = Vec::from_slice(extents).expect("a list is bounded");
+    let mut plan = cache.plan();
+    trees.quarantine.plan_delete(key.as_bytes(), &mut plan, cache, pins)?;
+    let bytes = size_of_val(&extents[..]);
+    trees.freed.plan_insert(freed.as_bytes(), bytes, &mut plan, cache, pins)?;
+    let mut update = cache.reserve(&plan, pins)?;
+    trees.quarantine.delete(key.as_bytes(), &mut update, cache);
+    trees.freed.put(freed.as_bytes(), extents.as_bytes(), &mut update, cache);
+    cx.store.next_freed_list();
     Ok(Progress::More)
 }
 

@@ -14,6 +14,7 @@ use super::limits::ServerLimits;
 use super::requests::LoanState;
 use crate::arena::{Arena, ArenaFull};
 use crate::block::{Cache, Pins, RequestId};
+use crate::format::records::{FreedKey, QuarantineKey};
 use crate::format::wire::ErrorCode;
 use crate::format::wire::PAYLOAD_BYTES_MAX;
 use crate::format::{ClientId, CommitNo, Seq};
@@ -25,8 +26,12 @@ use outrider_hal::{Instant, StreamId};
 pub(super) enum Work {
     /// Reads the clients' records after this one, then the open transactions after this one.
     Load { client: ClientId, seq: Option<Seq> },
-    /// Enters freed extents into the free trees.
-    Tidy,
+    /// Enters freed extents into the free trees, from this list on.
+    Tidy { from: FreedKey },
+    /// Frees what leaders who are gone might have written, from this list on.
+    Release { from: QuarantineKey },
+    /// Merges runs.
+    Merge,
     /// Records a new client.
     Greet { stream: StreamId, nonce: [u8; 16], client: ClientId },
     /// A loan.
@@ -46,8 +51,10 @@ pub(super) enum Stage {
     Free,
     /// It can run.
     Ready,
-    /// It waits for the cache.
+    /// It waits for the cache, or for whoever it belongs to.
     Parked,
+    /// A transaction that is held back until level 0 has shrunk.
+    Held,
     /// It was carried out, and is answered when this commit is durable.
     Joined(CommitNo),
 }
@@ -166,7 +173,7 @@ impl<'m> Table<'m> {
             id: RequestId { index: index + 1, generation: 0 },
             pins: pins[index as usize].take().expect("as many as slots"),
             stage: Stage::Free,
-            work: Work::Tidy,
+            work: Work::Merge,
             loan: LoanState::default(),
             client: ClientId(0),
             asked: None,

@@ -19,6 +19,7 @@ use crate::block::{Cache, Extent as SpaceExtent, Margin, Pins};
 use crate::error::{Corruption, Error, Stop};
 use crate::format::records::{FreedKey, LIST_MAX, list};
 use crate::format::root::{Extent, RESERVE_EXTENTS};
+use crate::format::run::SEGMENT_BLOCKS;
 use crate::format::{BlockNo, CommitNo};
 use heapless::Vec;
 use zerocopy::{FromBytes, IntoBytes};
@@ -32,9 +33,10 @@ use zerocopy::{FromBytes, IntoBytes};
 /// | | 80 |
 pub const MARGIN: Margin = Margin { dirty: 80, blocks: 80, freed: 80 };
 
-/// With fewer blocks than this the reserve is filled up: what the largest plan and settling may
-/// take.
-pub const RESERVE_MIN: u64 = 320;
+/// With fewer blocks than this the reserve is filled up: what the largest transaction and settling
+/// may take, and a merge's change, whose path in the manifest is no longer than four blocks: that
+/// is a million runs.
+pub const RESERVE_MIN: u64 = 448;
 /// How large it is made then.
 pub const RESERVE_TARGET: u64 = 640;
 /// With more blocks than this some are put away.
@@ -44,6 +46,18 @@ pub const RESERVE_MAX: u64 = 1024;
 /// deleted from, and several leaders in a row can take over although none of those before them is
 /// proven gone.
 pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
+
+/// Free blocks that clients are lent nothing from: those, and room for a merge, since a full volume
+/// gets its space back by merging. That is as much as the largest merge may take, but for a volume
+/// under 256 MiB, of which it would be too large a part: there merges are small too, or have to wait
+/// for a file to be deleted.
+#[must_use]
+pub fn lend_floor(volume_blocks: u64) -> u64 {
+    FREE_MIN + MERGE_BLOCKS_MAX.min(volume_blocks / 16)
+}
+
+/// Blocks of the largest merge: thirteen segments, and what is made of them may be wasted on ends.
+pub const MERGE_BLOCKS_MAX: u64 = 14 * SEGMENT_BLOCKS;
 
 /// Pieces the reserve may have before settling puts some away. The rest of the root's room is for
 /// the extents taken last, and for what that frees.

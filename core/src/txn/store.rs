@@ -24,14 +24,15 @@
 //! * The open commit writes only the reserve that the last root names, and nothing at all before
 //!   that root is durable and [`confirm`](Store::confirm)ed: that no later leader has claimed
 //!   office. Changes are made in memory meanwhile.
-//! * The first commit of a term writes only the takeover reserve of its round.
+//! * The first commit of a term writes only the takeover reserve of its round, or one whose round
+//!   is proven to be over.
 //! * Any error ends it: the store has [`failed`](Store::poll_event) and does nothing more. What it
 //!   has not confirmed may be durable or not; the next leader finds out.
 //!
 //! What this module deliberately doesn't know: who asks for changes, and how claims are read.
 
 use super::settle::{self, MARGIN, RESERVE_MIN, RESERVE_TARGET, Reserve, Settling};
-use super::takeover::{Outcome, TakeoverJob};
+use super::takeover::{Gone, Outcome, TakeoverJob, usable_round};
 use super::trees::Trees;
 use crate::arena::{Arena, ArenaFull};
 use crate::block::{Cache, Limits, Margin, Pins, RequestId};
@@ -66,8 +67,9 @@ pub enum StoreEvent {
 /// Why a leader can't start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakeoverError {
-    /// The newest root has no reserve for this round, or the ring's pair of this round was last
-    /// written by a leader that isn't proven gone. Another round may do.
+    /// The newest root has no reserve for this round, nor one of a round whose leader is proven
+    /// gone; or the ring's pair of this round was last written by a leader that isn't. Another round
+    /// may do.
     Round,
     /// The newest root is of this term or a later one.
     Late,
@@ -235,18 +237,19 @@ impl<'m> Store<'m> {
         (self.front == Front::Open).then_some(self.commit)
     }
 
-    /// Begins a term on the root that was loaded. `gone` says that the leader that wrote it is
-    /// proven gone: what it could still have written is then free, and not quarantined.
-    pub fn take_over(&mut self, term: Term, gone: bool) -> Result<(), TakeoverError> {
+    /// Begins a term on the root that was loaded. What leaders who are `gone` could have written is
+    /// free, and not quarantined.
+    pub fn take_over(&mut self, term: Term, gone: &Gone) -> Result<(), TakeoverError> {
         assert!(self.front == Front::Loaded && self.tail == Tail::Idle);
         let root = self.root.as_ref().expect("loaded");
         if root.term() >= term {
             return Err(TakeoverError::Late);
         }
-        let own = root.takeover(term.round()).ok_or(TakeoverError::Round)?;
+        let used = usable_round(root, term, gone).ok_or(TakeoverError::Round)?;
+        let own = root.takeover(used).expect("it is usable");
         self.commit = root.commit().next();
         self.takeover = shifted(root, term);
-        self.takeover_job = TakeoverJob::begin(term, gone);
+        self.takeover_job = TakeoverJob::begin(term, gone.clone(), used);
         self.term = term;
         if is_active(Mutant::TakeoverOutsideReserve) && root.term() != Term::NONE {
             let reserve = Reserve::from_slice(root.reserve()).expect("as many as in a root");

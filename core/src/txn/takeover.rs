@@ -3,20 +3,24 @@
 //! # Invariants
 //!
 //! * What the root's leader may still be writing (its commit reserve), and what a leader of a round
-//!   between that one and ours may, goes into quarantine under its round; or, if the root's leader
-//!   is proven gone, its reserve is free.
+//!   between that one and ours may, goes into quarantine under its round; or, if that leader is
+//!   proven gone, it is free.
+//! * The first commit writes the takeover reserve of our round. If the root names none, because more
+//!   rounds than it names have ended before their first commit, it writes that of one of these
+//!   whose leader is proven gone.
 //! * It changes the trees of quarantined and freed extents, and takes one extent out of the free
 //!   trees. That fits a takeover reserve:
 //!
 //! | change | blocks at the most |
 //! |---|---|
 //! | lists of quarantined extents, each next to the other: a path, a leaf for every fourth, their parents | 3 + 8 |
+//! | some of these lists in the tree of freed extents instead: a path | 6 |
 //! | one extent out of a tree by address: a path | 6 |
 //! | the same out of the tree by length: two paths, a sibling on each level, one split | 12 + 5 + 7 |
-//! | | 41 of [`TAKEOVER_BLOCKS`] |
+//! | | 47 of [`TAKEOVER_BLOCKS`] |
 //!
-//! * Our round's pair of the ring is used only if the leader that used it last is proven gone: as
-//!   long as it is not, something of it is quarantined.
+//! * Our round's pair of the ring is used only if the leader that used it last is proven gone: by
+//!   the quorum area, or because nothing of it is quarantined any more.
 //!
 //! What this module deliberately doesn't know: how a commit is written.
 
@@ -25,18 +29,63 @@ use super::trees::Trees;
 use crate::block::{Cache, Pins};
 use crate::error::Stop;
 use crate::format::layout::ROOT_PAIRS;
+use crate::format::quorum::SLOTS;
 use crate::format::records::{FreedKey, LIST_MAX, OwnerKind, QuarantineKey};
-use crate::format::root::{Extent, Root, TAKEOVER_BLOCKS};
+use crate::format::root::{Extent, Root, TAKEOVER_BLOCKS, TAKEOVER_ROUNDS};
 use crate::format::{CommitNo, Term};
 use crate::mutant::{Mutant, is_active};
+use heapless::Vec;
 use zerocopy::{FromBytes, IntoBytes};
+
+/// Which leaders of earlier rounds are proven gone: nothing that one of them has submitted can
+/// still reach the disk.
+///
+/// The proof is the quorum area, as it was read after our own claim was durable. Whoever leads a
+/// round has made its claim durable before it was elected, and had read no claim of ours by then;
+/// nobody that reads ours is elected in an earlier round. So who could still write for a round says
+/// so in its own slot: it claims that round, or leads it. A slot that has resigned, or has claimed
+/// a later round since, has nothing of the earlier one in flight, whether it is the same voter or
+/// another that was started in its place: that is what a voter answers for when it writes.
+#[derive(Debug, Clone, Default)]
+pub struct Gone {
+    known: bool,
+    acting: Vec<u64, SLOTS>,
+}
+
+impl Gone {
+    /// Nothing is known of anybody.
+    pub const NOBODY: Gone = Gone { known: false, acting: Vec::new() };
+
+    /// All but the leaders of these rounds: one for each slot at the most.
+    #[must_use]
+    pub fn all_but(rounds: impl IntoIterator<Item = u64>) -> Gone {
+        let mut gone = Gone { known: true, acting: Vec::new() };
+        for round in rounds {
+            gone.known &= gone.acting.push(round).is_ok();
+        }
+        gone
+    }
+
+    /// Whether the leader of this round, if it had one, is proven gone.
+    #[must_use]
+    pub fn has(&self, round: u64) -> bool {
+        self.acting().is_some_and(|acting| !acting.contains(&round))
+    }
+
+    /// The rounds whose leaders are not, if anything is known.
+    #[must_use]
+    pub fn acting(&self) -> Option<&[u64]> {
+        self.known.then_some(&self.acting)
+    }
+}
 
 /// What a takeover has done so far.
 #[derive(Debug, Default)]
 pub struct TakeoverJob {
     term: Term,
-    /// The root's leader is proven gone.
-    gone: bool,
+    gone: Gone,
+    /// The round whose reserve this takeover writes.
+    used: u64,
     step: Step,
 }
 
@@ -47,7 +96,7 @@ enum Step {
     Pair,
     /// Put away this part of the root's commit reserve.
     Reserve(u16),
-    /// Quarantine the takeover reserve of this round.
+    /// Put away the takeover reserve of this round.
     Round(u64),
     /// Find the next commit's reserve.
     Fill,
@@ -63,10 +112,11 @@ pub enum Outcome {
 }
 
 impl TakeoverJob {
-    /// Begins to take over from the leader of the root.
+    /// Begins to take over from the leader of the root, in the takeover reserve of the round
+    /// `used`.
     #[must_use]
-    pub fn begin(term: Term, gone: bool) -> TakeoverJob {
-        TakeoverJob { term, gone, step: Step::Pair }
+    pub fn begin(term: Term, gone: Gone, used: u64) -> TakeoverJob {
+        TakeoverJob { term, gone, used, step: Step::Pair }
     }
 
     /// Does what is left. Run again from the top when it was stopped for a block.
@@ -82,9 +132,11 @@ impl TakeoverJob {
         loop {
             self.step = match self.step {
                 Step::Pair => {
-                    let last = self.term.round().checked_sub(ROOT_PAIRS);
-                    if let Some(last) = last.filter(|last| *last > 0)
-                        && has_quarantine(last, trees, cache, pins)?
+                    let last = self.term.round().saturating_sub(ROOT_PAIRS);
+                    if last > 0
+                        && !self.gone.has(last)
+                        && (last >= root.term().round()
+                            || has_quarantine(last, trees, cache, pins)?)
                     {
                         return Ok(Outcome::Unproven);
                     }
@@ -95,26 +147,33 @@ impl TakeoverJob {
                     match lists.nth(usize::from(part)) {
                         None => Step::Round(root.term().round() + 1),
                         Some(list) => {
-                            let unowned = self.gone || root.term() == Term::NONE;
+                            let round = root.term().round();
+                            let unowned = self.gone.has(round) || root.term() == Term::NONE;
                             if unowned || is_active(Mutant::ReserveNotQuarantined) {
                                 put_freed(commit, settling, list, trees, cache, pins)?;
                             } else {
-                                let round = root.term().round();
                                 put_quarantine(round, part, list, trees, cache, pins)?;
                             }
                             Step::Reserve(part + 1)
                         }
                     }
                 }
-                Step::Round(round) if round < self.term.round() => {
-                    if let Some(reserve) = root.takeover(round) {
-                        put_quarantine(round, 0, &[reserve], trees, cache, pins)?;
+                Step::Round(round) if round < self.term.round() && is_named(round, root) => {
+                    match root.takeover(round).filter(|_| round != self.used) {
+                        Some(reserve) if self.gone.has(round) => {
+                            put_freed(commit, settling, &[reserve], trees, cache, pins)?;
+                        }
+                        Some(reserve) => {
+                            put_quarantine(round, 0, &[reserve], trees, cache, pins)?;
+                        }
+                        None => {}
                     }
                     Step::Round(round + 1)
                 }
                 Step::Round(_) => Step::Fill,
                 Step::Fill => {
                     let rounds = self.term.round() - root.term().round();
+                    let rounds = rounds.min(TAKEOVER_ROUNDS as u64);
                     let blocks = RESERVE_TARGET + rounds * TAKEOVER_BLOCKS;
                     let taken = settling.fill_up(blocks, trees, cache, pins)?;
                     return Ok(Outcome::Done(taken));
@@ -123,6 +182,26 @@ impl TakeoverJob {
             pins.restart();
         }
     }
+}
+
+/// Whether the root has a place for this round's reserve.
+fn is_named(round: u64, root: &Root) -> bool {
+    round - root.term().round() <= TAKEOVER_ROUNDS as u64
+}
+
+/// The round whose takeover reserve this term may write first: its own. If the root has none for it,
+/// that of a round whose leader is proven gone; but so might each leader have done that came before
+/// this one and had none either, so these must all be gone too.
+#[must_use]
+pub fn usable_round(root: &Root, term: Term, gone: &Gone) -> Option<u64> {
+    let (own, named) = (term.round(), root.term().round() + 1);
+    let usable = |round: &u64| root.takeover(*round).is_some();
+    if usable(&own) {
+        return Some(own);
+    }
+    let mut earlier = gone.acting()?.iter().filter(|round| (named..own).contains(round));
+    let mut named = named..own.min(named + TAKEOVER_ROUNDS as u64);
+    named.find(|round| usable(round) && gone.has(*round)).filter(|_| earlier.all(usable))
 }
 
 /// Whether anything is quarantined on account of the leader of this round.

@@ -6,6 +6,7 @@ extern crate std;
 
 use super::settle::FREE_MIN;
 use super::store::{Store, StoreEvent, TakeoverError};
+use super::takeover::Gone;
 use super::trees::Trees;
 use crate::arena::Arena;
 use crate::arena::tests::region;
@@ -100,7 +101,8 @@ struct Leader {
     term: Term,
     /// As the open commit has it.
     model: Model,
-    taking_over: Option<bool>,
+    /// What it is told of earlier leaders, once it has loaded.
+    asks_gone: bool,
     woken: bool,
 }
 
@@ -126,7 +128,7 @@ impl Leader {
             queue: Vec::new(),
             term,
             model: Model::new(),
-            taking_over: None,
+            asks_gone: false,
             woken: false,
         }
     }
@@ -481,9 +483,8 @@ impl World {
         let chaos = self.rng.one_in(2).then(|| Chaos::new(self.rng.0, 6));
         let mut leader = Leader::new(term, chaos);
         // Nobody else can write what the last leader could: it has crashed, and nothing strays.
-        let root = newest_root(&self.disk);
         leader.store.load();
-        leader.taking_over = Some(self.is_gone(root.term().round()));
+        leader.asks_gone = !self.rng.one_in(3);
         self.leader = Some(leader);
         self.counts.takeovers += 1;
     }
@@ -493,6 +494,14 @@ impl World {
             && !self.stray.iter().any(|(owner, _)| *owner == round)
     }
 
+    /// What the quorum area would say: it has room for seven.
+    fn gone(&self) -> Gone {
+        let leaders = self.paused.iter().chain(&self.leader).map(|leader| leader.term.round());
+        let acting: BTreeSet<u64> =
+            leaders.chain(self.stray.iter().map(|(owner, _)| *owner)).collect();
+        Gone::all_but(acting)
+    }
+
     /// Lets a leader do something. False: it is none any more.
     fn act(&mut self, leader: &mut Leader) -> bool {
         leader.turn(&mut self.disk, &mut self.rng);
@@ -500,10 +509,9 @@ impl World {
             Some(StoreEvent::Loaded) => {
                 let root = leader.store.root().unwrap();
                 leader.model = self.states[&root.rank()].clone();
-                let gone = leader.taking_over.take().unwrap() && root.term().round() != 0;
-                let gone = gone && self.is_gone(root.term().round());
+                let gone = if leader.asks_gone { self.gone() } else { Gone::NOBODY };
                 let next = (leader.term, root.commit().next());
-                match leader.store.take_over(leader.term, gone) {
+                match leader.store.take_over(leader.term, &gone) {
                     Ok(()) => drop(self.states.insert(next, leader.model.clone())),
                     Err(TakeoverError::Round | TakeoverError::Late) => {
                         self.counts.refused += 1;
@@ -677,6 +685,70 @@ fn no_confirmed_commit_is_lost_and_no_block_has_two_owners() {
     std::println!("{total:?}");
     assert!(total.confirmed > 1000 && total.deposed > 10 && total.power_failures > 10);
     assert!(total.late_writes > 10);
+}
+
+/// A leader of this round, which has loaded the newest root.
+fn loaded(round: u64, disk: &mut Disk, rng: &mut Rng) -> Leader {
+    let mut leader = Leader::new(Term::new(round, 0), None);
+    leader.store.load();
+    while leader.store.poll_event() != Some(StoreEvent::Loaded) {
+        leader.turn(disk, rng);
+    }
+    leader
+}
+
+/// Drives a takeover to the end of its first commit.
+fn first_commit(leader: &mut Leader, disk: &mut Disk, rng: &mut Rng) -> CommitNo {
+    loop {
+        leader.turn(disk, rng);
+        match leader.store.poll_event() {
+            Some(StoreEvent::Durable(commit)) => return commit,
+            Some(event) => panic!("{event:?}"),
+            None => {}
+        }
+    }
+}
+
+#[test]
+fn any_number_of_rounds_may_come_to_nothing() {
+    let mut world = World::new(5);
+    let (disk, rng) = (&mut world.disk, &mut world.rng);
+    let mut first = loaded(1, disk, rng);
+    first.store.take_over(Term::new(1, 0), &Gone::NOBODY).unwrap();
+    first_commit(&mut first, disk, rng);
+    // Each of these ends before its first commit is durable.
+    for round in 2..=60 {
+        let mut leader = loaded(round, disk, rng);
+        let taken = leader.store.take_over(Term::new(round, 0), &Gone::NOBODY);
+        assert_eq!(taken.is_ok(), round <= 32, "round {round}");
+        (0..3).for_each(|_| leader.turn(disk, rng));
+    }
+    // Round 40 had no reserve of its own: it may have written any that was proven to be over. The
+    // leader of round 29 would share our pair of the ring, the first one has the root.
+    let term = Term::new(61, 0);
+    for (acting, expected) in
+        [(&[40][..], Err(TakeoverError::Round)), (&[1, 7, 13], Ok(())), (&[], Ok(()))]
+    {
+        let mut disk = Disk { blocks: disk.blocks.clone(), ..Disk::default() };
+        let mut leader = loaded(61, &mut disk, rng);
+        let gone = Gone::all_but(acting.iter().copied());
+        assert_eq!(leader.store.take_over(term, &gone), expected, "{acting:?}");
+        if expected.is_ok() {
+            let commit = first_commit(&mut leader, &mut disk, rng);
+            let root = newest_root(&disk);
+            assert_eq!(root.rank(), (term, commit));
+            assert!((62..62 + 31).all(|round| root.takeover(round).is_some()));
+            census(&disk, root.fields());
+        }
+    }
+    let mut leader = loaded(61, disk, rng);
+    leader.store.take_over(term, &Gone::all_but([29])).unwrap();
+    let refused = std::iter::repeat_with(|| {
+        leader.turn(disk, rng);
+        leader.store.poll_event()
+    });
+    let refused = refused.take(1000).flatten().next();
+    assert_eq!(refused, Some(StoreEvent::Refused(TakeoverError::Round)));
 }
 
 /// The seeds above would notice if the store, or who uses it, made one of these mistakes.

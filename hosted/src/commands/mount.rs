@@ -1,7 +1,7 @@
 //! `outrider mount`: a volume becomes part of this host's tree.
 //!
 //! ```text
-//!   join -- welcomed --> mount -- usable --> serve -- unmounted --> leave -- all is durable --> end
+//!   join -- welcomed --> mount -- usable --> serve -- unmounted --> leave -- durable --> end
 //!     |                                        ^
 //!     +-- no server in time: an error          +-- SIGTERM: unmount, lazily if it is in use
 //! ```

@@ -106,9 +106,7 @@ impl<H: Helm> Sink<H> {
             let mover = Arc::clone(&sink);
             let thread = std::thread::Builder::new().name(format!("mover-{index}"));
             let thread = thread.spawn(move || {
-                mover.movers.run(|id, data, result| {
-                    mover.on_moved(id, data, result);
-                })
+                mover.movers.run(|id, data, result| mover.on_moved(id, data, result));
             })?;
             locked(&sink.threads).push(thread);
         }
@@ -147,7 +145,7 @@ impl<H: Helm> Sink<H> {
         for waiting in waiting {
             match waiting.request.op {
                 Op::Release { .. } | Op::Releasedir { .. } => {
-                    locked(&self.queue).push_back(waiting)
+                    locked(&self.queue).push_back(waiting);
                 }
                 _ => ended.push(waiting.id),
             }
@@ -433,6 +431,7 @@ enum Missing {
 }
 
 /// What became of a request that was handed to the core.
+#[expect(clippy::large_enum_variant, reason = "it is passed on at once, and never kept")]
 enum Submitted {
     Taken,
     /// It ends with this error; the memory it was lent.

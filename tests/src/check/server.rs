@@ -1,6 +1,7 @@
 //! What a metadata server must keep, looked at with each commit that a server has confirmed: every
-//! block is in one place, every numbered request happened once or not at all, and what was answered
-//! is there.
+//! block is in one place, every numbered request happened once or not at all, what was answered is
+//! there, and all runs together, however they were merged, hold the newest versions of what the
+//! transactions wrote.
 //!
 //! # Invariants
 //!
@@ -12,19 +13,22 @@
 
 use crate::check::Checker;
 use crate::rng::Rng;
+use crate::scenario::server::merge::{Made, Reader};
 use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, LEASE, Mount, volume};
 use crate::time::Time;
 use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::format::block::{Magic, Promise, open};
 use outrider_core::format::btree::{Node, TreeRoot, parse};
+use outrider_core::format::key::KeyBytes;
 use outrider_core::format::layout::{FIRST_BLKNO, spare_blkno};
 use outrider_core::format::records::{
     BlockKey, ClientKey, ClientPart, ClientRecord, ClientState, Length, LengthKey, LoanKey,
-    ManifestEntry, OwnerKind, Pool, QuarantineKey, extent, list,
+    ManifestEntry, ManifestKey, OwnerKind, Pool, QuarantineKey, extent, list,
 };
-use outrider_core::format::root::{Extent, Root, TAKEOVER_BLOCKS};
-use outrider_core::format::wire::ErrorCode;
+use outrider_core::format::root::{Extent, LEVELS, Root, TAKEOVER_BLOCKS};
+use outrider_core::format::wire::message::{Payload, ServerAnswer};
+use outrider_core::format::wire::{ErrorCode, Kind};
 use outrider_core::format::{BlockNo, ClientId, CommitNo, Seq, Term};
 use outrider_core::lock::{LockName, Mode};
 use outrider_core::server::{Counters, Server};
@@ -37,7 +41,7 @@ use zerocopy::FromBytes;
 /// A transaction as its mount decided on it.
 #[derive(Debug, Clone)]
 struct Planned {
-    runs: Vec<u64>,
+    runs: Vec<Made>,
     used: Vec<(u64, u64)>,
     freed: Vec<(u64, u64)>,
 }
@@ -51,6 +55,8 @@ pub struct Log {
     parted: BTreeSet<ClientId>,
     nonces: BTreeMap<ClientId, [u8; 16]>,
     clients_max: ClientId,
+    /// The transaction that was opened when one was recorded: what gives runs their order.
+    opened: BTreeMap<(ClientId, u64), Seq>,
     numbers: [BTreeSet<(u64, u64)>; 2],
     seqs: BTreeSet<u64>,
     stable: Seq,
@@ -156,7 +162,7 @@ impl Log {
         &mut self,
         client: ClientId,
         number: u64,
-        runs: Vec<u64>,
+        runs: Vec<Made>,
         used: &[(u64, u64)],
         freed: &[(u64, u64)],
     ) {
@@ -186,6 +192,11 @@ impl Log {
         self.demand(fresh && opened > closed, || format!("transaction {opened} after {closed}"));
         self.demand(stable < opened, || format!("stable {stable}, though {opened} is open"));
         self.stable = self.stable.max(stable);
+    }
+
+    /// A transaction was recorded when this one was opened.
+    pub fn recorded(&mut self, client: ClientId, number: u64, opened: Seq) {
+        self.opened.insert((client, number), opened);
     }
 
     fn lent(&mut self, pool: usize, what: (u64, u64)) {
@@ -225,6 +236,12 @@ pub struct Servers {
     confirmed: (Term, CommitNo),
     history: BTreeMap<CommitNo, Term>,
     censuses: u64,
+    /// Reads all items, now and then: runs were merged since, or a server was started.
+    reader: Reader,
+    /// Runs, as they were read last.
+    read: BTreeSet<u64>,
+    readings: u64,
+    items_read: u64,
     leases: BTreeMap<HostId, Lease>,
 }
 
@@ -244,7 +261,18 @@ impl Servers {
     pub fn new(log: Rc<RefCell<Log>>) -> Servers {
         let confirmed = (Term::NONE, CommitNo(0));
         let (seen, history) = (BTreeMap::new(), BTreeMap::new());
-        Servers { log, seen, confirmed, history, censuses: 0, leases: BTreeMap::new() }
+        Servers {
+            log,
+            seen,
+            confirmed,
+            history,
+            censuses: 0,
+            reader: Reader::default(),
+            read: BTreeSet::new(),
+            readings: 0,
+            items_read: 0,
+            leases: BTreeMap::new(),
+        }
     }
 
     /// Checks that what mounts hold during their leases goes together.
@@ -306,6 +334,8 @@ impl Servers {
         // How often each block was used by transactions, and not freed.
         let mut files: BTreeMap<u64, i64> = BTreeMap::new();
         let mut runs: BTreeSet<u64> = BTreeSet::new();
+        // The runs that were recorded, in their order.
+        let mut history: Vec<((Seq, usize), Made)> = Vec::new();
         for (client, answered) in &log.answered {
             let there = census.clients.get(client).map(|record| record.transaction.get());
             if there.is_some_and(|there| there < *answered) {
@@ -331,19 +361,25 @@ impl Servers {
             return Err(format!("client {client} has left, and has a record"));
         }
         for ((client, number), planned) in &log.planned {
-            // Whoever has no record any more has left after its last transaction.
+            // Whoever has no record any more has left after its last transaction, answered.
             let done = census.clients.get(client).map_or(u64::MAX, |r| r.transaction.get());
             if *number > done {
                 continue;
             }
-            runs.extend(&planned.runs);
-            let stamp = Log::stamp(*client, *number);
-            for extent in planned.runs.iter().filter_map(|run| census.runs.get(run)) {
-                // Written and flushed before the transaction was sent.
-                let blocks = extent.start().0..extent.end().0;
-                let mut blocks = blocks.map(|blkno| world.disk().content(BlockNo(blkno)));
-                if !blocks.all(|block| block.0.starts_with(&stamp)) {
-                    return Err(format!("{extent:?} of client {client} holds something else"));
+            let opened = log.opened.get(&(*client, *number)).copied();
+            let opened = opened.or_else(|| census.opened.get(client).copied());
+            let opened = opened.ok_or(format!("nobody knows when {client} was answered"))?;
+            for (index, made) in planned.runs.iter().enumerate() {
+                history.push(((opened, index), made.clone()));
+                runs.insert(made.entry.run.get());
+                // Written and flushed before the transaction was sent, and never again until it is
+                // merged away.
+                let is_there = census.runs.contains_key(&made.entry.run.get());
+                let mut blocks = made.blocks.iter();
+                if is_there
+                    && !blocks.all(|(at, block)| world.disk().content(BlockNo(*at)).0 == block.0)
+                {
+                    return Err(format!("run {} holds something else", made.entry.run()));
                 }
             }
             for (extents, change) in [(&planned.used, 1), (&planned.freed, -1)] {
@@ -353,11 +389,53 @@ impl Servers {
             }
         }
         let found: BTreeSet<u64> = census.runs.keys().copied().collect();
-        if runs != found {
-            let wrong: Vec<_> = runs.symmetric_difference(&found).collect();
-            return Err(format!("runs that should, or should not, be there: {wrong:?}"));
+        let ids = &log.numbers[0];
+        let lent = |run: u64| {
+            let before = ids.range(..(run + 1, 0)).next_back();
+            before.is_some_and(|(start, len)| start + len > run)
+        };
+        if let Some(run) = found.difference(&runs).find(|run| lent(**run)) {
+            return Err(format!("run {run} should not be there"));
         }
-        census.files(&files)
+        census.files(&files)?;
+        drop(log);
+        // What only came is read when something has gone too.
+        let merged =
+            self.read.difference(&found).next().is_some() || self.censuses.is_multiple_of(16);
+        if merged {
+            self.read = found;
+            self.compare(world, root, history)?;
+        }
+        Ok(())
+    }
+
+    /// All items that can be read are those that were written last.
+    fn compare(
+        &mut self,
+        world: &World,
+        root: &Root,
+        mut history: Vec<((Seq, usize), Made)>,
+    ) -> Result<(), String> {
+        history.sort_unstable_by_key(|(order, _)| *order);
+        let mut expected = BTreeMap::new();
+        for (key, stored) in history.iter().flat_map(|(_, made)| made.items.iter()) {
+            match stored {
+                Some(bytes) => drop(expected.insert(*key, bytes.clone())),
+                None => drop(expected.remove(key)),
+            }
+        }
+        let found = self.reader.read(world, root)?;
+        self.readings += 1;
+        self.items_read += found.len() as u64;
+        let differs = |(key, stored): (&KeyBytes, &Vec<u8>)| expected.get(key) != Some(stored);
+        if let Some((key, _)) = found.iter().find(|item| differs(*item)) {
+            let known = expected.contains_key(key);
+            return Err(format!("{key:?} has a version that is not the newest, known: {known}"));
+        }
+        match expected.keys().find(|key| !found.contains_key(key)) {
+            Some(key) => Err(format!("{key:?} is lost")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -370,7 +448,12 @@ struct Census<'w> {
     world: &'w World,
     owners: Vec<Option<&'static str>>,
     clients: BTreeMap<ClientId, ClientRecord>,
+    /// What each client's last answered transaction opened.
+    opened: BTreeMap<ClientId, Seq>,
     runs: BTreeMap<u64, Extent>,
+    level_runs: [u64; LEVELS],
+    /// Level and greatest key of the last run.
+    last_run: Option<(u8, KeyBytes)>,
     /// Blocks that are lent to each client, or quarantined on account of it.
     kept: BTreeMap<ClientId, BTreeSet<u64>>,
 }
@@ -380,8 +463,16 @@ type Visit<'a> = dyn FnMut(&mut Census<'_>, &[u8], &[u8]) -> Result<(), String> 
 impl<'w> Census<'w> {
     fn new(world: &'w World) -> Census<'w> {
         let owners = vec![None; BLOCKS as usize];
-        let (clients, runs) = (BTreeMap::new(), BTreeMap::new());
-        Census { world, owners, clients, runs, kept: BTreeMap::new() }
+        Census {
+            world,
+            owners,
+            clients: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            level_runs: [0; LEVELS],
+            last_run: None,
+            kept: BTreeMap::new(),
+        }
     }
 
     fn add(&mut self, extent: Extent, owner: &'static str) -> Result<(), String> {
@@ -471,15 +562,33 @@ impl<'w> Census<'w> {
             }
             extents.iter().try_for_each(|extent| census.add(*extent, "what waits"))
         })?;
-        self.tree(&fields.manifest, &mut |census, _, value| {
+        self.tree(&fields.manifest, &mut |census, key, value| {
+            let key = ManifestKey::ref_from_bytes(key).map_err(|_| "a key")?;
             let entry = ManifestEntry::ref_from_bytes(value).map_err(|_| "an entry")?;
+            let (first, last) = entry.range().ok_or("a run without items")?;
+            let before = census.last_run.replace((key.level, last));
+            if key.level > 0
+                && before.is_some_and(|(level, end)| level == key.level && end >= first)
+            {
+                return Err(format!("run {} overlaps the one before it", entry.run()));
+            }
+            census.level_runs[usize::from(key.level)] += 1;
             if census.runs.insert(entry.run.get(), entry.extent()).is_some() {
                 return Err(format!("run {} is there twice", entry.run()));
             }
             census.add(entry.extent(), "a run")
         })?;
+        if fields.level_runs.map(|runs| runs.get()) != self.level_runs {
+            return Err(format!("the root counts other runs than {:?}", self.level_runs));
+        }
         self.tree(&fields.clients, &mut |census, key, value| {
             let key = ClientKey::ref_from_bytes(key).map_err(|_| "a key")?;
+            if key.part == ClientPart::TransactionAnswer as u8
+                && let Ok(ServerAnswer::Transaction(done)) =
+                    ServerAnswer::parse(Kind::Transaction, value)
+            {
+                census.opened.insert(ClientId(key.client.get()), done.seq_next);
+            }
             if key.part == ClientPart::Client as u8 {
                 let record = ClientRecord::read_from_bytes(value).map_err(|_| "a record")?;
                 census.clients.insert(ClientId(key.client.get()), record);
@@ -568,6 +677,14 @@ impl Checker for Servers {
             ("requests dropped", sum(|counters| counters.dropped)),
             ("listen failures", sum(|counters| counters.listen_failures)),
             ("censuses", self.censuses),
+            ("merges", sum(|counters| counters.merging.merges)),
+            ("runs moved down", sum(|counters| counters.merging.moves)),
+            ("merges given up", sum(|counters| counters.merging.failures)),
+            ("blocks merged", sum(|counters| counters.merging.blocks)),
+            ("transactions held", sum(|counters| counters.held)),
+            ("extents freed twice", sum(|counters| counters.freed_twice)),
+            ("readings of all items", self.readings),
+            ("items read", self.items_read),
             ("clients", log.nonces.len() as u64),
             ("transactions answered", log.answered.values().sum()),
             ("loans answered", log.loans.values().sum()),

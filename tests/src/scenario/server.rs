@@ -1,7 +1,8 @@
 //! A metadata server, a second voter, and mounts that speak the bare protocol.
 //!
 //! Each mount greets, borrows space, writes the blocks of its runs to the device, flushes, and
-//! records them in numbered transactions that also free some of the data it used before; after a
+//! records them in numbered transactions that also free some of the data it used before. The server
+//! merges the runs, a few at a time, so that much of that happens in a short run. After a
 //! number of those it says farewell, and comes back as another client. The servers take turns as
 //! they crash, pause and come back.
 //!
@@ -14,6 +15,7 @@
 //! the one before has ended.
 
 mod locking;
+pub mod merge;
 
 pub use locking::LEASE;
 
@@ -28,12 +30,12 @@ use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
 use locking::Locking;
+use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::block::{Limits, RequestId};
-use outrider_core::format::key::Key;
 use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
-use outrider_core::format::records::{ManifestEntry, Pool};
+use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{Identity as Volume, Super};
 use outrider_core::format::wire::greeting::Role;
 use outrider_core::format::wire::message::{
@@ -41,7 +43,7 @@ use outrider_core::format::wire::message::{
     ServerAnswer, ServerRequest, Transaction,
 };
 use outrider_core::format::wire::{ErrorCode, Kind};
-use outrider_core::format::{ClientId, CommitNo, Ino, Seq};
+use outrider_core::format::{ClientId, CommitNo, Seq};
 use outrider_core::lock::{LockName, Mode};
 use outrider_core::net::{
     Cluster, ClusterKey, End, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
@@ -59,7 +61,6 @@ use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::Duration;
-use zerocopy::FromZeros;
 
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 14;
@@ -186,7 +187,7 @@ fn formatted(volume: &Super) -> Image {
 
 fn limits() -> ServerLimits {
     let locks = ServerLimits::locks(CLIENTS, 8);
-    ServerLimits { locks, ..ServerLimits::for_clients(CLIENTS) }
+    ServerLimits { locks, ..merge::limits(CLIENTS) }
 }
 
 /// A server's program.
@@ -265,6 +266,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         link: Link::carve(arena, &LINK, config).expect("measured"),
         watcher,
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
+        maker: Maker::carve(arena).expect("measured"),
         log: Rc::default(),
         entropy: Rng::new(0),
         nonce,
@@ -335,9 +337,22 @@ struct Have {
 #[derive(Debug, Clone)]
 struct Planned {
     seq: Seq,
-    runs: Vec<ManifestEntry>,
+    runs: Vec<Made>,
     used: Vec<(u64, u64)>,
     freed: Vec<(u64, u64)>,
+}
+
+impl Planned {
+    /// The blocks to be written.
+    fn blocks(&self) -> VecDeque<u64> {
+        let runs = self.runs.iter().flat_map(|run| run.blocks.keys().copied());
+        runs.chain(self.used.iter().flat_map(|&(start, len)| start..start + len)).collect()
+    }
+
+    /// What a block is to hold, if it is one of a run.
+    fn block(&self, blkno: u64) -> Option<&Block> {
+        self.runs.iter().find_map(|run| run.blocks.get(&blkno))
+    }
 }
 
 /// A mount.
@@ -345,6 +360,7 @@ pub struct Mount {
     link: Link<'static>,
     watcher: Watcher<'static>,
     buffer: Option<&'static mut Block>,
+    maker: Maker,
     log: Rc<RefCell<Log>>,
     entropy: Rng,
     nonce: [u8; 16],
@@ -453,17 +469,12 @@ impl Mount {
         }
         let mut runs = Vec::new();
         for _ in 0..self.entropy.within(1..=2) {
-            let Some((start, blocks)) = cut(&mut have.runs, 4) else { break };
-            if blocks < 3 {
+            let Some((start, blocks)) = cut(&mut have.runs, RUN_BLOCKS) else { break };
+            if blocks < RUN_BLOCKS {
                 continue;
             }
             let (run, _) = cut(&mut have.run_ids, 1).expect("two are there");
-            let mut entry = ManifestEntry::new_zeroed();
-            (entry.run, entry.blkno) = (run.into(), start.into());
-            (entry.items, entry.item_blocks) = (9.into(), (blocks as u16 - 2).into());
-            (entry.index_blocks, entry.filter_blocks) = (1.into(), 1.into());
-            entry.zones[2].append(&Key::inode(Ino(1 + self.entropy.below(50))).into());
-            runs.push(entry);
+            runs.push(self.maker.make(run, start, &mut self.entropy));
         }
         let used: Vec<_> = cut(&mut have.data, self.entropy.within(1..=40)).into_iter().collect();
         let mut freed = Vec::new();
@@ -473,11 +484,10 @@ impl Mount {
         }
         have.used.extend(&used);
         let planned = Planned { seq: self.seq, runs, used, freed };
-        self.writes = planned.runs.iter().flat_map(|r| r.blkno.get()..r.extent().end().0).collect();
-        self.writes.extend(planned.used.iter().flat_map(|&(start, len)| start..start + len));
+        self.writes = planned.blocks();
         let client = self.client();
-        let runs: Vec<u64> = planned.runs.iter().map(|run| run.run.get()).collect();
         let number = self.transactions + 1;
+        let runs = planned.runs.clone();
         self.log.borrow_mut().plan(client, number, runs, &planned.used, &planned.freed);
         self.have.next = Some(planned);
         self.note_lent(&mut self.log.borrow_mut());
@@ -513,7 +523,8 @@ impl Mount {
             }
             State::Transaction => {
                 let planned = self.have.next.clone().expect("planned");
-                let runs: Vec<_> = planned.runs.iter().map(RunRecord::new).collect();
+                let runs: Vec<_> =
+                    planned.runs.iter().map(|run| RunRecord::new(&run.entry)).collect();
                 let (used, freed) =
                     (records(Pool::Data, &planned.used), records(Pool::Data, &planned.freed));
                 let transaction = Transaction::new(
@@ -535,7 +546,7 @@ impl Mount {
         }
     }
 
-    /// Writes the next block: who it belongs to, all over.
+    /// Writes the next block: of a run, or who it belongs to, all over.
     fn write_next(&mut self) {
         let Some(&blkno) = self.writes.front() else {
             self.state = State::Flushing;
@@ -543,7 +554,10 @@ impl Mount {
         };
         let stamp = Log::stamp(self.client(), self.transactions + 1);
         let buffer = self.buffer.take().expect("one at a time");
-        buffer.0.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&stamp));
+        match self.have.next.as_ref().and_then(|planned| planned.block(blkno)) {
+            Some(block) => buffer.0 = block.0,
+            None => buffer.0.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&stamp)),
+        }
         let op = BlockOp::Write(BlockNo(blkno), buffer);
         self.is_writing = true;
         self.actions.push_back(Action::Block(BlockRequest { tag: TAG_DATA, op }));
@@ -568,8 +582,7 @@ impl Mount {
     /// A failed flush says nothing of what was written before.
     fn restart_writes(&mut self) {
         let planned = self.have.next.as_ref().expect("planned");
-        self.writes = planned.runs.iter().flat_map(|r| r.blkno.get()..r.extent().end().0).collect();
-        self.writes.extend(planned.used.iter().flat_map(|&(start, len)| start..start + len));
+        self.writes = planned.blocks();
         self.state = State::Writing;
     }
 
@@ -655,6 +668,7 @@ impl Mount {
                     self.transactions += 1;
                     log.answered(client, done.number, self.transactions);
                     log.opened(self.seq, done.seq_next, done.seq_stable);
+                    log.recorded(client, done.number, done.seq_next);
                     log.saw(done.root.commit);
                     self.seq = done.seq_next;
                     self.have.next = None;

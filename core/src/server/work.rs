@@ -1,0 +1,207 @@
+//! Running what is in the table, a request at a time, and what follows from how that ends.
+//!
+//! # Invariants
+//!
+//! * A request is run by itself, once in its turn, and gives back all blocks it has obtained before
+//!   it waits for anything but the cache.
+//!
+//! What this module deliberately doesn't know: what requests do.
+
+use super::requests::{self, Context, Entered, Halt, Progress};
+use super::table::{Member, Members, Slot as Place, Stage, Standing, Work};
+use super::{Server, Stable, evict};
+use crate::error::{Stop, Wait};
+use crate::format::wire::message::{ClientRequest, Payload};
+use crate::format::wire::{ErrorCode, Kind};
+use crate::format::{ClientId, Seq};
+use crate::txn::takeover::Gone;
+use outrider_hal::Instant;
+
+impl Server<'_> {
+    /// Runs a request once.
+    pub(super) fn run(&mut self, now: Instant, index: usize) {
+        let slot = &mut self.table.slots[index];
+        let pressed = self.merger.is_pressed(&self.store.trees.level_runs);
+        if pressed && matches!(slot.work, Work::Transaction { .. }) {
+            // What it had obtained may have changed when it goes on.
+            self.store.cache.release(&mut slot.pins);
+            slot.pins.begin(slot.id);
+            slot.stage = Stage::Held;
+            self.held += 1;
+            self.counters.held += 1;
+            return;
+        }
+        let result = self.carry_out(index);
+        let slot = &mut self.table.slots[index];
+        match result {
+            Ok(progress) => {
+                self.store.cache.release(&mut slot.pins);
+                slot.pins.begin(slot.id);
+                match progress {
+                    Progress::More => self.table.ready(index),
+                    Progress::Done => self.on_done(now, index),
+                    Progress::Known => self.answer_durable(now, index),
+                    Progress::Waits => self.table.slots[index].stage = Stage::Parked,
+                }
+                self.want_commit_if_changed(now);
+            }
+            Err(Halt::Refuse(error)) => self.refuse(now, index, error),
+            Err(Halt::Stop(Stop::Fail(error))) => self.refuse(now, index, error.into()),
+            Err(Halt::Stop(Stop::Wait(Wait::Again))) => self.table.ready(index),
+            Err(Halt::Stop(Stop::Wait(Wait::Block(_) | Wait::Frame | Wait::Commit))) => {
+                slot.stage = Stage::Parked;
+            }
+        }
+    }
+
+    /// A request has been carried out, and its answer waits.
+    fn on_done(&mut self, now: Instant, index: usize) {
+        let slot = &mut self.table.slots[index];
+        let open = self.store.open_commit();
+        let commit = match &slot.work {
+            Work::Load { .. } => {
+                slot.stage = Stage::Free;
+                return self.serve(now);
+            }
+            Work::Tidy { .. } | Work::Release { .. } => {
+                slot.stage = Stage::Free;
+                return;
+            }
+            Work::Loan => slot.loan.commit,
+            Work::Evict(state) => state.commit,
+            Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell | Work::Merge => {
+                open.expect("it has just changed it")
+            }
+        };
+        slot.stage = Stage::Joined(commit);
+        if commit <= self.confirmed {
+            self.answer_durable(now, index);
+        } else if open == Some(commit) {
+            self.want_commit(now.plus(self.config.timing.gather));
+        }
+    }
+
+    pub(super) fn want_commit(&mut self, at: Instant) {
+        self.commit_at = Some(self.commit_at.map_or(at, |already| already.min(at)));
+    }
+
+    /// What nobody waits for becomes durable in a while.
+    pub(super) fn want_commit_if_changed(&mut self, now: Instant) {
+        if self.store.open_commit().is_some() && !self.store.cache.is_unchanged() {
+            self.want_commit(now.plus(self.config.timing.tidy));
+        }
+    }
+
+    fn carry_out(&mut self, index: usize) -> Result<Progress, Halt> {
+        let gone = match &self.table.slots[index].work {
+            Work::Release { .. } => self.gone(),
+            _ => Gone::NOBODY,
+        };
+        let Server { table, members, store, scratch, stable, config, counters, .. } = self;
+        let Place { work, loan, pins, payload, payload_len, client, .. } = &mut table.slots[index];
+        let scratch = scratch.as_deref_mut().expect("carved");
+        let volume_blocks = config.volume.blocks();
+        let payload = &payload[..*payload_len];
+        let mut cx = Context { store, pins, scratch, volume_blocks };
+        match work {
+            Work::Load { client, seq } => load(&mut cx, client, seq, stable, members),
+            Work::Tidy { from } => {
+                match requests::enter_freed(&mut cx, from)? {
+                    Entered::Free => {}
+                    Entered::Skipped => counters.freed_twice += 1,
+                    Entered::Unreadable => counters.freed_unreadable += 1,
+                    Entered::Nothing => self.tidy_left = 1,
+                }
+                self.tidy_from = *from;
+                self.tidy_left = self.tidy_left.saturating_sub(1);
+                Ok(if self.tidy_left == 0 { Progress::Done } else { Progress::More })
+            }
+            Work::Release { from } => requests::release(&mut cx, &gone, from),
+            Work::Merge => self.merger.run(&mut cx),
+            Work::Greet { nonce, client, .. } => {
+                if members.is_full() {
+                    return Err(Halt::Refuse(ErrorCode::TooMany));
+                }
+                let (new, seq) = requests::greet(&mut cx, *nonce)?;
+                let member = Member { seq, ..Member::new(new, *nonce, Standing::Greeting) };
+                members.add(member).expect("it was not full");
+                *client = new;
+                Ok(Progress::Done)
+            }
+            Work::Loan => match ClientRequest::parse(Kind::Loan, payload) {
+                Ok(ClientRequest::Loan(request)) => {
+                    requests::loan(&mut cx, *client, &request, loan)
+                }
+                _ => Err(Halt::Refuse(ErrorCode::Invalid)),
+            },
+            Work::Transaction { seq_next } => {
+                match ClientRequest::parse(Kind::Transaction, payload) {
+                    Ok(ClientRequest::Transaction(request)) => {
+                        let (next, last) = requests::transaction(&mut cx, *client, &request)?;
+                        *seq_next = next;
+                        let Some(last) = last else { return Ok(Progress::Known) };
+                        stable.open = last;
+                        Ok(Progress::Done)
+                    }
+                    _ => Err(Halt::Refuse(ErrorCode::Invalid)),
+                }
+            }
+            Work::Farewell => {
+                let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
+                let (progress, last) = requests::farewell(&mut cx, *client, seq)?;
+                stable.open = last.unwrap_or(stable.open);
+                Ok(progress)
+            }
+            Work::Evict(state) => {
+                let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
+                let (progress, last) = evict::evict(&mut cx, *client, seq, state)?;
+                if let (Some(last), Some(member)) = (last, members.find(*client)) {
+                    (stable.open, member.seq) = (last, Seq(0));
+                }
+                Ok(progress)
+            }
+        }
+    }
+}
+
+/// Reads the next recorded client, or, when all are read, the next open transaction.
+fn load(
+    cx: &mut Context<'_, '_>,
+    client: &mut ClientId,
+    seq: &mut Option<Seq>,
+    stable: &mut Stable,
+    members: &mut Members<'_>,
+) -> Result<Progress, Halt> {
+    let Some(after) = *seq else {
+        match requests::next_client(cx, *client)? {
+            Some(found) => {
+                let standing = if found.evicted { Standing::Evicting } else { Standing::Mounted };
+                let is_calm = found.is_calm;
+                let member = Member { is_calm, ..Member::new(found.client, found.nonce, standing) };
+                members.add(member).map_err(Halt::Refuse)?;
+                *client = found.client;
+            }
+            None => *seq = Some(Seq(0)),
+        }
+        return Ok(Progress::More);
+    };
+    match requests::next_open(cx, after)? {
+        Some((open, client)) => {
+            if after == Seq(0) {
+                stable.open = Seq(open.0 - 1);
+            }
+            if let Some(member) = members.find(client) {
+                member.seq = open;
+            }
+            *seq = Some(open);
+            Ok(Progress::More)
+        }
+        None => {
+            if after == Seq(0) {
+                stable.open = Seq(cx.store.trees.next_seq.0 - 1);
+            }
+            (stable.closed, stable.confirmed) = (stable.open, stable.open);
+            Ok(Progress::Done)
+        }
+    }
+}
