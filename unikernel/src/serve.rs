@@ -175,7 +175,7 @@ fn refuse_memory(limits: &ServerLimits, config: &ServerConfig) -> ! {
     // Only how much it would take is of interest.
     drop(Server::carve(&mut measure, limits, config));
     refuse!(
-        "not enough memory: the server alone takes {} KiB for the {} mounts that the volume may have",
+        "not enough memory: the server alone takes {} KiB for the volume's {} mounts",
         measure.bytes_used() / 1024,
         limits.links.clients_max
     )

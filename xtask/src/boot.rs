@@ -147,8 +147,8 @@ impl Drop for Visitor {
     }
 }
 
-/// The smallest guest: an ELF file with a PVH entry note, which writes a byte to the serial port and
-/// ends the machine.
+/// The smallest guest: an ELF file with a PVH entry note, which writes a byte to the serial port
+/// and ends the machine.
 fn stub_image() -> Vec<u8> {
     const LOAD: u64 = 1 << 20;
     const HEADERS: u64 = 64 + 2 * 56;

@@ -43,18 +43,18 @@
 //! memory went back. They may be lost whatever this mount does, also when the next flush succeeds,
 //! and nobody knows which. So [`Committer::write_errors`] counts it, and who asks whether data are
 //! durable must be told [`Io`](super::op::OpError::Io) from then on, as long as it can't be said
-//! that they were written later. Metadata goes on: to give it up would turn lost data of a few files
-//! into lost changes of all of them, and a mount that can commit can still be moved away from the
-//! device in good order.
+//! that they were written later. Metadata goes on: to give it up would turn lost data of a few
+//! files into lost changes of all of them, and a mount that can commit can still be moved away from
+//! the device in good order.
 //!
 //! # When the server refuses
 //!
-//! A refusal has changed nothing at the server. [`Busy`](ErrorCode::Busy), [`Io`](ErrorCode::Io) and
-//! [`NoSpace`](ErrorCode::NoSpace) are the server's trouble, and pass: begin again after a pause.
-//! [`Invalid`](ErrorCode::Invalid), [`TooMany`](ErrorCode::TooMany) and [`Stale`](ErrorCode::Stale)
-//! say that server and mount don't agree about what is lent or which transaction is open: nothing
-//! more of this mount will become durable, though trying again harms nobody.
-//! [`Evicted`](ErrorCode::Evicted) ends the mount.
+//! A refusal has changed nothing at the server. [`Busy`](ErrorCode::Busy), [`Io`](ErrorCode::Io)
+//! and [`NoSpace`](ErrorCode::NoSpace) are the server's trouble, and pass: begin again after a
+//! pause. [`Invalid`](ErrorCode::Invalid), [`TooMany`](ErrorCode::TooMany) and
+//! [`Stale`](ErrorCode::Stale) say that server and mount don't agree about what is lent or which
+//! transaction is open: nothing more of this mount will become durable, though trying again harms
+//! nobody. [`Evicted`](ErrorCode::Evicted) ends the mount.
 //!
 //! What this module deliberately doesn't know: the network, and when a commit is due.
 

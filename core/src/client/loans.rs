@@ -20,12 +20,13 @@
 //!   the last one's that was answered: one that was refused has not used its number.
 //! * What was put into a request to be given back is not used any more, whatever comes of that.
 //! * Nothing is used that was not lent, lies outside the volume, or is here already.
-//! * A mount has blocks for runs before it makes what needs them: while there are fewer than all the
-//!   dirty items there may be need, no block for data is asked for, and none, and no number for an
-//!   inode, can be taken. If the server has no more either, who needs one fails for want of space,
-//!   and the blocks for data go back. So deletes find their way out of a full volume.
-//! * The server keeps of each kind up to [`EXTENTS_MAX`] extents for a client, also between the changes that one message makes. As all that a mount has and all that
-//!   it has used are fewer extents than that, no message of its can exceed it.
+//! * A mount has blocks for runs before it makes what needs them: while there are fewer than all
+//!   the dirty items there may be need, no block for data is asked for, and none, and no number for
+//!   an inode, can be taken. If the server has no more either, who needs one fails for want of
+//!   space, and the blocks for data go back. So deletes find their way out of a full volume.
+//! * The server keeps of each kind up to [`EXTENTS_MAX`] extents for a client, also between the
+//!   changes that one message makes. As all that a mount has and all that it has used are fewer
+//!   extents than that, no message of its can exceed it.
 //!
 //! # Refusals
 //!
@@ -206,8 +207,8 @@ pub struct Loans<'m> {
     /// Blocks for data, and for runs, that the server wants back.
     recalled: [u64; 2],
     short: Short,
-    /// The server has had no blocks for runs, and those that are here don't suffice for all the dirty
-    /// items there may be.
+    /// The server has had no blocks for runs, and those that are here don't suffice for all the
+    /// dirty items there may be.
     starved: bool,
     gate: Gate,
     /// A transaction could not begin.

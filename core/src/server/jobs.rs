@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * Each job is a request like any other, with a place in the table. At most one looks after space,
-//!   and one merges.
+//! * Each job is a request like any other, with a place in the table. At most one looks after
+//!   space, and one merges.
 //!
 //! What this module deliberately doesn't know: how they do it.
 

@@ -25,8 +25,8 @@
 //!   that must be looked for: a successor finds its space where it finds all that this leader may
 //!   still be writing, and frees it by the same proof.
 //! * Run numbers are taken with the space. Those that aren't used stay unused.
-//! * The change is one plan: runs out, runs in, and all space that is left over, or was the inputs',
-//!   freed.
+//! * The change is one plan: runs out, runs in, and all space that is left over, or was the
+//!   inputs', freed.
 //! * A turn merges a bounded number of items, and nobody waits for a merge but the transactions
 //!   that [`is_pressed`](Merger::is_pressed) holds back. A merge waits for the device and for
 //!   commits, never for a client.

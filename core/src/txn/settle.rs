@@ -49,8 +49,8 @@ pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
 
 /// Free blocks that clients are lent nothing from: those, and room for a merge, since a full volume
 /// gets its space back by merging. That is as much as the largest merge may take, but for a volume
-/// under 256 MiB, of which it would be too large a part: there merges are small too, or have to wait
-/// for a file to be deleted.
+/// under 256 MiB, of which it would be too large a part: there merges are small too, or have to
+/// wait for a file to be deleted.
 #[must_use]
 pub fn lend_floor(volume_blocks: u64) -> u64 {
     FREE_MIN + MERGE_BLOCKS_MAX.min(volume_blocks / 16)

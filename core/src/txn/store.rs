@@ -68,8 +68,8 @@ pub enum StoreEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakeoverError {
     /// The newest root has no reserve for this round, nor one of a round whose leader is proven
-    /// gone; or the ring's pair of this round was last written by a leader that isn't. Another round
-    /// may do.
+    /// gone; or the ring's pair of this round was last written by a leader that isn't. Another
+    /// round may do.
     Round,
     /// The newest root is of this term or a later one.
     Late,

@@ -5,8 +5,8 @@
 //! * What the root's leader may still be writing (its commit reserve), and what a leader of a round
 //!   between that one and ours may, goes into quarantine under its round; or, if that leader is
 //!   proven gone, it is free.
-//! * The first commit writes the takeover reserve of our round. If the root names none, because more
-//!   rounds than it names have ended before their first commit, it writes that of one of these
+//! * The first commit writes the takeover reserve of our round. If the root names none, because
+//!   more rounds than it names have ended before their first commit, it writes that of one of these
 //!   whose leader is proven gone.
 //! * It changes the trees of quarantined and freed extents, and takes one extent out of the free
 //!   trees. That fits a takeover reserve:
@@ -189,9 +189,9 @@ fn is_named(round: u64, root: &Root) -> bool {
     round - root.term().round() <= TAKEOVER_ROUNDS as u64
 }
 
-/// The round whose takeover reserve this term may write first: its own. If the root has none for it,
-/// that of a round whose leader is proven gone; but so might each leader have done that came before
-/// this one and had none either, so these must all be gone too.
+/// The round whose takeover reserve this term may write first: its own. If the root has none for
+/// it, that of a round whose leader is proven gone; but so might each leader have done that came
+/// before this one and had none either, so these must all be gone too.
 #[must_use]
 pub fn usable_round(root: &Root, term: Term, gone: &Gone) -> Option<u64> {
     let (own, named) = (term.round(), root.term().round() + 1);

@@ -58,7 +58,7 @@ pub(crate) struct Options {
     /// Accept connections here instead of at the address that the volume names for the slot.
     ///
     /// Mounts connect to the address in the volume all the same, so that must lead here: another
-    /// address of this host, or a port that is forwarded. 0.0.0.0 or [::] means all addresses.
+    /// address of this host, or a port that is forwarded. `0.0.0.0` or `[::]` means all addresses.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
     /// The operator's word that the slot's last user, of this id, is gone for good.
