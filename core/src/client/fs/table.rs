@@ -5,6 +5,9 @@
 //! * An inode has a slot exactly while something counts: a lookup, an open handle, a task, or that
 //!   it is still to be named as an orphan.
 //! * An orphan is named once, when its last use has ended after its last name was seen to go.
+//! * That the kernel has looked an inode up keeps it only if this mount has seen its last name go.
+//!   What others have removed, the kernel remembers for as long as it likes: it would hold back the
+//!   space for ever. Who still has such an inode and doesn't have it open finds it stale.
 //!
 //! What this module deliberately doesn't know: items, locks.
 
@@ -146,8 +149,10 @@ impl<'m> Table<'m> {
         self.free = id;
     }
 
+    /// Whether the inode must stay although it has no name.
     pub(super) fn uses(&self, ino: Ino) -> bool {
-        self.get(ino).is_some_and(|slot| slot.lookups > 0 || slot.opens > 0)
+        let slot = self.get(ino);
+        slot.is_some_and(|slot| slot.opens > 0 || (slot.nameless && slot.lookups > 0))
     }
 
     /// Whether [`look_up`](Self::look_up) of this inode, and another one, would find room.

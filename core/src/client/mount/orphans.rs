@@ -9,7 +9,8 @@
 //!
 //! # Invariants
 //!
-//! * One question at a time, which names those that waited, oldest first.
+//! * One question at a time, which names those that waited, oldest first. The first of them waits a
+//!   moment for others, so that removing many files asks little of the server.
 //! * Uses of an inode without a name only ever end, so one answer per inode is enough.
 //!
 //! What this module deliberately doesn't know: messages, and what deleting is.
@@ -19,12 +20,15 @@ use super::{Life, Mount, range_bytes};
 use crate::client::items::Range;
 use crate::format::Ino;
 use crate::format::key::{ItemKey, Key, KeyBytes};
+use core::time::Duration;
 use heapless::Vec;
 use outrider_hal::Instant;
 use zerocopy::FromBytes;
 
 /// Most inodes that one question names.
 pub(super) const ASKED_MAX: usize = 64;
+/// How long the first waits for others.
+const GATHER: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -38,6 +42,8 @@ enum Stage {
 pub(super) struct Orphans {
     all: Vec<(Ino, Stage), ASKED_MAX>,
     ask_at: Instant,
+    /// A question that could name more is not asked before this time.
+    gather_until: Instant,
 }
 
 impl Orphans {
@@ -50,7 +56,10 @@ impl Orphans {
     }
 
     /// Adds one, if it isn't there, and there is room.
-    pub(super) fn add(&mut self, ino: Ino) {
+    pub(super) fn add(&mut self, now: Instant, ino: Ino) {
+        if self.of(Stage::Waiting).next().is_none() {
+            self.gather_until = now.plus(GATHER);
+        }
         if self.all.iter().all(|(known, _)| *known != ino) {
             let _ = self.all.push((ino, Stage::Waiting));
         }
@@ -58,10 +67,14 @@ impl Orphans {
 
     /// What is to be asked now.
     pub(super) fn question(&self, now: Instant) -> Vec<Ino, ASKED_MAX> {
-        if now < self.ask_at || self.is_asking() {
+        if now < self.due_at() || self.is_asking() {
             return Vec::new();
         }
         self.of(Stage::Waiting).collect()
+    }
+
+    fn due_at(&self) -> Instant {
+        if self.is_full() { self.ask_at } else { self.ask_at.max(self.gather_until) }
     }
 
     fn is_asking(&self) -> bool {
@@ -115,7 +128,7 @@ impl Orphans {
     /// When there will be something to ask.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let waits = self.of(Stage::Waiting).next().is_some() && !self.is_asking();
-        waits.then_some(self.ask_at)
+        waits.then_some(self.due_at())
     }
 
     /// The next that nobody uses.
@@ -148,7 +161,7 @@ impl Mount<'_> {
         while !self.orphans.is_full()
             && let Some(ino) = self.fs.poll_orphan()
         {
-            self.orphans.add(ino);
+            self.orphans.add(now, ino);
         }
         while self.slots.has_room_for_deletion()
             && let Some(ino) = self.orphans.next_unused()
@@ -180,7 +193,7 @@ impl Mount<'_> {
         match key.map(|key| ItemKey::parse(&key)) {
             Some(Ok(ItemKey::Orphan(ino))) => {
                 if !self.fs.uses(ino) && self.slots.deleting().all(|at| at != ino) {
-                    self.orphans.add(ino);
+                    self.orphans.add(now, ino);
                 }
                 self.scan.from = Ino(ino.0.saturating_add(1));
             }
