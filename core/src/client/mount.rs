@@ -491,6 +491,7 @@ impl<'m> Node<'m> for Mount<'m> {
         self.way.link.step(now);
         match self.step_actions(now) {
             More::Yes => More::Yes,
+            More::No if self.has_ready() => More::Yes,
             More::No => more,
         }
     }

@@ -25,7 +25,7 @@ use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
 use outrider_core::node::{Action, Event, More, Node};
-use outrider_core::quorum::{Identity, Timing, Vouched};
+use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
 use std::cell::RefCell;
@@ -185,6 +185,7 @@ impl Serving {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
                 boot: BootId([boots as u8; 16]),
+                exclusion: Exclusion::Host,
                 vouched: Vouched::Nothing,
                 seed: entropy.number(),
             },

@@ -50,7 +50,7 @@ use outrider_core::net::{
     SessionLimits, Timing as NetTiming,
 };
 use outrider_core::node::{Action, Event, More, Node};
-use outrider_core::quorum::{Identity, Timing, Vouched, Watcher, WatcherBlocks};
+use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched, Watcher, WatcherBlocks};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_core::txn::store::{Store, StoreEvent};
 use outrider_hal::{
@@ -208,6 +208,7 @@ impl Serving {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
                 boot: BootId([boots as u8; 16]),
+                exclusion: Exclusion::Host,
                 vouched: Vouched::Nothing,
                 seed: entropy.number(),
             },

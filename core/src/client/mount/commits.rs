@@ -41,7 +41,7 @@ pub(super) struct Due {
 impl Mount<'_> {
     /// Goes on with the commit under way, and begins the next when it is due.
     pub(super) fn step_commit(&mut self, now: Instant) -> More {
-        let more = self.committer.step(&mut self.items, &mut self.loans, COMMIT_BUDGET);
+        let mut more = self.committer.step(&mut self.items, &mut self.loans, COMMIT_BUDGET);
         while self.committer.poll_failure().is_some() {
             self.due.not_before = now.plus(self.config.timing.retry);
         }
@@ -51,8 +51,9 @@ impl Mount<'_> {
             self.due.dirty_since = Some(now);
         }
         let may = self.works() && !self.suspended && self.due.not_before <= now;
-        if may && self.committer.is_idle() && self.is_commit_due(now) {
-            self.begin_commit(now);
+        let due = may && self.committer.is_idle() && self.is_commit_due(now);
+        if due && self.begin_commit(now) == More::Yes {
+            more = More::Yes;
         }
         if !self.committer.is_copying() && self.slots.waits(|park| *park == Park::Snapshot) {
             self.slots.wake(|park| *park == Park::Snapshot);
@@ -87,7 +88,7 @@ impl Mount<'_> {
         at.map(|at| at.max(self.due.not_before))
     }
 
-    fn begin_commit(&mut self, now: Instant) {
+    fn begin_commit(&mut self, now: Instant) -> More {
         match self.committer.begin(&mut self.items, &mut self.loans, self.root) {
             Ok(begun) => {
                 self.due.for_lock = false;
@@ -95,9 +96,13 @@ impl Mount<'_> {
                 if begun.is_none() {
                     self.on_durable(now);
                 }
+                More::Yes
             }
-            Err(NotNow::Closed | NotNow::Busy) => {}
-            Err(NotNow::Loan) => self.due.not_before = now.plus(self.config.timing.retry),
+            Err(NotNow::Closed | NotNow::Busy) => More::No,
+            Err(NotNow::Loan) => {
+                self.due.not_before = now.plus(self.config.timing.retry);
+                More::No
+            }
         }
     }
 

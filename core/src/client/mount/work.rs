@@ -119,18 +119,24 @@ impl<'m> Mount<'m> {
         Some((id, answer))
     }
 
-    /// Runs what can run.
+    /// Runs what can run. If anything has, there is more to do: it may wait for what others bring,
+    /// or have let go of what they wait for.
     pub(super) fn step_work(&mut self, now: Instant) -> More {
         self.step_ready(now);
         self.step_zeroing();
         self.slots.wake(|park| matches!(park, Park::Until(at) if *at <= now));
+        let mut more = More::No;
         for _ in 0..RUNS_PER_STEP {
-            let Some(at) = self.slots.oldest(|stage| *stage == Stage::Ready) else {
-                return More::No;
-            };
+            let Some(at) = self.slots.oldest(|stage| *stage == Stage::Ready) else { break };
             self.run(now, at);
+            more = More::Yes;
         }
-        More::Yes
+        more
+    }
+
+    /// Whether an operation could go on.
+    pub(super) fn has_ready(&self) -> bool {
+        self.may_submit() && self.slots.oldest(|stage| *stage == Stage::Ready).is_some()
     }
 
     /// Runs one operation.

@@ -3,6 +3,7 @@
 
 extern crate std;
 
+use super::super::Exclusion;
 use super::sim::{Counts, MS, Memory, Prey, Rng, SECOND, Sim};
 use crate::mutant::{Mutant, activate};
 use std::string::String;
@@ -37,7 +38,8 @@ fn fault(sim: &mut Sim<'_>) {
     let blind = !sim.clocks_are_honest && sim.rng.one_in(2);
     let stalls_io = sim.rng.one_in(2);
     match sim.rng.below(12) {
-        0 => sim.crash(node),
+        0 if sim.counts.crashes.is_multiple_of(2) => sim.crash(node),
+        0 => sim.reboot(node),
         1 | 2 => sim.pause(node, pause, blind, stalls_io),
         3..=5 => sim.ambush(node, Prey::Any, pause, blind, stalls_io),
         6 => sim.slow(node, pause.min(5 * SECOND)),
@@ -77,6 +79,9 @@ fn schedule(seed: u64, mutant: Option<Mutant>) -> Outcome {
         if !draw.one_in(4) {
             sim.start(node);
         }
+    }
+    if draw.one_in(3) {
+        sim.exclusion = Exclusion::Volume;
     }
     let end = sim.now + draw.between(4, 16) * SECOND;
     while sim.now < end && sim.violations.is_empty() {
