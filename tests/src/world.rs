@@ -68,7 +68,7 @@ enum Note {
 
 /// What may come between a node's decision and its effect.
 enum Interruption {
-    Crash,
+    Crash(Fault),
     Pause(Fault),
 }
 
@@ -551,8 +551,8 @@ impl World {
         self.work.steps += 1;
         match outcome {
             Ok(()) => {}
-            Err(Interruption::Crash) => {
-                self.atlas.happened(Fault::NodeCrashAtEffect);
+            Err(Interruption::Crash(fault)) => {
+                self.atlas.happened(fault);
                 self.crash(host);
                 self.boot_later(host);
             }
@@ -588,11 +588,13 @@ impl World {
         self.carry_out_actions(host, false)?;
         let moved = self.move_bytes(host)?;
         self.plan_next(host, moved || more == More::Yes);
-        if self.disk.is_writing(host)
-            && self.atlas.may_impair(host)
-            && self.atlas.draw(Fault::NodePauseAtWrite)
-        {
-            return Err(Interruption::Pause(Fault::NodePauseAtWrite));
+        if self.disk.is_writing(host) && self.atlas.may_impair(host) {
+            if self.atlas.draw(Fault::NodeCrashAtWrite) {
+                return Err(Interruption::Crash(Fault::NodeCrashAtWrite));
+            }
+            if self.atlas.draw(Fault::NodePauseAtWrite) {
+                return Err(Interruption::Pause(Fault::NodePauseAtWrite));
+            }
         }
         Ok(())
     }
@@ -916,7 +918,7 @@ fn is_write(action: &Action<'_>) -> bool {
 fn interruption(atlas: &mut Atlas, host: HostId) -> Option<Interruption> {
     if atlas.may_impair(host) {
         if atlas.draw(Fault::NodeCrashAtEffect) {
-            return Some(Interruption::Crash);
+            return Some(Interruption::Crash(Fault::NodeCrashAtEffect));
         }
         if atlas.draw(Fault::NodePauseAtEffect) {
             return Some(Interruption::Pause(Fault::NodePauseAtEffect));

@@ -44,6 +44,13 @@ const CLIENTS: u16 = 100;
 const SERVERS: u16 = 2;
 const MOUNTS: u16 = 3;
 
+/// Mounts are evicted within the time that faults go on.
+const TIMING: ServerTiming = ServerTiming {
+    recovery: Duration::from_secs(10),
+    io_lifetime: Duration::from_secs(12),
+    ..ServerTiming::NORMAL
+};
+
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "mount",
@@ -184,7 +191,7 @@ impl Serving {
             },
             quorum: Timing::NORMAL,
             net: NetTiming::DEFAULT,
-            timing: ServerTiming::NORMAL,
+            timing: TIMING,
             secret,
         }
     }
@@ -220,7 +227,7 @@ pub struct Mounting {
 
 impl Program for Mounting {
     fn io_lifetime(&self) -> Duration {
-        ServerTiming::NORMAL.io_lifetime
+        TIMING.io_lifetime
     }
 
     fn region_bytes(&self) -> usize {
