@@ -38,7 +38,7 @@ fn fault(sim: &mut Sim<'_>) {
     let blind = !sim.clocks_are_honest && sim.rng.one_in(2);
     let stalls_io = sim.rng.one_in(2);
     match sim.rng.below(12) {
-        0 if sim.counts.crashes % 2 == 0 => sim.crash(node),
+        0 if sim.counts.crashes.is_multiple_of(2) => sim.crash(node),
         0 => sim.reboot(node),
         1 | 2 => sim.pause(node, pause, blind, stalls_io),
         3..=5 => sim.ambush(node, Prey::Any, pause, blind, stalls_io),
