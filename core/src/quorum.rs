@@ -128,7 +128,6 @@
 //! What this module deliberately doesn't know: roots, connections, what a leader does, and who is
 //! right. It never imports `block`, `btree`, `net` or `lock`.
 
-mod mutant;
 mod scan;
 mod timing;
 mod voter;

@@ -136,7 +136,7 @@ fn the_documents_say_what_the_structures_are() {
 
 fn check(file: &str, sections: fn(&str) -> Vec<(&'static str, String)>) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-    let mut document = std::fs::read_to_string(&path).unwrap();
+    let mut document = std::fs::read_to_string(&path).expect("the document is there");
     let bless = std::env::var_os("OUTRIDER_BLESS").is_some();
     let mut wrong = Vec::new();
     for (name, new) in sections(&document.clone()) {
@@ -153,7 +153,7 @@ fn check(file: &str, sections: fn(&str) -> Vec<(&'static str, String)>) {
         wrong.push(format!("{name}: {file} should say\n\n{new}"));
     }
     if bless {
-        std::fs::write(&path, &document).unwrap();
+        std::fs::write(&path, &document).expect("the document can be written");
         return;
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

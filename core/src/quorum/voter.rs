@@ -43,13 +43,13 @@ mod judge;
 mod write;
 
 use self::write::{FLUSH, WRITE, Writing};
-use super::mutant::Mutant;
 use super::scan::{Scan, ScanBlocks, Sight};
 use super::timing::{Timing, TimingError, earlier, ms};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::Term;
 use crate::format::block::Volume;
 use crate::format::quorum::{BootId, HostId, Incarnation, ROUND_MAX, Slot, State};
+use crate::mutant::{Mutant, is_active};
 use heapless::Deque;
 use outrider_hal::{
     Block, BlockNo, BlockRequest, BlockResult, Completion, Endpoint, Instant, IoError,
@@ -338,7 +338,6 @@ pub struct Voter<'m> {
     trouble: Option<Trouble>,
     jitter: u64,
     notices: Deque<Notice, NOTICES>,
-    pub(super) mutant: Mutant,
 }
 
 impl<'m> Voter<'m> {
@@ -379,7 +378,6 @@ impl<'m> Voter<'m> {
             trouble: None,
             jitter: identity.seed,
             notices: Deque::new(),
-            mutant: Mutant::None,
         })
     }
 
@@ -454,7 +452,7 @@ impl<'m> Voter<'m> {
     /// answer covers both.
     pub fn check_claims(&mut self, now: Instant, token: CheckToken) {
         let scan = self.scan.number() + 1;
-        let blindly = self.mutant.answers_before_reread();
+        let blindly = is_active(Mutant::AnswerBeforeReread);
         if let Phase::Leading(office) = &mut self.phase {
             office.check = Some(if blindly {
                 Check::Clear(token)

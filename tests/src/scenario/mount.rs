@@ -1,6 +1,7 @@
 //! Metadata servers and mounts, whose users make calls.
 //!
-//! The voters' late writes are not simulated, as in the scenario of servers.
+//! What a crashed voter may still write is bounded as in the scenario of servers, and what a crashed
+//! mount may by the lifetime that servers are told.
 
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
@@ -30,6 +31,7 @@ use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
+use std::time::Duration;
 use users::{Log, Mounts, Users};
 
 pub mod users;
@@ -58,7 +60,6 @@ fn demands() -> FaultSet {
         Fault::DiskMisdirectedRead,
         Fault::DiskMisdirectedWrite,
         Fault::DiskBadBlock,
-        Fault::DiskLateWrite,
     ];
     FaultSet::ALL.without(FaultSet::of(&unpromised))
 }
@@ -190,6 +191,10 @@ impl Serving {
 }
 
 impl Program for Serving {
+    fn io_lifetime(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let limits = ServerLimits::for_clients(CLIENTS);
@@ -214,6 +219,10 @@ pub struct Mounting {
 }
 
 impl Program for Mounting {
+    fn io_lifetime(&self) -> Duration {
+        ServerTiming::NORMAL.io_lifetime
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let config = Platform::config(self.volume, &mut Rng::new(0));

@@ -11,8 +11,8 @@
 //! * A request is logged before it is sent, and sent again unchanged: what a number stands for is
 //!   known to the checker whatever becomes of the mount.
 //!
-//! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of
-//! the one before has ended.
+//! A voter that crashed writes nothing late: whoever starts a voter answers for it that the I/O of the
+//! one before has ended. One that was paused does.
 
 mod locking;
 pub mod merge;
@@ -95,7 +95,6 @@ fn demands() -> FaultSet {
         Fault::DiskMisdirectedRead,
         Fault::DiskMisdirectedWrite,
         Fault::DiskBadBlock,
-        Fault::DiskLateWrite,
     ];
     FaultSet::ALL.without(FaultSet::of(&unpromised))
 }
@@ -226,6 +225,10 @@ impl Serving {
 }
 
 impl Program for Serving {
+    fn io_lifetime(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let limits = limits();

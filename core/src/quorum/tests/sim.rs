@@ -12,7 +12,6 @@
 
 extern crate std;
 
-use super::super::mutant::Mutant;
 use super::super::*;
 use crate::arena::Arena;
 use crate::format::Term;
@@ -285,7 +284,6 @@ pub(super) struct Sim<'m> {
     pub(super) nodes: Vec<Node<'m>>,
     voters: Slots,
     pub(super) timing: Timing,
-    pub(super) mutant: Mutant,
     pub(super) counts: Counts,
     /// Whether a node's clock shows all of its pauses: then leases exclude each other.
     pub(super) clocks_are_honest: bool,
@@ -353,7 +351,6 @@ impl<'m> Sim<'m> {
             nodes,
             voters: all,
             timing: Timing::NORMAL,
-            mutant: Mutant::None,
             counts: Counts::default(),
             clocks_are_honest: true,
             commit_every_ms: 100,
@@ -405,7 +402,6 @@ impl<'m> Sim<'m> {
         let mut arena = Arena::new(&mut region.0).unwrap();
         let blocks = VoterBlocks::carve(&mut arena).unwrap();
         let mut voter = Voter::new(config, identity, blocks).unwrap();
-        voter.mutant = self.mutant;
         voter.mounts_reaching(it.mounts);
         it.voter = Some(voter);
         it.listening = None;

@@ -2,11 +2,11 @@
 
 extern crate std;
 
-use super::super::mutant::Mutant;
 use super::super::*;
 use super::sim::{BASE, MS, Memory, Prey, SECOND, Sim, VOLUME};
 use crate::format::Term;
 use crate::format::quorum::{Ballot, Slot, State, parse};
+use crate::mutant::{Mutant, activate};
 use outrider_hal::Block;
 
 const LEASE: u64 = 1000 * MS;
@@ -251,11 +251,11 @@ fn a_copy_of_a_host_is_another_host_as_long_as_the_first_one_runs() {
 
 /// A leader is stopped for a minute just after it has submitted a root, and all it has in flight
 /// with it. Its successor commits. Then the leader wakes, and its writes land.
-fn minute_long_pause(blind: bool, mutant: Mutant) -> std::vec::Vec<std::string::String> {
+fn minute_long_pause(blind: bool, mutant: Option<Mutant>) -> std::vec::Vec<std::string::String> {
     let mut memory = Memory::new(2);
+    activate(mutant);
     let mut sim = Sim::new(&mut memory, 2, 9);
     sim.clocks_are_honest = !blind;
-    sim.mutant = mutant;
     sim.commit_every_ms = 20;
     sim.start(0);
     sim.run_until_led();
@@ -274,11 +274,12 @@ fn minute_long_pause(blind: bool, mutant: Mutant) -> std::vec::Vec<std::string::
     assert!(sim.answers_of(new) > 10);
     assert!(sim.counts.late_roots >= 1, "its root landed after the successor's commits");
     assert_eq!(sim.leader(), Some(1));
-    if mutant == Mutant::None {
+    if mutant.is_none() {
         assert_eq!(sim.answers_of(old), answered, "the old leader answered nothing more");
         assert_eq!(role(&sim, 0), Role::Following);
         assert_eq!(sim.term(1), Some(new), "nor did it depose its successor");
     }
+    activate(None);
     sim.violations.clone()
 }
 
@@ -319,17 +320,17 @@ fn a_renewal_that_lands_a_minute_late_renews_nothing() {
 
 #[test]
 fn a_leader_paused_for_a_minute_wakes_and_harms_nothing() {
-    assert!(minute_long_pause(false, Mutant::None).is_empty());
+    assert!(minute_long_pause(false, None).is_empty());
 }
 
 #[test]
 fn a_leader_that_did_not_notice_its_pause_is_told_by_the_claims() {
-    assert!(minute_long_pause(true, Mutant::None).is_empty());
+    assert!(minute_long_pause(true, None).is_empty());
 }
 
 #[test]
 fn a_leader_that_answers_before_it_rereads_the_claims_loses_a_commit() {
-    let violations = minute_long_pause(true, Mutant::AnswerBeforeReread);
+    let violations = minute_long_pause(true, Some(Mutant::AnswerBeforeReread));
     assert!(violations.iter().any(|what| what.contains("had not read")), "{violations:?}");
 }
 
@@ -359,12 +360,12 @@ fn two_candidates_claim_at_once_and_one_leads() {
 
 /// A candidate is stopped at each millisecond of its claim for longer than others wait for a claim
 /// that comes to nothing, and then goes on with what it had read before.
-fn candidate_paused_in_its_claim(mutant: Mutant) -> usize {
+fn candidate_paused_in_its_claim(mutant: Option<Mutant>) -> usize {
+    activate(mutant);
     let mut violations = 0;
     for offset in 0..24 {
         let mut memory = Memory::new(2);
         let mut sim = Sim::new(&mut memory, 2, 3);
-        sim.mutant = mutant;
         sim.start(0);
         let claims = |sim: &Sim<'_>| sim.ballot(0).is_some_and(|b| b.state == State::Claiming);
         assert!(
@@ -379,13 +380,14 @@ fn candidate_paused_in_its_claim(mutant: Mutant) -> usize {
         assert!(sim.listening().is_some());
         violations += sim.violations.len();
     }
+    activate(None);
     violations
 }
 
 #[test]
 fn a_claim_is_a_lease_and_nothing_comes_of_it_after_its_end() {
-    assert_eq!(candidate_paused_in_its_claim(Mutant::None), 0);
-    assert!(candidate_paused_in_its_claim(Mutant::ClaimWithoutLease) > 0);
+    assert_eq!(candidate_paused_in_its_claim(None), 0);
+    assert!(candidate_paused_in_its_claim(Some(Mutant::ClaimWithoutLease)) > 0);
 }
 
 #[test]

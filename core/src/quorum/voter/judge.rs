@@ -7,6 +7,7 @@ use super::{
 };
 use crate::format::Term;
 use crate::format::quorum::{Ballot, ROUND_MAX, Slot, State};
+use crate::mutant::{Mutant, is_active};
 use crate::quorum::scan::Sight;
 use crate::quorum::timing::{Timing, earlier, ms};
 use core::time::Duration;
@@ -201,7 +202,7 @@ impl Voter<'_> {
 
     /// Whether the lease of an active voter is over, as the last scan shows.
     fn is_over(&self, ballot: &Ballot) -> bool {
-        if self.mutant.evicts_by_own_clock() {
+        if is_active(Mutant::EvictByOwnClock) {
             return self.scan.began().since(self.joined_at) >= self.config.timing.observe();
         }
         self.scan.is_quiet(ballot.slot, &self.config.timing)
@@ -358,7 +359,7 @@ impl Voter<'_> {
                 self.depose(now, Loss::LeaseOver);
             }
             Phase::Looking { lease_end, .. } | Phase::Taking { lease_end, .. }
-                if now >= *lease_end && !self.mutant.claims_without_lease() =>
+                if now >= *lease_end && !is_active(Mutant::ClaimWithoutLease) =>
             {
                 self.withdraw(now);
             }
