@@ -250,9 +250,9 @@ fn has_kvm(setup: &Setup, image: &Path, scratch: &Scratch) -> bool {
     works
 }
 
-/// The ids of the host that guests on this machine run on, and of its boot, as the image takes them:
-/// the machine's, with every bit turned, so that they are nobody else's. Without them a killed
-/// guest's slot has to be vouched for.
+/// The ids of the host that guests on this machine run on, and of its boot, as the image takes
+/// them: the machine's, with every bit turned, so that they are nobody else's. Without them a
+/// killed guest's slot has to be vouched for.
 fn who() -> String {
     let id = |path| {
         let digits = fs::read_to_string(path).ok()?.trim().replace('-', "");
