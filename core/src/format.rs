@@ -44,7 +44,7 @@ pub struct Field {
 
 /// A structure on the disk or on the wire.
 pub trait Record: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable {
-    /// Its name in `FORMAT.md`.
+    /// Its name in `FORMAT.md` or `WIRE.md`.
     const NAME: &'static str;
     /// Its fields, in order, without gaps.
     const FIELDS: &'static [Field];

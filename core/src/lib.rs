@@ -2,7 +2,7 @@
 //!
 //! A node (a server, a mount, a voter) is a plain state machine: events come in, bounded work is
 //! done, actions come out; see [`node`]. `DESIGN.md` beside this crate says why things are as they
-//! are, `FORMAT.md` what every byte on the device means.
+//! are, `FORMAT.md` and `WIRE.md` what the bytes on the device and between nodes mean.
 //!
 //! # Architecture invariants
 //!

@@ -4,9 +4,20 @@
 //! tests, and those with `--cfg outrider_mutants` (the simulator's mutant runs), have none: the
 //! question is answered no at compile time.
 
-/// A mistake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($( $(#[$doc:meta])* $mutant:ident, )*) => {
+        /// A mistake.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Mutant { $( $(#[$doc])* $mutant, )* }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Mutant] = &[ $( Mutant::$mutant, )* ];
+        }
+    };
+}
+
+mutants! {
     /// All leaders write their roots to the same two blocks.
     SharedRoots,
     /// A root is written although the blocks it refers to have not been flushed.
@@ -17,32 +28,42 @@ pub enum Mutant {
     ReserveNotQuarantined,
     /// A root doesn't name what the next commit may write.
     NoCommitReserve,
+    /// What earlier leaders may still write is free after a while, proven gone or not.
+    QuarantineEndsByTime,
     /// Merging leaves the oldest run of level 0 behind.
     LevelZeroOutOfOrder,
     /// A merge's space is recorded nowhere.
     MergeSpaceUnowned,
     /// What a merge has read is freed, and the manifest goes on naming it.
     InputsFreedEarly,
+    /// What a transaction has used stays in its client's loans.
+    LoansNotShrunk,
+    /// A first greeting that is repeated makes another client.
+    GreetingWithoutNonce,
+    /// Who has not come back to a new server is not asked about nameless inodes.
+    OrphansBeforeRecovery,
     /// Locks are granted although recorded clients have not reported what they hold.
     GrantInRecovery,
     /// A lock is granted as soon as what is in its way is being revoked.
     GrantBeforeRelease,
     /// What an evicted client was lent is free for others at once.
     EvictionFreesLoans,
-}
-
-impl Mutant {
-    /// All of them.
-    pub const ALL: &[Mutant] = &[
-        Mutant::SharedRoots,
-        Mutant::RootBeforeFlush,
-        Mutant::TakeoverOutsideReserve,
-        Mutant::ReserveNotQuarantined,
-        Mutant::NoCommitReserve,
-        Mutant::GrantInRecovery,
-        Mutant::GrantBeforeRelease,
-        Mutant::EvictionFreesLoans,
-    ];
+    /// A leader says that the claims are clear without having read them.
+    AnswerBeforeReread,
+    /// A voter counts a leader's silence from when it began to follow, whatever it saw since.
+    EvictByOwnClock,
+    /// A leader counts its lease from the completion of a renewal.
+    LeaseFromCompletion,
+    /// A voter takes office without having looked for other claims after its own.
+    ClaimWithoutLook,
+    /// A voter takes office on a claim that has stood for longer than a lease.
+    ClaimWithoutLease,
+    /// What is read under an old root enters the item cache.
+    FillUnderOldRoot,
+    /// Items that were written without having been read stay in the cache after their commit.
+    WriteOnlyItemsKept,
+    /// A mount goes on answering when its lease is over.
+    AnswerAfterLease,
 }
 
 #[cfg(any(test, outrider_mutants))]

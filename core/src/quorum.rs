@@ -28,14 +28,36 @@
 //! 3. One sector is written whole or not at all, and what a ballot says fits into one.
 //! 4. A request that has completed, even with an error, has no effect later. One that has not may
 //!    have its effect at any time, for as long as its host was not booted anew or proven gone.
-//! 5. One writer for each slot. A voter that starts watches its slot for a lease, and goes on only
-//!    if the last user was stopped in good order, ran on the same host (which runs one at a time),
-//!    or is vouched for; see [`Refusal`]. What is left is two starts in one slot in the same lease,
-//!    one of them stopped for long between its last look and its first write: an operator's mistake
-//!    and a fault together, noticed with the next scan.
+//! 5. One writer for each slot; see below.
 //!
 //! Time appears nowhere in this list. Clocks decide how long somebody *waits*, and so how long a
 //! leader without a successor may go on answering from memory; they never decide what is durable.
+//!
+//! # Why a slot has one writer
+//!
+//! Its owner holds a lock ([`Exclusion`]) that lets one voter of a slot run at a time, on one boot
+//! of one host at least, and that outlives all its I/O. Against a second host stand the slot's own
+//! block and a watch. A voter that starts goes on only if the block's last writer was stopped in
+//! good order, ran on the same host, or is vouched for (see [`Refusal`]); and before its first
+//! write it watches the block for a lease, in which whoever is in the slot writes twice. After that
+//! write it waits again, and claims only if a reading still shows the block as its own. What is
+//! left is two starts in one slot in the same lease, one of them stopped for long between its last
+//! look and its first write: an operator's mistake and a fault together, noticed with the next
+//! scan.
+//!
+//! The watch is left out where the first reading shows that it can't see anybody:
+//!
+//! * *The last writer ran in this very boot of this host, and was not stopped in good order.* By
+//!   the lock it is gone, with its I/O and its lease. A voter of another host that is in the slot
+//!   would have written last; one that starts there is refused as long as this stands, unless
+//!   somebody vouches for a voter which its own host may start again. A reboot is told by the
+//!   boot's id, so two hosts of one name (copies of one machine) don't pass for each other.
+//! * *The lock reaches as far as the volume does, and the block is blank, or its last writer was
+//!   stopped.* Then nobody is in the slot, and the lock keeps out whoever else starts. In this case
+//!   there is no second wait either.
+//!
+//! A block that says stopped proves nothing without such a lock: two hosts may both have just found
+//! it so. There the watch stays.
 //!
 //! # Why an answered commit is not lost
 //!
@@ -86,7 +108,12 @@
 //! first renewal, ELECTED as the second.
 //!
 //! Two that claim at the same time see each other, withdraw both, and come back after pauses drawn
-//! at random from a range that doubles.
+//! at random from a range that doubles. To meet less often, a voter also holds back for a while
+//! before it claims for the first time, unless all other configured slots are blank or stopped:
+//! nobody is there to meet.
+//!
+//! The lease of an earlier voter in the *own* slot needs no wait: it is gone (5), and so is its
+//! lease. Where no other slot claims or leads there is no lease to wait for at all.
 //!
 //! # What can't be read
 //!
@@ -101,7 +128,6 @@
 //! What this module deliberately doesn't know: roots, connections, what a leader does, and who is
 //! right. It never imports `block`, `btree`, `net` or `lock`.
 
-mod mutant;
 mod scan;
 mod timing;
 mod voter;
@@ -110,8 +136,8 @@ mod watcher;
 pub use scan::Sight;
 pub use timing::{DRIFT_PERCENT, Timing, TimingError};
 pub use voter::{
-    CheckToken, Config, ConfigError, Identity, Loss, Notice, Refusal, Role, Slots, Trouble, Voter,
-    VoterBlocks, Vouched,
+    CheckToken, Config, ConfigError, Exclusion, Identity, Loss, Notice, Refusal, Role, Slots,
+    Trouble, Voter, VoterBlocks, Vouched,
 };
 pub use watcher::{Leader, Watcher, WatcherBlocks};
 

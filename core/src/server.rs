@@ -61,6 +61,7 @@ use crate::format::wire::message::{
     Statfs, Status, TransactionDone,
 };
 use crate::format::{ClientId, CommitNo, Seq, Term};
+use crate::mutant::{Mutant, is_active};
 use crate::net::{
     Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
 };
@@ -600,6 +601,7 @@ impl<'m> Server<'m> {
             Some(client) => self.members.find(client),
             None => {
                 let known = self.members.all().iter().find(|known| known.nonce == greeting.nonce);
+                let known = known.filter(|_| !is_active(Mutant::GreetingWithoutNonce));
                 let client = known.map(|known| known.client);
                 client.and_then(|client| self.members.find(client))
             }

@@ -1,9 +1,10 @@
-//! Holds `FORMAT.md` against the structures: every record has its table there, with the fields, the
-//! offsets and the sizes it has here.
+//! Holds `FORMAT.md` and `WIRE.md` against the structures: every record has its table there, with
+//! the fields, the offsets and the sizes it has here.
 //!
 //! `OUTRIDER_BLESS=1 cargo test -p outrider-core --test format_document` rewrites the offsets and
-//! sizes in the document; what a field means is written by hand.
+//! sizes in the documents; what a field means is written by hand.
 
+use outrider_core::format::wire::{self, greeting, message};
 use outrider_core::format::{
     Record, block, btree, item, key, quorum, records, root, run, super_block,
 };
@@ -45,29 +46,27 @@ fn old_table(section: &str) -> String {
     text
 }
 
-macro_rules! records {
-    ($($record:ty),* $(,)?) => {
-        /// Every record: its name, and its section with today's numbers.
-        fn sections(document: &str) -> Vec<(&'static str, String)> {
-            vec![$( (<$record as Record>::NAME, section::<$record>(document)) ),*]
-        }
+/// Fields follow each other without gaps and fill the structure.
+fn assert_every_byte_has_a_name<R: Record>() {
+    let mut end = 0;
+    for field in R::FIELDS {
+        assert_eq!(field.offset, end, "{} {}", R::NAME, field.name);
+        end += field.bytes;
+    }
+    assert_eq!(end, size_of::<R>());
+}
 
-        /// Fields follow each other without gaps and fill the structure.
-        #[test]
-        fn every_byte_has_a_name() {
-            $(
-                let mut end = 0;
-                for field in <$record as Record>::FIELDS {
-                    assert_eq!(field.offset, end, "{} {}", <$record as Record>::NAME, field.name);
-                    end += field.bytes;
-                }
-                assert_eq!(end, size_of::<$record>());
-            )*
+macro_rules! records {
+    ($sections:ident: $($record:ty),* $(,)?) => {
+        /// Every record: its name, and its section with today's numbers.
+        fn $sections(document: &str) -> Vec<(&'static str, String)> {
+            $( assert_every_byte_has_a_name::<$record>(); )*
+            vec![$( (<$record as Record>::NAME, section::<$record>(document)) ),*]
         }
     };
 }
 
-records! {
+records! { disk:
     block::BlockHeader,
     super_block::SuperBlock,
     super_block::ClusterLimits,
@@ -101,10 +100,43 @@ records! {
     item::ExtentRecord,
 }
 
+records! { line:
+    wire::RecordHeader,
+    wire::FrameHeader,
+    greeting::Hello,
+    greeting::Challenge,
+    greeting::Proof,
+    greeting::Welcome,
+    message::LockRecord,
+    message::HeldRecord,
+    message::HeldLocksRecord,
+    message::RootRecord,
+    message::ExtentRecord,
+    message::RunRecord,
+    message::TransactionRecord,
+    message::TransactionDoneRecord,
+    message::LoanRequestRecord,
+    message::LoanRecord,
+    message::RecallRecord,
+    message::RootNowRecord,
+    message::StatfsRecord,
+    message::StatusRecord,
+}
+
+/// A document's name, and what makes its sections.
+type Document = (&'static str, fn(&str) -> Vec<(&'static str, String)>);
+
 #[test]
-fn the_document_says_what_the_structures_are() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/FORMAT.md");
-    let mut document = std::fs::read_to_string(path).unwrap();
+fn the_documents_say_what_the_structures_are() {
+    let documents: [Document; 2] = [("FORMAT.md", disk), ("WIRE.md", line)];
+    for (name, sections) in documents {
+        check(name, sections);
+    }
+}
+
+fn check(file: &str, sections: fn(&str) -> Vec<(&'static str, String)>) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let mut document = std::fs::read_to_string(&path).expect("the document is there");
     let bless = std::env::var_os("OUTRIDER_BLESS").is_some();
     let mut wrong = Vec::new();
     for (name, new) in sections(&document.clone()) {
@@ -118,10 +150,10 @@ fn the_document_says_what_the_structures_are() {
                 None => format!("{document}\n{new}"),
             };
         }
-        wrong.push(format!("{name}: FORMAT.md should say\n\n{new}"));
+        wrong.push(format!("{name}: {file} should say\n\n{new}"));
     }
     if bless {
-        std::fs::write(path, &document).unwrap();
+        std::fs::write(&path, &document).expect("the document can be written");
         return;
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -2,7 +2,7 @@
 //!
 //! A voter may follow another in its slot only when all I/O of the one before has ended. On the
 //! same host that is known without an operator's word: see [`SlotLock`]. So a voter that was killed
-//! is back as soon as it has watched its slot for a lease.
+//! is back at once. If the volume is a file, [`lock_in_file`] proves more.
 //!
 //! # Invariants
 //!
@@ -17,14 +17,18 @@
 
 use crate::clock::SystemEntropy;
 use blake2::{Blake2s256, Digest};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use outrider_core::format::quorum::{BootId, HostId, Incarnation, Slot};
 use outrider_core::format::super_block::Super;
-use outrider_core::quorum::{Identity, Vouched};
+use outrider_core::quorum::{Exclusion, Identity, Vouched};
 use outrider_hal::Entropy;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 
 /// Where the machine's id may stand: 32 hexadecimal digits, see machine-id(5).
 const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -39,6 +43,7 @@ pub fn identity(
     volume: &Super,
     entropy: &mut SystemEntropy,
     vouched: Vouched,
+    exclusion: Exclusion,
 ) -> io::Result<Identity> {
     let boot = fs::read_to_string(BOOT_ID)?;
     let boot = parse_id(&boot).ok_or(ErrorKind::InvalidData)?;
@@ -50,6 +55,7 @@ pub fn identity(
         incarnation: Incarnation(incarnation),
         host: HostId(digest(b"outrider host", volume, &machine.unwrap_or(boot))),
         boot: BootId(boot),
+        exclusion,
         vouched,
         seed: u64::from_le_bytes(seed),
     })
@@ -103,13 +109,57 @@ impl SlotLock {
     }
 }
 
+/// File systems that no other kernel uses at the same time, so that whoever opens a file meets all
+/// locks on it: those of ext, XFS, Btrfs and F2FS, and what is in memory or laid over these.
+const LOCAL: [u32; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630];
+/// Where a volume's file is locked for its slot 0; those of the others follow. Nothing is there.
+const SLOT_BYTES: i64 = 1 << 62;
+
+/// What locking a slot in the volume's file has come to.
+#[derive(Debug)]
+pub enum FileLock {
+    /// Nobody who can use the volume has the slot as long as this is open, here or in a process
+    /// that it was passed on to. It counts for images that are run from the file too.
+    Held(File),
+    /// Somebody else has it.
+    InUse,
+    /// The volume is no file, or other kernels may use it: a lock would prove nothing.
+    Unproven,
+}
+
+/// Locks a slot in the file that the volume is. As of [`SlotLock`], the system takes the lock back
+/// only when the last thread of the last process that holds it has ended.
+///
+/// # Errors
+///
+/// If the file can't be opened or locked.
+pub fn lock_in_file(path: &Path, slot: Slot) -> io::Result<FileLock> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let local = u32::try_from(rustix::fs::fstatfs(&file)?.f_type).is_ok_and(|t| LOCAL.contains(&t));
+    if !local || !file.metadata()?.is_file() {
+        return Ok(FileLock::Unproven);
+    }
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: SLOT_BYTES + i64::from(slot.number()),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(FileLock::Held(file)),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(FileLock::InUse),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{SlotLock, identity, parse_id};
+    use super::{FileLock, SlotLock, identity, lock_in_file, parse_id};
     use crate::clock::SystemEntropy;
     use outrider_core::format::quorum::Slot;
     use outrider_core::format::super_block::{Identity, Super};
-    use outrider_core::quorum::Vouched;
+    use outrider_core::quorum::{Exclusion, Vouched};
     use outrider_hal::Endpoint;
     use std::net::Ipv4Addr;
 
@@ -131,7 +181,9 @@ mod tests {
     #[test]
     fn a_host_is_itself_on_one_volume_and_somebody_else_on_another() {
         let mut entropy = SystemEntropy::open().unwrap();
-        let mut who = |fsid| identity(&volume(fsid), &mut entropy, Vouched::Nothing).unwrap();
+        let mut who = |fsid| {
+            identity(&volume(fsid), &mut entropy, Vouched::Nothing, Exclusion::Host).unwrap()
+        };
         let (first, second, elsewhere) = (who(1), who(1), who(2));
         assert_eq!((first.host, first.boot), (second.host, second.boot));
         assert_ne!(first.incarnation, second.incarnation);
@@ -158,5 +210,22 @@ mod tests {
         assert!(SlotLock::take(&volume, other).unwrap().is_some());
         drop(held);
         assert!(SlotLock::take(&volume, one).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_slot_of_a_file_is_held_by_one_at_a_time_and_nowhere_else_is_it_said_to_be() {
+        let [one, other] = [Slot::new(0).unwrap(), Slot::new(1).unwrap()];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = |slot| lock_in_file(file.path(), slot).unwrap();
+        let FileLock::Held(held) = lock(one) else { panic!("this is no local file system") };
+        assert!(matches!(lock(one), FileLock::InUse));
+        assert!(matches!(lock(other), FileLock::Held(_)));
+        let passed_on = held.try_clone().unwrap();
+        drop(held);
+        assert!(matches!(lock(one), FileLock::InUse));
+        drop(passed_on);
+        assert!(matches!(lock(one), FileLock::Held(_)));
+        let device = lock_in_file(std::path::Path::new("/dev/null"), one).unwrap();
+        assert!(matches!(device, FileLock::Unproven));
     }
 }

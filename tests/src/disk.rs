@@ -25,7 +25,7 @@ use crate::crash::{Recording, Step};
 use crate::faults::{Atlas, Fault};
 use crate::image::Image;
 use crate::rng::{Chance, Rng};
-use crate::time::{Agenda, MICRO, MILLI, MINUTE, SECOND, Time};
+use crate::time::{Agenda, MICRO, MILLI, SECOND, Time};
 use crate::trace::{Digest, HostId, Trace};
 use outrider_hal::{Block, BlockNo, BlockResult, IoError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -234,6 +234,16 @@ impl Disk {
         self.recording.take()
     }
 
+    /// Whether a write of this host's node is in flight.
+    #[must_use]
+    pub fn is_writing(&self, host: HostId) -> bool {
+        let owner = self.owner(host);
+        self.flying.values().any(|flying| {
+            let writes = matches!(flying.command, Command::Write(..)) && !flying.landed;
+            writes && flying.owner == owner && !flying.orphan
+        })
+    }
+
     /// How many requests are in flight, zombies' included.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -306,9 +316,17 @@ impl Disk {
         }
     }
 
-    /// The host's node has crashed: its requests in flight are done now, done later, done in part,
-    /// or never. The next request of this host belongs to a new life, with a working path.
-    pub fn crash(&mut self, now: Time, host: HostId, atlas: &mut Atlas, trace: &mut Trace) {
+    /// The host's node has crashed: its requests in flight are done now, later, but within
+    /// `lifetime`, in part, or never. The next request of this host belongs to a new life, with a
+    /// working path.
+    pub fn crash(
+        &mut self,
+        now: Time,
+        host: HostId,
+        lifetime: Duration,
+        atlas: &mut Atlas,
+        trace: &mut Trace,
+    ) {
         let owner = self.owner(host);
         let mine = self.flying.iter().filter(|(_, f)| f.owner == owner && !f.orphan);
         let mine: Vec<(RequestId, bool)> = mine.map(|(id, f)| (*id, f.landed)).collect();
@@ -321,8 +339,8 @@ impl Disk {
             flying.orphan = true;
             flying.turn += 1;
             let (turn, blkno, data) = (flying.turn, blkno.0, data.clone());
-            if atlas.draw(Fault::DiskLateWrite) {
-                let at = now.plus(self.rng.span(MILLI, 10 * MINUTE));
+            if lifetime > MILLI && atlas.draw(Fault::DiskLateWrite) {
+                let at = now.plus(self.rng.span(MILLI, lifetime));
                 self.agenda.push(at, Due::Land { id, turn });
                 continue;
             }
@@ -345,7 +363,7 @@ impl Disk {
         let owner = self.owner(host);
         for (id, flying) in &mut self.flying {
             if flying.owner == owner && !flying.orphan && !flying.landed {
-                if !atlas.draw(Fault::DiskLateWrite) {
+                if !atlas.draw(Fault::DiskHeldWrite) {
                     continue;
                 }
                 flying.held = true;
@@ -510,7 +528,8 @@ impl Disk {
             self.perform(now, id, &command, atlas, trace)
         };
         if (orphan || held) && matches!(command, Command::Write(..)) {
-            atlas.happened(Fault::DiskLateWrite);
+            let fault = if orphan { Fault::DiskLateWrite } else { Fault::DiskHeldWrite };
+            atlas.happened(fault);
             trace.note(now, Some(host), &Note::LandedLate(id));
         } else {
             trace.note(now, Some(host), &Note::Landed(id));

@@ -80,8 +80,10 @@ faults! {
     DiskTorn = 300_000;
     /// A read sees some sectors of a write that is still under way.
     DiskTornRead = 50_000;
-    /// A write lands after its node has crashed, or after its node was paused and resumed.
+    /// A write lands after its node has crashed.
     DiskLateWrite = 500_000;
+    /// A write that stood in the queue of a paused node lands after the node has gone on.
+    DiskHeldWrite = 800_000;
     /// A flush leaves volatile what other hosts, or the node's former life, have written.
     DiskNarrowFlush = 500_000;
     /// A stored bit is flipped for good.
@@ -113,7 +115,11 @@ faults! {
     /// A node stands still for up to ten minutes and goes on.
     NodePause = 30_000;
     /// A node stands still between deciding on an action and doing it.
-    NodePauseAtEffect = 100;
+    NodePauseAtEffect = 500;
+    /// A node crashes with writes in its queue.
+    NodeCrashAtWrite = 10_000;
+    /// A node stands still with writes in its queue.
+    NodePauseAtWrite = 30_000;
     /// The clock stands still while its node does.
     NodeClockFrozen = 500_000;
     /// A clock runs up to a thousandth fast or slow.

@@ -16,6 +16,7 @@ pub mod check;
 pub mod crash;
 pub mod disk;
 pub mod faults;
+pub mod hunt;
 pub mod image;
 pub mod model;
 pub mod mount_ops;

@@ -21,7 +21,7 @@
 use crate::disk::RequestId;
 use crate::region::{Lease, Lent, Region};
 use crate::rng::Rng;
-use crate::time::Time;
+use crate::time::{MINUTE, Time};
 use outrider_core::node::{Action, Event, Node};
 use outrider_hal::{BlockRequest, Endpoint, Instant, StreamId};
 use std::any::Any;
@@ -38,6 +38,11 @@ impl<T: Node<'static> + Any> Guest for T {}
 pub trait Program {
     /// Bytes of memory a node is given.
     fn region_bytes(&self) -> usize;
+
+    /// How long a request may be under way after its node has crashed.
+    fn io_lifetime(&self) -> Duration {
+        10 * MINUTE
+    }
 
     /// Starts a node. What it carves from [`Boot::region`] it keeps to itself; see
     /// [`Region::lend`].

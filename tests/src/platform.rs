@@ -11,7 +11,7 @@
 use crate::model::{Done, User};
 use crate::rng::Rng;
 use outrider_core::arena::{Arena, ArenaFull};
-use outrider_core::client::mount::{Mount, MountConfig, MountLimits, StartError};
+use outrider_core::client::mount::{Mount, MountConfig, MountLimits, MountTiming, StartError};
 use outrider_core::client::op::{
     Answer, Caller, Direction, Extent, Lent, Op, OpError, Place, Reply, Request, RequestId, Resume,
     Transfer,
@@ -23,6 +23,7 @@ use outrider_hal::{
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Bytes of one piece of memory that is lent.
 const LENT_BYTES: usize = 1 << 17;
@@ -32,6 +33,14 @@ const LENT: u32 = 4;
 const BUFFERS: u32 = 4;
 /// Tags of the platform's own block requests start here.
 const TAG_BASE: u64 = 1 << 40;
+
+/// Such a mount is evicted soon, and looks for what nobody uses often.
+const TIMING: MountTiming = MountTiming {
+    lease: Duration::from_secs(4),
+    renew: Duration::from_secs(1),
+    orphan_scan: Duration::from_secs(10),
+    ..MountTiming::NORMAL
+};
 
 /// A request of a user.
 #[derive(Debug, Clone)]
@@ -125,7 +134,7 @@ impl Platform {
             volume,
             quorum: outrider_core::quorum::Timing::NORMAL,
             net: outrider_core::net::Timing::DEFAULT,
-            timing: outrider_core::client::mount::MountTiming::NORMAL,
+            timing: TIMING,
             nonce,
             secret,
             read_only: false,

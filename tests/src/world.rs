@@ -68,8 +68,8 @@ enum Note {
 
 /// What may come between a node's decision and its effect.
 enum Interruption {
-    Crash,
-    Pause,
+    Crash(Fault),
+    Pause(Fault),
 }
 
 /// How much has happened to the machines.
@@ -81,6 +81,12 @@ pub struct WorldWork {
     pub boots: u64,
     /// Steps of nodes.
     pub steps: u64,
+    /// Crashes of nodes.
+    pub crashes: u64,
+    /// Nodes that were paused and have gone on.
+    pub wakeups: u64,
+    /// Those of them with writes in their queues, decided on or submitted before.
+    pub zombies: u64,
 }
 
 /// The world.
@@ -230,6 +236,9 @@ impl World {
             ("turns", self.work.turns),
             ("steps", self.work.steps),
             ("boots", self.work.boots),
+            ("crashes", self.work.crashes),
+            ("wake-ups from a pause", self.work.wakeups),
+            ("wake-ups with queued I/O", self.work.zombies),
             ("blocks read", disk.reads),
             ("blocks written", disk.writes),
             ("flushes", disk.flushes),
@@ -348,7 +357,9 @@ impl World {
         }
         self.trace.note(self.now, Some(host), &Note::Crash);
         machine.crash();
-        self.disk.crash(self.now, host, &mut self.atlas, &mut self.trace);
+        self.work.crashes += 1;
+        let lifetime = machine.program.io_lifetime();
+        self.disk.crash(self.now, host, lifetime, &mut self.atlas, &mut self.trace);
         self.net.host_down(self.now, host, &mut self.atlas);
         self.review(host);
     }
@@ -402,6 +413,9 @@ impl World {
         };
         self.trace.note(self.now, Some(host), &Note::Resume);
         life.paused_until = None;
+        let queued = life.held.as_ref().is_some_and(|held| is_write(held.value()));
+        self.work.wakeups += 1;
+        self.work.zombies += u64::from(queued || self.disk.is_writing(host));
         machine.clock.thaw(self.now);
         self.review(host);
         self.wake_soon(host);
@@ -537,13 +551,13 @@ impl World {
         self.work.steps += 1;
         match outcome {
             Ok(()) => {}
-            Err(Interruption::Crash) => {
-                self.atlas.happened(Fault::NodeCrashAtEffect);
+            Err(Interruption::Crash(fault)) => {
+                self.atlas.happened(fault);
                 self.crash(host);
                 self.boot_later(host);
             }
-            Err(Interruption::Pause) => {
-                self.atlas.happened(Fault::NodePauseAtEffect);
+            Err(Interruption::Pause(fault)) => {
+                self.atlas.happened(fault);
                 let how_long = self.rng.span(MILLI, 10 * MINUTE);
                 self.pause(host, how_long);
             }
@@ -574,6 +588,14 @@ impl World {
         self.carry_out_actions(host, false)?;
         let moved = self.move_bytes(host)?;
         self.plan_next(host, moved || more == More::Yes);
+        if self.disk.is_writing(host) && self.atlas.may_impair(host) {
+            if self.atlas.draw(Fault::NodeCrashAtWrite) {
+                return Err(Interruption::Crash(Fault::NodeCrashAtWrite));
+            }
+            if self.atlas.draw(Fault::NodePauseAtWrite) {
+                return Err(Interruption::Pause(Fault::NodePauseAtWrite));
+            }
+        }
         Ok(())
     }
 
@@ -888,14 +910,18 @@ fn stream_event_is_due(
     }
 }
 
+fn is_write(action: &Action<'_>) -> bool {
+    matches!(action, Action::Block(BlockRequest { op: BlockOp::Write(..), .. }))
+}
+
 /// Whether something comes between a node's decision and its effect.
 fn interruption(atlas: &mut Atlas, host: HostId) -> Option<Interruption> {
     if atlas.may_impair(host) {
         if atlas.draw(Fault::NodeCrashAtEffect) {
-            return Some(Interruption::Crash);
+            return Some(Interruption::Crash(Fault::NodeCrashAtEffect));
         }
         if atlas.draw(Fault::NodePauseAtEffect) {
-            return Some(Interruption::Pause);
+            return Some(Interruption::Pause(Fault::NodePauseAtEffect));
         }
     }
     None

@@ -19,6 +19,7 @@ const UNRELIABLE: &[Fault] = &[
     Fault::DiskTorn,
     Fault::DiskTornRead,
     Fault::DiskLateWrite,
+    Fault::DiskHeldWrite,
     Fault::DiskNarrowFlush,
     Fault::DiskError,
     Fault::DiskQueueFull,
@@ -182,7 +183,7 @@ fn a_zombie_write_lands_after_the_crash_of_its_node() {
 
 #[test]
 fn queued_writes_of_a_paused_node_land_after_it_has_resumed() {
-    let mut world = puppets(0, 1, &[Fault::DiskLateWrite], 1000);
+    let mut world = puppets(0, 1, &[Fault::DiskHeldWrite], 1000);
     pull(&mut world, 0, |puppet| puppet.write(1, 3, 1));
     wait(&mut world, |world| world.disk().in_flight() == 1);
     let paused = world.now().0;
@@ -190,6 +191,8 @@ fn queued_writes_of_a_paused_node_land_after_it_has_resumed() {
     let landed = landing(&mut world);
     assert!(landed > paused + 100_000_000_000 && world.is_running(HostId(0)));
     assert!(finish(&mut world, 0, 1), "and the node hears of it");
+    assert_eq!(world.coverage().count(Fault::DiskHeldWrite), 1);
+    assert_eq!((world.work().wakeups, world.work().zombies), (1, 1));
 }
 
 #[test]

@@ -18,12 +18,14 @@ use std::time::Duration;
 #[test]
 fn the_same_seed_gives_the_same_run_and_another_seed_another() {
     for scenario in ALL {
+        // A run of whole clusters takes a hundred times as long as one of the small scenarios.
+        let seeds = if ["counter", "scrub"].contains(&scenario.name) { 40 } else { 4 };
         let mut hashes = std::collections::BTreeSet::new();
-        for seed in 0..40 {
+        for seed in 0..seeds {
             // Both worlds stand at once, so that no address is the same in both.
             let (mut one, mut two) = ((scenario.world)(seed), (scenario.world)(seed));
             // Keeping the text must not matter.
-            if seed % 8 == 0 {
+            if seed % 4 == 0 {
                 two.trace_mut().keep_lines();
             }
             let (one, two) = (scenario.run(&mut one), scenario.run(&mut two));
@@ -32,7 +34,7 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
             assert_eq!(one.coverage, two.coverage);
             hashes.insert(one.hash);
         }
-        assert_eq!(hashes.len(), 40);
+        assert_eq!(hashes.len() as u64, seeds);
     }
 }
 

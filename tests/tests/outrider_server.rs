@@ -222,7 +222,7 @@ fn it_serves_again_after_a_kill() {
 fn a_slot_in_use_is_refused_at_once_and_so_is_mkfs() {
     let volume = volume();
     let mut server = volume.start(&[]);
-    server.hear("watches");
+    server.hear("memory");
     for (args, says) in [
         (["server", "--slot", "0", "v"].as_slice(), "slot 0 of v is in use on this host"),
         (["mkfs", "-f", "v"].as_slice(), "in use"),

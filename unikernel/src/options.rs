@@ -13,6 +13,11 @@
 //!                     image promises that no other voter of this slot ran under this id when it
 //!                     was started; the slot of a server that was killed is then free at once.
 //!                     Without it the id is random, and such a slot is never free by itself
+//! boot=ID             server: the boot of that host, as long. With it the promise is that no other
+//!                     voter of this slot runs in that boot: one that was killed in it is followed
+//!                     at once, without a watch
+//! alone               server: the promise that no other voter of this slot runs anywhere, because
+//!                     it would need the lock that whoever starts the image holds
 //! fenced=ID|any       server: an operator's word that the last user of the slot, the incarnation
 //!                     of this id, or whoever it was, is gone for good
 //! selftest[=NAME]     run the acceptance test, or one planted fault: panic, wx, nx, null, stack,
@@ -30,8 +35,8 @@
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use heapless::Vec;
-use outrider_core::format::quorum::{HostId, Incarnation, Slot};
-use outrider_core::quorum::Vouched;
+use outrider_core::format::quorum::{BootId, HostId, Incarnation, Slot};
+use outrider_core::quorum::{Exclusion, Vouched};
 
 /// Most addresses a node can have.
 pub const ADDRESSES_MAX: usize = 3;
@@ -90,6 +95,10 @@ pub struct Options {
     pub listen: Option<u16>,
     /// The host.
     pub host: Option<HostId>,
+    /// The boot of the host.
+    pub boot: Option<BootId>,
+    /// Nobody else uses the slot, anywhere.
+    pub alone: Option<Exclusion>,
     /// Who is gone for good.
     pub vouched: Option<Vouched>,
     /// Port of the self-test's echo.
@@ -149,6 +158,8 @@ impl Options {
             write_through: false,
             listen: None,
             host: None,
+            boot: None,
+            alone: None,
             vouched: None,
             echo: None,
             connect: None,
@@ -196,6 +207,11 @@ impl Options {
                     let host = parse_id(value).map(HostId).ok_or(malformed)?;
                     once(&mut options.host, host, doubled)?;
                 }
+                ("boot", Some(value)) => {
+                    let boot = parse_id(value).map(BootId).ok_or(malformed)?;
+                    once(&mut options.boot, boot, doubled)?;
+                }
+                ("alone", None) => once(&mut options.alone, Exclusion::Volume, doubled)?,
                 ("fenced", Some(value)) => {
                     once(&mut options.vouched, parse_fenced(value).ok_or(malformed)?, doubled)?;
                 }
@@ -227,6 +243,8 @@ impl Options {
         let given = [
             ("listen", self.listen.is_some(), server),
             ("host", self.host.is_some(), server),
+            ("boot", self.boot.is_some(), server && self.host.is_some()),
+            ("alone", self.alone.is_some(), server),
             ("fenced", self.vouched.is_some(), server),
             ("echo", self.echo.is_some(), self_test),
             ("connect", self.connect.is_some(), self_test),
@@ -312,22 +330,26 @@ fn parse_self_test(value: Option<&str>) -> Option<Mode> {
 mod tests {
     use super::{Fault, Mode, Options, OptionsError, Prefixed};
     use core::net::IpAddr;
-    use outrider_core::format::quorum::{HostId, Incarnation};
-    use outrider_core::quorum::Vouched;
+    use outrider_core::format::quorum::{BootId, HostId, Incarnation};
+    use outrider_core::quorum::{Exclusion, Vouched};
 
     #[test]
     fn a_server_is_understood() {
         let line = "ip=10.0.2.15/24 slot=6 listen=7001 host=00112233445566778899aAbBcCdDeEfF \
-                    fenced=00112233445566778899aAbBcCdDeEfF";
+                    fenced=00112233445566778899aAbBcCdDeEfF alone \
+                    boot=00112233445566778899aAbBcCdDeEfF";
         let options = Options::parse(line).unwrap();
         let id = core::array::from_fn(|index| index as u8 * 0x11);
         let Mode::Server(slot) = options.mode else { panic!("{:?}", options.mode) };
         assert_eq!((slot.number(), options.listen), (6, Some(7001)));
         assert_eq!(options.host, Some(HostId(id)));
+        assert_eq!((options.boot, options.alone), (Some(BootId(id)), Some(Exclusion::Volume)));
         assert_eq!(options.vouched, Some(Vouched::Gone(Incarnation(id))));
         let any = Options::parse("ip=10.0.2.15/24 slot=0 fenced=any").unwrap();
         assert_eq!(any.vouched, Some(Vouched::Anyone));
         assert_eq!(Options::parse("slot=0"), Err(OptionsError::NoAddress));
+        let boot = "ip=10.0.2.15/24 slot=0 boot=00112233445566778899aabbccddeeff";
+        assert_eq!(Options::parse(boot), Err(OptionsError::Useless("boot")));
         assert_eq!(Options::parse("selftest listen=1"), Err(OptionsError::Useless("listen")));
     }
 
@@ -376,6 +398,7 @@ mod tests {
             "slot=x=y",
             "listen=0",
             "host=0011",
+            "boot=0011",
             "host=00112233445566778899aabbccddeefg",
             "fenced=",
             "fenced=nobody",
@@ -388,6 +411,7 @@ mod tests {
             "selftest selftest",
             "slot=0 slot=1",
             "selftest slot=0",
+            "slot=0 alone alone",
             "fenced=any fenced=any",
             "selftest echo=1 echo=2",
             "ip=1.0.0.1/8 ip=2.0.0.1/8 ip=3.0.0.1/8 ip=4.0.0.1/8",

@@ -23,7 +23,7 @@ use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::quorum::{BootId, HostId, Incarnation, Slot};
 use outrider_core::format::super_block::{Super, SuperError, Unverified};
 use outrider_core::pump::{Pump, PumpLimits, Wake};
-use outrider_core::quorum::{Identity, Loss, Refusal, Timing, Vouched};
+use outrider_core::quorum::{Exclusion, Identity, Loss, Refusal, Timing, Vouched};
 use outrider_core::server::{
     Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
 };
@@ -145,7 +145,8 @@ fn configure(platform: &mut Platform, volume: Super, slot: Slot) -> ServerConfig
     let identity = Identity {
         incarnation,
         host: options.host.unwrap_or(host),
-        boot,
+        boot: options.boot.unwrap_or(boot),
+        exclusion: options.alone.unwrap_or(Exclusion::Host),
         vouched: options.vouched.unwrap_or(Vouched::Nothing),
         seed: u64::from_le_bytes(seed),
     };

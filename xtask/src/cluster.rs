@@ -232,13 +232,14 @@ impl Starter {
         let voter = cluster.volume.voters[usize::from(slot)];
         let port = voter.port();
         setup.append = format!("slot={slot} ip=10.0.2.15/24 gw=10.0.2.2 listen={port}");
-        if let Some(host) = guest_host() {
-            setup.append.push_str(&format!(" host={host}"));
-        }
+        setup.append.push_str(&who());
         setup.forward = format!(",hostfwd=tcp:{voter}-:{port}");
         let decoder = Decoder::new(elf).map_err(Failure)?;
         let held = cluster.volume.hold(slot)?;
-        for file in &held {
+        if held.everywhere {
+            setup.append.push_str(" alone");
+        }
+        for file in &held.files {
             fcntl_setfd(file, FdFlags::empty())
                 .map_err(|error| Failure(format!("a lock can't be passed on: {error}")))?;
         }
@@ -267,12 +268,20 @@ fn has_kvm(setup: &Setup, image: &Path, scratch: &Scratch) -> bool {
     works
 }
 
-/// The id of the host that guests on this machine run on: the machine's, with every bit turned, so
-/// that it is nobody else's. Without one a killed guest's slot has to be vouched for.
-fn guest_host() -> Option<String> {
-    let id = fs::read_to_string("/etc/machine-id").ok()?;
-    let id = u128::from_str_radix(id.trim(), 16).ok()?;
-    Some(format!("{:032x}", !id))
+/// The ids of the host that guests on this machine run on, and of its boot, as the image takes
+/// them: the machine's, with every bit turned, so that they are nobody else's. Without them a
+/// killed guest's slot has to be vouched for.
+fn who() -> String {
+    let id = |path| {
+        let digits = fs::read_to_string(path).ok()?.trim().replace('-', "");
+        u128::from_str_radix(&digits, 16).ok().map(|id| format!("{:032x}", !id))
+    };
+    let (host, boot) = (id("/etc/machine-id"), id("/proc/sys/kernel/random/boot_id"));
+    match (host, boot) {
+        (Some(host), Some(boot)) => format!(" host={host} boot={boot}"),
+        (Some(host), None) => format!(" host={host}"),
+        (None, _) => String::new(),
+    }
 }
 
 /// A server's slot, and who is in it.

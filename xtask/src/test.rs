@@ -8,7 +8,7 @@ mod serving;
 
 use crate::guest::{FILE, Guest, Machine, Scratch, Setup};
 use crate::image::{self, PACKAGE};
-use crate::tools::{Failure, QEMU, Tools, cargo, free_ports};
+use crate::tools::{FUSERMOUNT, Failure, QEMU, Tools, cargo, free_ports};
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
@@ -107,7 +107,10 @@ struct Bench<'a> {
     scratch: Scratch,
 }
 
-const GUEST_TESTS: [(&str, GuestTest); 15] = [
+/// The test that mounts what a guest serves.
+const MOUNTED: &str = "server_mounted";
+
+const GUEST_TESTS: [(&str, GuestTest); 16] = [
     ("disk", disk),
     ("echo", echo),
     ("client", client),
@@ -123,6 +126,7 @@ const GUEST_TESTS: [(&str, GuestTest); 15] = [
     ("server_killed", serving::is_killed_and_comes_back),
     ("server_refused", serving::is_refused),
     ("server_paused", serving::is_deposed_by_a_pause),
+    (MOUNTED, serving::is_mounted_twice),
 ];
 
 fn run_guest_tests(tools: &Tools, filter: Option<&str>, tally: &mut Tally) {
@@ -147,6 +151,12 @@ fn run_guest_tests(tools: &Tools, filter: Option<&str>, tally: &mut Tally) {
     }
     let image = image::build();
     for (name, machine, test) in tests {
+        if name.ends_with(MOUNTED) && !(tools.have(&FUSERMOUNT) && Path::new("/dev/fuse").exists())
+        {
+            println!("test {name} ... skipped: needs {} and /dev/fuse", FUSERMOUNT.program);
+            tally.skipped += 1;
+            continue;
+        }
         let start = Instant::now();
         let result = image.as_ref().map_err(ToString::to_string).and_then(|image| {
             let scratch = Scratch::new(&name.replace("::", "-"))?;

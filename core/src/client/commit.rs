@@ -35,7 +35,7 @@
 //!
 //! # When the device fails
 //!
-//! A block whose writing fails is written again, [`TRIES`] times. It is ours, and in memory.
+//! A block whose writing fails is written again, `TRIES` times. It is ours, and in memory.
 //!
 //! A flush that fails says nothing of what was lost before it: everything that was written since
 //! the last one that succeeded may be. Of that the runs are in memory. So all of them are written

@@ -361,8 +361,8 @@ impl<'m> Fs<'m> {
         self.table.poll_orphan()
     }
 
-    /// Whether this mount still uses the inode, if it has no name: it is open, or the mount has seen
-    /// the name go and its kernel has not let go of the inode. Who deletes it asks all mounts.
+    /// Whether this mount still uses the inode, if it has no name: it is open, or the mount has
+    /// seen the name go and its kernel has not let go of the inode. Who deletes it asks all mounts.
     #[must_use]
     pub fn uses(&self, ino: Ino) -> bool {
         self.table.uses(ino)

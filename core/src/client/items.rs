@@ -203,9 +203,6 @@ pub struct ItemCache<'m> {
     /// Fills of an older root are refused.
     root_min: CommitNo,
     counters: Counters,
-    /// A deliberate defect for the tests: fills of an old root are let in.
-    #[cfg(test)]
-    mutant_fill_under_old_root: bool,
 }
 
 impl<'m> ItemCache<'m> {
@@ -235,8 +232,6 @@ impl<'m> ItemCache<'m> {
             phase: Phase::Idle,
             root_min: CommitNo(0),
             counters: Counters::default(),
-            #[cfg(test)]
-            mutant_fill_under_old_root: false,
         })
     }
 

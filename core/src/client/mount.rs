@@ -37,6 +37,7 @@ use crate::format::wire::Kind;
 use crate::format::{ClientId, CommitNo};
 use crate::lock::client::LockClient;
 use crate::lock::{LockName, Mode, ToServer};
+use crate::mutant::{Mutant, is_active};
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::Watcher;
 use crate::{net, quorum};
@@ -468,7 +469,7 @@ impl<'m> Node<'m> for Mount<'m> {
 
     fn step(&mut self, now: Instant) -> More {
         self.step_talk(now);
-        self.suspended = self.locks.is_suspended(now);
+        self.suspended = self.locks.is_suspended(now) && !is_active(Mutant::AnswerAfterLease);
         let mut more = More::No;
         if self.may_submit() {
             for more_of in [

@@ -3,8 +3,8 @@
 //! ```text
 //!                  changed, or not proven free
 //!     Watching -------------------------------> Ended(Refused)
-//!        | unchanged for a lease                   ^  another writer in the slot,
-//!        v                                         |  or a newer configuration: from anywhere
+//!        | unchanged for a lease, or               ^  another writer in the slot,
+//!        v nobody else can be in it                |  or a newer configuration: from anywhere
 //!     Joining ---- first write durable --+         |
 //!                                        v
 //!        +---------------------------> Following <-------------------------------+
@@ -43,13 +43,13 @@ mod judge;
 mod write;
 
 use self::write::{FLUSH, WRITE, Writing};
-use super::mutant::Mutant;
 use super::scan::{Scan, ScanBlocks, Sight};
 use super::timing::{Timing, TimingError, earlier, ms};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::Term;
 use crate::format::block::Volume;
 use crate::format::quorum::{BootId, HostId, Incarnation, ROUND_MAX, Slot, State};
+use crate::mutant::{Mutant, is_active};
 use heapless::Deque;
 use outrider_hal::{
     Block, BlockNo, BlockRequest, BlockResult, Completion, Endpoint, Instant, IoError,
@@ -114,16 +114,27 @@ pub enum Vouched {
     Anyone,
 }
 
+/// How far the lock reaches by which the owner makes sure that one voter of a slot runs at a time,
+/// and is started only when all I/O of the one before has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exclusion {
+    /// To one boot of one host. By mistake another host may be told to use the slot too.
+    Host,
+    /// To whoever can use the volume, because all of them are in reach of the lock.
+    Volume,
+}
+
 /// Who the voter is.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     /// Drawn at random for this start.
     pub incarnation: Incarnation,
-    /// The host. The owner makes sure that one host runs one voter of a slot at a time, and starts
-    /// it only when all I/O of the one before has ended.
+    /// The host, the same after a reboot.
     pub host: HostId,
     /// The boot of that host. A boot ends all I/O of the boots before it.
     pub boot: BootId,
+    /// What keeps other voters out of the slot.
+    pub exclusion: Exclusion,
     /// What an operator said.
     pub vouched: Vouched,
     /// Seed of the jitter; different in each voter.
@@ -248,7 +259,7 @@ impl<'m> VoterBlocks<'m> {
 #[derive(Debug)]
 enum Phase {
     /// Reads its own block until it has not changed for a lease, since this time if it could be
-    /// read.
+    /// read; or until it shows that nobody else can be in the slot.
     Watching { since: Option<Instant> },
     /// Makes its first write durable. The slot was last seen free by the scan begun then.
     Joining { watched: Instant },
@@ -327,7 +338,6 @@ pub struct Voter<'m> {
     trouble: Option<Trouble>,
     jitter: u64,
     notices: Deque<Notice, NOTICES>,
-    pub(super) mutant: Mutant,
 }
 
 impl<'m> Voter<'m> {
@@ -368,7 +378,6 @@ impl<'m> Voter<'m> {
             trouble: None,
             jitter: identity.seed,
             notices: Deque::new(),
-            mutant: Mutant::None,
         })
     }
 
@@ -443,7 +452,7 @@ impl<'m> Voter<'m> {
     /// answer covers both.
     pub fn check_claims(&mut self, now: Instant, token: CheckToken) {
         let scan = self.scan.number() + 1;
-        let blindly = self.mutant.answers_before_reread();
+        let blindly = is_active(Mutant::AnswerBeforeReread);
         if let Phase::Leading(office) = &mut self.phase {
             office.check = Some(if blindly {
                 Check::Clear(token)

@@ -22,6 +22,7 @@ use super::table::{Member, Standing};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::wire::message::{INOS_MAX, InoSet, Inos, Outcome, ServerAnswer, ServerRequest};
 use crate::format::wire::{ErrorCode, Kind};
+use crate::mutant::{Mutant, is_active};
 use crate::net::{RequestId, SessionId, Ticket};
 use heapless::Vec;
 use zerocopy::little_endian::U64;
@@ -62,9 +63,8 @@ impl Server<'_> {
         inos: &Vec<U64, INOS_MAX>,
     ) {
         let inos = Inos::new(inos).expect("it was parsed");
-        if self.orphans.question.is_some()
-            || self.locks.server.is_recovering()
-            || !self.can_ask_all(session)
+        let is_early = self.locks.server.is_recovering() || !self.can_ask_all(session);
+        if self.orphans.question.is_some() || is_early && !is_active(Mutant::OrphansBeforeRecovery)
         {
             let busy = Outcome::Failed(ErrorCode::Busy, None);
             let _ = self.links.answer(session, ticket, &busy);
@@ -85,7 +85,10 @@ impl Server<'_> {
     fn other(&self, at: usize, asker: SessionId) -> Option<SessionId> {
         let member = self.members.all().get(at)?;
         let asked = member.standing == Standing::Mounted;
-        self.links.find(member.client).filter(|session| asked && *session != asker)
+        self.links.find(member.client).filter(|session| {
+            let here = !is_active(Mutant::OrphansBeforeRecovery) || self.links.is_up(*session);
+            asked && here && *session != asker
+        })
     }
 
     fn can_ask_all(&self, asker: SessionId) -> bool {

@@ -30,6 +30,7 @@ use crate::format::wire::message::{
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{BlockNo, ClientId, CommitNo, Ino, RunId, Seq};
 use crate::lock::GROUP_KEYS;
+use crate::mutant::{Mutant, is_active};
 use crate::txn::loans::{EXTENTS_HIGH, Loans, NotSo};
 use crate::txn::settle::lend_floor;
 use crate::txn::store::Store;
@@ -504,6 +505,9 @@ fn use_loans(
     volume_blocks: u64,
     loans: &mut [Loans; 4],
 ) -> Result<(), Halt> {
+    if is_active(Mutant::LoansNotShrunk) {
+        return Ok(());
+    }
     for run in request.runs() {
         run.check(volume_blocks).map_err(|_| Halt::Refuse(ErrorCode::Invalid))?;
         loans[Pool::Runs as usize - 1].remove(run.extent())?;
@@ -702,7 +706,7 @@ pub(super) fn release(
     }
     let extents = list(item.value).ok().filter(|_| {
         let round = key.owner.get();
-        round < own && gone.has(round)
+        round < own && (gone.has(round) || is_active(Mutant::QuarantineEndsByTime))
     });
     let Some(extents) = extents else {
         *from = match key.part.get().checked_add(1) {

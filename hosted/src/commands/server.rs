@@ -20,14 +20,14 @@ use outrider_core::format::quorum::{Incarnation, SLOTS, Slot};
 use outrider_core::format::super_block::Super;
 use outrider_core::net;
 use outrider_core::pump::PumpLimits;
-use outrider_core::quorum::{Loss, Refusal, Timing, Trouble, Vouched};
+use outrider_core::quorum::{Exclusion, Loss, Refusal, Timing, Trouble, Vouched};
 use outrider_core::server::{
     Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
 };
 use outrider_hal::{Clock, Endpoint, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
 use outrider_hosted::disk::{Access, FileDevice};
-use outrider_hosted::host::{self, SlotLock};
+use outrider_hosted::host::{self, FileLock, SlotLock, lock_in_file};
 use outrider_hosted::memory::region;
 use outrider_hosted::net::TcpNetwork;
 use outrider_hosted::node::{HostedPump, Next, Owner, Runner};
@@ -97,11 +97,18 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let endpoint = endpoint(options, &volume)?;
     let _held = hold(path)?;
     let lock = SlotLock::take(&volume, slot).map_err(failed)?;
-    let _lock = lock.ok_or_else(|| {
+    let in_use = || {
         let name = path.display();
         Failure::new(format!("slot {slot} of {name} is in use on this host; stop that one first"))
-    })?;
-    let config = config(options, &volume)?;
+    };
+    let _lock = lock.ok_or_else(in_use)?;
+    let file_lock = lock_in_file(path, slot).map_err(failed)?;
+    let exclusion = match file_lock {
+        FileLock::Held(_) => Exclusion::Volume,
+        FileLock::InUse => return Err(in_use()),
+        FileLock::Unproven => Exclusion::Host,
+    };
+    let config = config(options, &volume, exclusion)?;
     let mut signals = Signals::catch().map_err(failed)?;
     let (bell, over) = (Bell::new().map_err(failed)?, Bell::new().map_err(failed)?);
     let device = FileDevice::open(path, Access::ReadWrite, bell.clone());
@@ -113,8 +120,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;
-    let observe_ms = config.quorum.observe_ms;
-    tell(&format!("slot {slot}: watches for {observe_ms} ms that nobody else has the slot"));
     let (told, outcome) = sync_channel(1);
     let watch = Watch {
         slot,
@@ -150,11 +155,15 @@ fn endpoint(options: &Options, volume: &Super) -> Result<Endpoint, Failure> {
     Ok(options.listen.map_or(named, Endpoint::from))
 }
 
-fn config(options: &Options, volume: &Super) -> Result<ServerConfig, Failure> {
+fn config(
+    options: &Options,
+    volume: &Super,
+    exclusion: Exclusion,
+) -> Result<ServerConfig, Failure> {
     let failed = |error| Failure::new(format!("cannot tell who this host is: {error}"));
     let mut entropy = SystemEntropy::open().map_err(failed)?;
     let vouched = options.fenced.unwrap_or(Vouched::Nothing);
-    let identity = host::identity(volume, &mut entropy, vouched).map_err(failed)?;
+    let identity = host::identity(volume, &mut entropy, vouched, exclusion).map_err(failed)?;
     let mut secret = [0; 32];
     entropy.fill(&mut secret);
     Ok(ServerConfig {

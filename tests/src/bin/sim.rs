@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--twice] [--demand] [--trace]
+//! sim --mutants
 //! ```
 //!
 //! Built with `--cfg outrider_mutants` it takes `--mutant NAME`: a run that then is clean shows
-//! what the checkers would miss.
+//! what the checkers would miss. `--mutants` tries all of them, and prints which seed noticed each.
 //!
 //! # Invariants
 //!
@@ -18,6 +19,7 @@ use outrider_tests::faults::Coverage;
 use outrider_tests::scenario::{ALL, Report, Scenario};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Simulates clusters under faults.
 #[derive(Debug, Parser)]
@@ -44,7 +46,17 @@ struct Options {
     #[cfg(outrider_mutants)]
     #[arg(long)]
     mutant: Option<String>,
+    /// Try each mistake until a seed notices it.
+    #[cfg(outrider_mutants)]
+    #[arg(long)]
+    mutants: bool,
 }
+
+/// What stands before the number of steps when something went wrong.
+const STEPS_BEFORE: &str = "steps: ";
+
+/// Steps of nodes in the seeds that have been run, to be told if a node panics.
+static STEPS: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -59,6 +71,10 @@ fn main() -> ExitCode {
             }
         },
     };
+    #[cfg(outrider_mutants)]
+    if options.mutants {
+        return hunts::run();
+    }
     #[cfg(outrider_mutants)]
     if let Some(name) = &options.mutant {
         use outrider_core::mutant::{Mutant, activate};
@@ -116,6 +132,7 @@ fn run_seed(scenario: &'static Scenario, seed: u64, options: &Options) -> Result
         move |panic: &std::panic::PanicHookInfo<'_>| {
             report(panic);
             eprintln!("{replay}");
+            eprintln!("{STEPS_BEFORE}{}", STEPS.load(Ordering::Relaxed));
         }
     };
     std::panic::set_hook(Box::new(name_the_seed));
@@ -124,7 +141,10 @@ fn run_seed(scenario: &'static Scenario, seed: u64, options: &Options) -> Result
         world.trace_mut().print_lines();
     }
     let report = scenario.run(&mut world);
+    let steps = report.work.iter().find(|(what, _)| *what == "steps").map_or(0, |work| work.1);
+    STEPS.fetch_add(steps, Ordering::Relaxed);
     if let Some(violation) = &report.violation {
+        eprintln!("{STEPS_BEFORE}{}", STEPS.load(Ordering::Relaxed));
         return Err(format!("{} seed {seed}: {violation}\n{replay}", scenario.name));
     }
     if options.twice {
@@ -155,5 +175,72 @@ fn first_difference(scenario: &Scenario, seed: u64) -> String {
     match differ {
         Some((one, two)) => format!("\n  {one}\n  {two}"),
         None => "not so when run again".to_owned(),
+    }
+}
+
+/// Mistakes, each tried in a process of its own: some end in a panic.
+#[cfg(outrider_mutants)]
+mod hunts {
+    use super::STEPS_BEFORE;
+    use outrider_core::mutant::Mutant;
+    use outrider_tests::hunt::{Hunt, hunt};
+    use std::process::{Command, ExitCode};
+
+    /// Tries them all; says which seed noticed each.
+    pub(super) fn run() -> ExitCode {
+        println!("{:<24}{:<10}{:>6}{:>12}  noticed as", "mistake", "scenario", "seeds", "steps");
+        let mut missed = 0;
+        for mutant in Mutant::ALL {
+            let Some(Hunt { scenario, seeds }) = hunt(*mutant) else { continue };
+            let name = format!("{mutant:?}");
+            let (steps, seed, what) = match noticed(&name, scenario.name, seeds) {
+                Ok(Some(noticed)) => noticed,
+                Ok(None) => {
+                    missed += 1;
+                    println!("{name:<24}{:<10}{seeds:>6}{:>12}  NOT NOTICED", scenario.name, "");
+                    continue;
+                }
+                Err(error) => {
+                    eprintln!("{name}: {error}");
+                    return ExitCode::FAILURE;
+                }
+            };
+            println!("{name:<24}{:<10}{:>6}{steps:>12}  {what}", scenario.name, seed + 1);
+        }
+        match missed {
+            0 => ExitCode::SUCCESS,
+            _ => {
+                eprintln!("{missed} mistakes were not noticed");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// Steps until the mistake was noticed, the seed, and as what.
+    type Noticed = (u64, u64, String);
+
+    fn noticed(mutant: &str, scenario: &str, seeds: u64) -> std::io::Result<Option<Noticed>> {
+        let seeds = seeds.to_string();
+        let arguments = ["--mutant", mutant, "--scenario", scenario, "--seeds", &seeds];
+        let output = Command::new(std::env::current_exe()?).args(arguments).output()?;
+        if output.status.success() {
+            return Ok(None);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let number = |before: &str| {
+            let after = said.lines().find_map(|line| line.split_once(before))?.1;
+            after.split(' ').next()?.parse().ok()
+        };
+        let (steps, seed) = (number(STEPS_BEFORE), number("--seed "));
+        let (Some(steps), Some(seed)) = (steps, seed) else {
+            return Err(std::io::Error::other(said.into_owned()));
+        };
+        // A panic says where it happened in one line, and why in the next.
+        let of_seed = format!("{scenario} seed {seed}: ");
+        let violation = said.lines().find_map(|line| line.strip_prefix(&of_seed));
+        let panic = || said.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
+        let what = violation.or_else(panic).unwrap_or("an end without words");
+        let what: String = what.chars().take(110).collect();
+        Ok(Some((steps, seed, what)))
     }
 }

@@ -591,6 +591,10 @@ impl<'w> Census<'w> {
             }
             if key.part == ClientPart::Client as u8 {
                 let record = ClientRecord::read_from_bytes(value).map_err(|_| "a record")?;
+                let twin = census.clients.iter().find(|(_, other)| other.nonce == record.nonce);
+                if let Some((twin, _)) = twin {
+                    return Err(format!("{twin} and {} have drawn the same nonce", key.client));
+                }
                 census.clients.insert(ClientId(key.client.get()), record);
             }
             Ok(())

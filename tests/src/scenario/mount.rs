@@ -1,6 +1,7 @@
 //! Metadata servers and mounts, whose users make calls.
 //!
-//! The voters' late writes are not simulated, as in the scenario of servers.
+//! What a crashed voter may still write is bounded as in the scenario of servers, and what a
+//! crashed mount may by the lifetime that servers are told.
 
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
@@ -24,12 +25,13 @@ use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
 use outrider_core::node::{Action, Event, More, Node};
-use outrider_core::quorum::{Identity, Timing, Vouched};
+use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
+use std::time::Duration;
 use users::{Log, Mounts, Users};
 
 pub mod users;
@@ -41,6 +43,13 @@ const PORT: u16 = 7000;
 const CLIENTS: u16 = 100;
 const SERVERS: u16 = 2;
 const MOUNTS: u16 = 3;
+
+/// Mounts are evicted within the time that faults go on.
+const TIMING: ServerTiming = ServerTiming {
+    recovery: Duration::from_secs(10),
+    io_lifetime: Duration::from_secs(12),
+    ..ServerTiming::NORMAL
+};
 
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
@@ -58,7 +67,6 @@ fn demands() -> FaultSet {
         Fault::DiskMisdirectedRead,
         Fault::DiskMisdirectedWrite,
         Fault::DiskBadBlock,
-        Fault::DiskLateWrite,
     ];
     FaultSet::ALL.without(FaultSet::of(&unpromised))
 }
@@ -177,18 +185,23 @@ impl Serving {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
                 boot: BootId([boots as u8; 16]),
+                exclusion: Exclusion::Host,
                 vouched: Vouched::Nothing,
                 seed: entropy.number(),
             },
             quorum: Timing::NORMAL,
             net: NetTiming::DEFAULT,
-            timing: ServerTiming::NORMAL,
+            timing: TIMING,
             secret,
         }
     }
 }
 
 impl Program for Serving {
+    fn io_lifetime(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let limits = ServerLimits::for_clients(CLIENTS);
@@ -213,6 +226,10 @@ pub struct Mounting {
 }
 
 impl Program for Mounting {
+    fn io_lifetime(&self) -> Duration {
+        TIMING.io_lifetime
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let config = Platform::config(self.volume, &mut Rng::new(0));

@@ -11,8 +11,8 @@
 //! * A request is logged before it is sent, and sent again unchanged: what a number stands for is
 //!   known to the checker whatever becomes of the mount.
 //!
-//! The voters' late writes are not simulated: whoever starts a voter answers for it that the I/O of
-//! the one before has ended.
+//! A voter that crashed writes nothing late: whoever starts a voter answers for it that the I/O of
+//! the one before has ended. One that was paused does.
 
 mod locking;
 pub mod merge;
@@ -50,7 +50,7 @@ use outrider_core::net::{
     SessionLimits, Timing as NetTiming,
 };
 use outrider_core::node::{Action, Event, More, Node};
-use outrider_core::quorum::{Identity, Timing, Vouched, Watcher, WatcherBlocks};
+use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched, Watcher, WatcherBlocks};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_core::txn::store::{Store, StoreEvent};
 use outrider_hal::{
@@ -95,7 +95,6 @@ fn demands() -> FaultSet {
         Fault::DiskMisdirectedRead,
         Fault::DiskMisdirectedWrite,
         Fault::DiskBadBlock,
-        Fault::DiskLateWrite,
     ];
     FaultSet::ALL.without(FaultSet::of(&unpromised))
 }
@@ -209,6 +208,7 @@ impl Serving {
                 incarnation: Incarnation(incarnation),
                 host: QuorumHost([self.me as u8 + 1; 16]),
                 boot: BootId([boots as u8; 16]),
+                exclusion: Exclusion::Host,
                 vouched: Vouched::Nothing,
                 seed: entropy.number(),
             },
@@ -225,6 +225,10 @@ impl Serving {
 }
 
 impl Program for Serving {
+    fn io_lifetime(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let limits = limits();

@@ -1,12 +1,22 @@
 //! The volume of a cluster: found or made, and what its super block says.
 
 use crate::tools::{Failure, free_ports, output, succeed};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{FlockOperation, OFlags, flock, fstatfs};
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// What a guest's process holds as long as these are open in it.
+pub(crate) struct Held {
+    pub(crate) files: [File; 2],
+    /// Whoever uses the slot anywhere would hold the same.
+    pub(crate) everywhere: bool,
+}
 
 /// A volume that servers can use.
 pub(crate) struct Volume {
@@ -60,8 +70,9 @@ impl Volume {
     /// nobody makes another one of it. Whoever has the files open holds them: they are passed on to
     /// the guest's process, and so held until that has ended, with all its transfers, even if this
     /// process is killed before.
-    pub(crate) fn hold(&self, slot: u8) -> Result<[File; 2], Failure> {
-        let volume = File::open(&self.path).map_err(|error| fail(&self.path, &error))?;
+    pub(crate) fn hold(&self, slot: u8) -> Result<Held, Failure> {
+        let volume = File::options().read(true).write(true).open(&self.path);
+        let volume = volume.map_err(|error| fail(&self.path, &error))?;
         flock(&volume, FlockOperation::NonBlockingLockShared).map_err(|_| {
             Failure(format!("{} is in use; stop what uses it first", self.path.display()))
         })?;
@@ -71,12 +82,38 @@ impl Volume {
         let mut options = OpenOptions::new();
         let file = options.create(true).write(true).truncate(false).open(&path);
         let file = file.map_err(|error| fail(&path, &error))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok([volume, file]),
-            Err(_) => Err(Failure(format!(
-                "slot {slot} of {} is in use by another guest on this machine; stop that first",
+        let in_use = || {
+            Failure(format!(
+                "slot {slot} of {} is in use on this machine; stop that first",
                 self.path.display()
-            ))),
+            ))
+        };
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| in_use())?;
+        let everywhere = self.lock_in_file(&volume, slot).ok_or_else(in_use)?;
+        Ok(Held { files: [volume, file], everywhere })
+    }
+
+    /// Locks the slot in the volume's file as `outrider server` does: whether that proves that
+    /// nobody has the slot anywhere. None: somebody has it.
+    fn lock_in_file(&self, volume: &File, slot: u8) -> Option<bool> {
+        // Those of ext, XFS, Btrfs and F2FS, and what is in memory or laid over these.
+        const LOCAL: [u32; 6] =
+            [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630];
+        let local = fstatfs(volume).ok().and_then(|found| u32::try_from(found.f_type).ok());
+        if !local.is_some_and(|local| LOCAL.contains(&local)) || !self.path.is_file() {
+            return Some(false);
+        }
+        let lock = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: (1 << 62) + i64::from(slot),
+            l_len: 1,
+            l_pid: 0,
+        };
+        match fcntl(volume, FcntlArg::F_OFD_SETLK(&lock)) {
+            Ok(_) => Some(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => None,
+            Err(_) => Some(false),
         }
     }
 }

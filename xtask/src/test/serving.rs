@@ -2,13 +2,15 @@
 
 use super::{ADDRESSES, Bench, PATIENCE, STATUS_FAILURE, STATUS_SUCCESS, expect, free_port};
 use crate::guest::{Guest, SHARED_BUFFERED, STOP, Setup};
-use crate::tools::{build_program, build_visit, output};
+use crate::tools::{build_program, build_visit, output, root};
+use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 const HOST: &str = "host=00112233445566778899aabbccddeeff";
+const BOOT: &str = "boot=0123456789abcdef0123456789abcdef";
 const OTHER_HOST: &str = "host=ffeeddccbbaa99887766554433221100";
 
 /// A volume of one voter, and the programs that look at it.
@@ -103,12 +105,13 @@ pub(super) fn lives_and_stops(bench: &Bench<'_>) -> Result<(), String> {
 /// host it is refused until somebody vouches for the one before it.
 pub(super) fn is_killed_and_comes_back(bench: &Bench<'_>) -> Result<(), String> {
     let rig = Rig::new(bench)?;
-    let mut guest = rig.start(bench, HOST)?;
+    let here = format!("{HOST} {BOOT}");
+    let mut guest = rig.start(bench, &here)?;
     guest.wait_for("INFO listening")?;
     rig.visit(1, 1)?;
     drop(guest);
     rig.check()?;
-    let mut guest = rig.start(bench, HOST)?;
+    let mut guest = rig.start(bench, &here)?;
     guest.wait_for("INFO listening")?;
     rig.visit(2, 2)?;
     drop(guest);
@@ -119,6 +122,28 @@ pub(super) fn is_killed_and_comes_back(bench: &Bench<'_>) -> Result<(), String> 
     rig.visit(3, 3)?;
     stop(guest)?;
     rig.check()
+}
+
+/// Two mounts of what it serves: a tree that is copied through one is seen through the other, also
+/// when the guest is killed meanwhile and another started, and when all were stopped and started.
+pub(super) fn is_mounted_twice(bench: &Bench<'_>) -> Result<(), String> {
+    let volume = bench.scratch.0.join("volume");
+    for kill in ["KILL=$NODE0", "KILL="] {
+        let own = env::current_exe().map_err(|error| format!("xtask: {error}"))?;
+        let mut cluster = Command::new(own);
+        cluster.current_dir(root()).args(["qemu", "--dev", "--accel", "tcg", "--restart"]);
+        cluster.args(["--mounts", "2", "--size", "1G", "--machine", bench.machine.name()]);
+        cluster.arg("--volume").arg(&volume).arg("--run");
+        // Of what this reads, all is in the workspace, and small.
+        cluster.arg(format!("SRC=core FILES=120 {kill} timeout 100 sh tests/scripts/tree.sh"));
+        let told = output("cargo xtask qemu", &mut cluster)?;
+        if kill == "KILL=" && !told.contains("found and compared what was there before") {
+            return Err(format!("it forgot what it had, and said:\n{told}"));
+        }
+    }
+    let outrider = build_program(true)?;
+    output("outrider check", Command::new(outrider).arg("check").arg(&volume))?;
+    Ok(())
 }
 
 /// What can't be served is refused in words.

@@ -318,3 +318,63 @@ impl<'m> Blocks<'m> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use crate::arena::tests::region;
+
+    const GROUP: u64 = 1024;
+
+    fn group(ino: Ino) -> u64 {
+        ino.0 / GROUP
+    }
+
+    fn make(inos: &mut Inos<'_>, dir: Ino, directory: bool) -> Option<Ino> {
+        let ino = inos.peek(dir, directory)?;
+        inos.take(dir, directory);
+        Some(ino)
+    }
+
+    /// Two mounts never meet in what they make in two directories: each draws from lock groups of
+    /// its own, however their calls mix.
+    #[test]
+    fn directories_draw_from_groups_of_their_own() {
+        let mut arena = Arena::new(region(1 << 16)).unwrap();
+        let mut inos = Inos::carve(&mut arena, 8).unwrap();
+        for lent in 5..11 {
+            assert!(inos.lend(Ino(lent * GROUP), GROUP));
+        }
+        let [a, b] = [Ino(1), Ino(2)];
+        let groups = |inos: &mut Inos<'_>, dir| {
+            let made: std::vec::Vec<Ino> =
+                (0..100).map(|_| make(inos, dir, false).unwrap()).collect();
+            assert!(made.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0), "in a row");
+            (group(made[0]), group(made[99]))
+        };
+        let of_a = groups(&mut inos, a);
+        let of_b = groups(&mut inos, b);
+        assert_eq!((of_a.0, of_b.0), (of_a.1, of_b.1));
+        assert_ne!(of_a.0, of_b.0);
+        // A directory made in one of them begins a group, from which what is in it is numbered.
+        let sub = make(&mut inos, a, true).unwrap();
+        assert!(group(sub) != of_a.0 && group(sub) != of_b.0);
+        assert_eq!(make(&mut inos, sub, false), Some(Ino(sub.0 + 1)));
+        assert_eq!(groups(&mut inos, a).0, of_a.0);
+    }
+
+    /// No number is given out twice, and the last of a group is followed by another group's first.
+    #[test]
+    fn each_number_is_given_out_once() {
+        let mut arena = Arena::new(region(1 << 16)).unwrap();
+        let mut inos = Inos::carve(&mut arena, 2).unwrap();
+        assert!(inos.lend(Ino(GROUP), 3) && inos.lend(Ino(2 * GROUP), 2));
+        assert!(!inos.lend(Ino(9 * GROUP), 1), "there is no room");
+        let made: std::vec::Vec<Ino> =
+            core::iter::from_fn(|| make(&mut inos, Ino(1), false)).collect();
+        let numbers = [GROUP, GROUP + 1, GROUP + 2, 2 * GROUP, 2 * GROUP + 1];
+        assert_eq!(made, numbers.map(Ino));
+    }
+}

@@ -42,6 +42,7 @@ use super::{
     marks,
 };
 use crate::format::CommitNo;
+use crate::mutant::{Mutant, is_active};
 
 /// A generation of changes: all those between two snapshots. Counts up by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -228,7 +229,9 @@ impl ItemCache<'_> {
         self.dirty_items -= 1;
         self.dirty_chunks -= self.chunks(entry.id);
         self.expire_fills_under(&entry.key, root);
-        if flags & (TOMBSTONE | BLIND) != 0 {
+        let leaves =
+            if is_active(Mutant::WriteOnlyItemsKept) { TOMBSTONE } else { TOMBSTONE | BLIND };
+        if flags & leaves != 0 {
             self.free_slot(entry.id);
         } else {
             self.index.mark(&entry.key, marks(flags));

@@ -28,6 +28,7 @@ use super::values::{VALUE_BYTES_MAX, chunks_of};
 use super::{ANY, ItemCache, Key, PERSISTENT, Range, UNSEEN};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::CommitNo;
+use crate::mutant::{Mutant, is_active};
 
 /// Names a fill, also after it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -138,7 +139,7 @@ impl ItemCache<'_> {
     ) -> Result<FillId, FillRefused> {
         assert!(range.contains(at));
         assert!(self.first_in(range, UNSEEN).is_none(), "a fill of blindly changed keys");
-        if root < self.root_min && !self.lets_old_roots_in() {
+        if root < self.root_min && !is_active(Mutant::FillUnderOldRoot) {
             return Err(FillRefused::OldRoot(self.root_min));
         }
         let mut free = None;
@@ -174,7 +175,7 @@ impl ItemCache<'_> {
     /// it stale until now has done so for good: the lock may have been given up.
     pub fn fill_renew(&mut self, id: FillId, root: CommitNo) -> Result<(), FillEnd> {
         self.fill_rest(id)?;
-        if root < self.root_min && !self.lets_old_roots_in() {
+        if root < self.root_min && !is_active(Mutant::FillUnderOldRoot) {
             return Err(self.fill_over(id, FillEnd::Stale));
         }
         self.fills.get(id).expect("it has not ended").root = root;
@@ -222,7 +223,7 @@ impl ItemCache<'_> {
 
     /// Makes fills that have yet to bring one of these keys stale.
     pub(super) fn expire_fills(&mut self, range: &Range) {
-        if !self.lets_old_roots_in() {
+        if !is_active(Mutant::FillUnderOldRoot) {
             let overlapping = self.fills.running().filter(|fill| fill.rest.overlaps(range));
             overlapping.for_each(|fill| fill.state = State::Stale);
         }
@@ -230,7 +231,7 @@ impl ItemCache<'_> {
 
     /// Makes fills that have yet to bring this key, from a root older than `root`, stale.
     pub(super) fn expire_fills_under(&mut self, key: &Key, root: CommitNo) {
-        if !self.lets_old_roots_in() {
+        if !is_active(Mutant::FillUnderOldRoot) {
             let containing = self.fills.running().filter(|fill| fill.rest.contains(key));
             let older = containing.filter(|fill| fill.root < root);
             older.for_each(|fill| fill.state = State::Stale);
@@ -270,15 +271,5 @@ impl ItemCache<'_> {
         }
         self.fills.release(id);
         end
-    }
-
-    #[cfg(test)]
-    fn lets_old_roots_in(&self) -> bool {
-        self.mutant_fill_under_old_root
-    }
-
-    #[cfg(not(test))]
-    fn lets_old_roots_in(&self) -> bool {
-        false
     }
 }

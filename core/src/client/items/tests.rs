@@ -15,6 +15,7 @@ use super::{
 use crate::arena::{Arena, ArenaFull, REGION_ALIGN};
 use crate::error::Error;
 use crate::format::CommitNo;
+use crate::mutant::{Mutant, activate};
 use crate::node::More;
 use core::mem::MaybeUninit;
 use std::collections::{BTreeMap, BTreeSet};
@@ -225,9 +226,10 @@ fn a_deleted_item_is_not_resurrected_by_a_fill_under_an_old_root() {
 #[test]
 fn letting_old_roots_in_would_resurrect_it() {
     roomy(|cache| {
-        cache.mutant_fill_under_old_root = true;
+        activate(Some(Mutant::FillUnderOldRoot));
         assert_eq!(delete_under_a_fill(cache), Ok(()));
         assert_eq!(read(cache, 7), Ok(Some(b"seven".to_vec())));
+        activate(None);
     });
 }
 

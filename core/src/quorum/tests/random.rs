@@ -3,8 +3,9 @@
 
 extern crate std;
 
-use super::super::mutant::Mutant;
+use super::super::Exclusion;
 use super::sim::{Counts, MS, Memory, Prey, Rng, SECOND, Sim};
+use crate::mutant::{Mutant, activate};
 use std::string::String;
 use std::vec::Vec;
 
@@ -37,7 +38,8 @@ fn fault(sim: &mut Sim<'_>) {
     let blind = !sim.clocks_are_honest && sim.rng.one_in(2);
     let stalls_io = sim.rng.one_in(2);
     match sim.rng.below(12) {
-        0 => sim.crash(node),
+        0 if sim.counts.crashes.is_multiple_of(2) => sim.crash(node),
+        0 => sim.reboot(node),
         1 | 2 => sim.pause(node, pause, blind, stalls_io),
         3..=5 => sim.ambush(node, Prey::Any, pause, blind, stalls_io),
         6 => sim.slow(node, pause.min(5 * SECOND)),
@@ -63,12 +65,12 @@ fn is_over(sim: &Sim<'_>, node: usize) -> bool {
     })
 }
 
-fn schedule(seed: u64, mutant: Mutant) -> Outcome {
+fn schedule(seed: u64, mutant: Option<Mutant>) -> Outcome {
+    activate(mutant);
     let mut memory = Memory::new(48);
     let mut draw = Rng::new(seed);
     let voters = [1, 2, 2, 3, 3, 3, 5, 7][draw.below(8) as usize];
     let mut sim = Sim::new(&mut memory, voters, seed);
-    sim.mutant = mutant;
     sim.hiccups = true;
     sim.clocks_are_honest = !draw.one_in(3);
     sim.commit_every_ms = [5, 20, 100, 400][draw.below(4) as usize];
@@ -77,6 +79,9 @@ fn schedule(seed: u64, mutant: Mutant) -> Outcome {
         if !draw.one_in(4) {
             sim.start(node);
         }
+    }
+    if draw.one_in(3) {
+        sim.exclusion = Exclusion::Volume;
     }
     let end = sim.now + draw.between(4, 16) * SECOND;
     while sim.now < end && sim.violations.is_empty() {
@@ -124,7 +129,7 @@ fn run(seeds: core::ops::Range<u64>) -> Counts {
     let mut counts = Counts::default();
     let schedules = seeds.end - seeds.start;
     for seed in seeds {
-        let outcome = schedule(seed, Mutant::None);
+        let outcome = schedule(seed, None);
         assert!(outcome.violations.is_empty(), "seed {seed}: {:#?}", outcome.violations);
         counts.add(&outcome.counts);
     }
@@ -148,7 +153,7 @@ fn random_schedules_lose_no_answered_commit() {
 /// The first violation from this seed on.
 fn first_violation(mutant: Mutant, from: u64) -> Option<(u64, String)> {
     (from..from + 4000).find_map(|seed| {
-        let outcome = schedule(seed, mutant);
+        let outcome = schedule(seed, Some(mutant));
         outcome.violations.into_iter().next().map(|what| (seed, what))
     })
 }
@@ -168,4 +173,5 @@ fn each_mutant_is_caught_by_some_seed() {
         std::println!("{mutant:?}: {caught:?}");
         assert!(caught.is_some(), "{mutant:?} was not noticed");
     }
+    activate(None);
 }

@@ -12,7 +12,6 @@
 
 extern crate std;
 
-use super::super::mutant::Mutant;
 use super::super::*;
 use crate::arena::Arena;
 use crate::format::Term;
@@ -232,6 +231,8 @@ pub(super) struct Node<'m> {
     pub(super) listening: Option<Term>,
     pub(super) mounts: u32,
     pub(super) host: u8,
+    /// How often its host was booted anew.
+    pub(super) boots: u8,
     stopping: bool,
     /// Requests its voter has submitted.
     pub(super) requests: u64,
@@ -283,11 +284,12 @@ pub(super) struct Sim<'m> {
     pub(super) nodes: Vec<Node<'m>>,
     voters: Slots,
     pub(super) timing: Timing,
-    pub(super) mutant: Mutant,
     pub(super) counts: Counts,
     /// Whether a node's clock shows all of its pauses: then leases exclude each other.
     pub(super) clocks_are_honest: bool,
     pub(super) commit_every_ms: u64,
+    /// How far the lock reaches that keeps one node out of another's slot.
+    pub(super) exclusion: Exclusion,
     /// Whether one request in 500 takes long for no reason.
     pub(super) hiccups: bool,
     elected: BTreeMap<Term, (usize, u64)>,
@@ -325,6 +327,7 @@ impl<'m> Sim<'m> {
                 listening: None,
                 mounts: 1,
                 host: slot as u8,
+                boots: 0,
                 stopping: false,
                 requests: 0,
                 ambush: None,
@@ -348,10 +351,10 @@ impl<'m> Sim<'m> {
             nodes,
             voters: all,
             timing: Timing::NORMAL,
-            mutant: Mutant::None,
             counts: Counts::default(),
             clocks_are_honest: true,
             commit_every_ms: 100,
+            exclusion: Exclusion::Host,
             hiccups: false,
             elected: BTreeMap::new(),
             starts: Vec::new(),
@@ -387,18 +390,18 @@ impl<'m> Sim<'m> {
         let it = &mut self.nodes[node];
         it.start += 1;
         let mut boot = [it.host; 16];
-        boot[0] = it.start as u8;
+        boot[0] = it.boots;
         let identity = Identity {
             incarnation: Incarnation(incarnation),
             host: HostId([it.host; 16]),
             boot: BootId(boot),
+            exclusion: self.exclusion,
             vouched,
             seed,
         };
         let mut arena = Arena::new(&mut region.0).unwrap();
         let blocks = VoterBlocks::carve(&mut arena).unwrap();
         let mut voter = Voter::new(config, identity, blocks).unwrap();
-        voter.mutant = self.mutant;
         voter.mounts_reaching(it.mounts);
         it.voter = Some(voter);
         it.listening = None;
@@ -436,6 +439,12 @@ impl<'m> Sim<'m> {
                 _ => self.tear(&cached),
             }
         }
+    }
+
+    /// The same of the whole host.
+    pub(super) fn reboot(&mut self, node: usize) {
+        self.crash(node);
+        self.nodes[node].boots += 1;
     }
 
     fn tear(&mut self, cached: &Cached) {

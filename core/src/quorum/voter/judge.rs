@@ -2,9 +2,12 @@
 //!
 //! What this module deliberately doesn't know: how the own block is written.
 
-use super::{Check, Loss, Notice, Office, Phase, Refusal, Trouble, Voter, Vouched};
+use super::{
+    Check, Exclusion, Identity, Loss, Notice, Office, Phase, Refusal, Trouble, Voter, Vouched,
+};
 use crate::format::Term;
 use crate::format::quorum::{Ballot, ROUND_MAX, Slot, State};
+use crate::mutant::{Mutant, is_active};
 use crate::quorum::scan::Sight;
 use crate::quorum::timing::{Timing, earlier, ms};
 use core::time::Duration;
@@ -34,7 +37,8 @@ impl Voter<'_> {
                         None
                     }
                 });
-                earlier(earlier(Some(usual), claim_at.and_then(later)), quiet.min())
+                let next = claim_at.unwrap_or(self.confirmed());
+                earlier(earlier(Some(usual), later(next)), quiet.min())
             }
             Phase::Looking { .. } => Some(began),
             Phase::Leading(office) => match office.check {
@@ -148,12 +152,26 @@ impl Voter<'_> {
         }
     }
 
-    /// The slot is free once its block has not changed for a lease and its last user is proven
-    /// gone.
+    /// Whether the own block shows that no other voter can be in the slot, so that there is nothing
+    /// to watch for.
+    fn is_alone(&self) -> bool {
+        let Identity { host, boot, exclusion, .. } = self.identity;
+        match (self.scan.sight(self.config.slot), exclusion) {
+            (Sight::Valid(last), _) if last.state != State::Stopped => {
+                (last.host, last.boot) == (host, boot)
+            }
+            (Sight::Blank | Sight::Valid(_), Exclusion::Volume) => true,
+            (Sight::Blank | Sight::Valid(_), Exclusion::Host) => false,
+            (Sight::Unread | Sight::Invalid(_) | Sight::Unreadable(_), _) => false,
+        }
+    }
+
+    /// The slot is free once its block has not changed for a lease, or nobody else can be in it,
+    /// and its last user is proven gone.
     fn on_scan_watching(&mut self) {
         let slot = self.config.slot;
         self.phase = Phase::Watching { since: self.scan.unchanged_since(slot) };
-        if !self.scan.is_quiet(slot, &self.config.timing) {
+        if !self.is_alone() && !self.scan.is_quiet(slot, &self.config.timing) {
             return;
         }
         let vouched = self.identity.vouched;
@@ -184,7 +202,7 @@ impl Voter<'_> {
 
     /// Whether the lease of an active voter is over, as the last scan shows.
     fn is_over(&self, ballot: &Ballot) -> bool {
-        if self.mutant.evicts_by_own_clock() {
+        if is_active(Mutant::EvictByOwnClock) {
             return self.scan.began().since(self.joined_at) >= self.config.timing.observe();
         }
         self.scan.is_quiet(ballot.slot, &self.config.timing)
@@ -216,17 +234,45 @@ impl Voter<'_> {
         match claim_at {
             Some(at) if at <= self.scan.began() => self.claim(now),
             Some(_) => {}
-            None => {
-                let at = now.plus(self.handicap()).max(self.claim_from);
-                let confirmed = self.joined_at.plus(ms(self.config.timing.renew_ms));
-                self.phase = Phase::Following { claim_at: Some(at.max(confirmed)) };
-            }
+            None => self.plan_claim(now),
         }
+    }
+
+    /// When whoever may have joined in the same slot at the same time has written.
+    fn confirmed(&self) -> Instant {
+        match self.identity.exclusion {
+            Exclusion::Host => self.joined_at.plus(ms(self.config.timing.renew_ms)),
+            Exclusion::Volume => self.joined_at,
+        }
+    }
+
+    /// Nobody leads: claims, or says when.
+    fn plan_claim(&mut self, now: Instant) {
+        let from = self.claim_from.max(self.confirmed());
+        let handicap = self.handicap();
+        if handicap.is_zero() && from <= self.scan.began() {
+            self.claim(now);
+        } else {
+            self.phase = Phase::Following { claim_at: Some(now.plus(handicap).max(from)) };
+        }
+    }
+
+    /// Whether another configured voter may be running.
+    fn has_company(&self) -> bool {
+        Slot::ALL.into_iter().any(|slot| {
+            let other = slot != self.config.slot && self.config.voters.contains(slot);
+            let gone = match self.scan.sight(slot) {
+                Sight::Blank => true,
+                Sight::Valid(ballot) => ballot.state == State::Stopped,
+                Sight::Unread | Sight::Invalid(_) | Sight::Unreadable(_) => false,
+            };
+            other && !gone
+        })
     }
 
     /// How long to hold back for others that may be about to claim.
     fn handicap(&mut self) -> Duration {
-        if self.config.voters.count() == 1 {
+        if !self.has_company() {
             return Duration::ZERO;
         }
         let jitter = self.draw(ms(self.config.timing.renew_ms));
@@ -313,7 +359,7 @@ impl Voter<'_> {
                 self.depose(now, Loss::LeaseOver);
             }
             Phase::Looking { lease_end, .. } | Phase::Taking { lease_end, .. }
-                if now >= *lease_end && !self.mutant.claims_without_lease() =>
+                if now >= *lease_end && !is_active(Mutant::ClaimWithoutLease) =>
             {
                 self.withdraw(now);
             }

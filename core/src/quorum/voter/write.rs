@@ -5,6 +5,7 @@
 use super::{Notice, Office, Phase, Trouble, Voter};
 use crate::format::Term;
 use crate::format::quorum::{Ballot, SLOTS, State};
+use crate::mutant::{Mutant, is_active};
 use crate::quorum::timing::ms;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, IoError, Tag};
 
@@ -161,7 +162,7 @@ impl<'m> Voter<'m> {
 
     /// The own block durably shows this.
     fn on_shown(&mut self, now: Instant, sent: Sent) {
-        let lease_from = if self.mutant.leases_from_completion() { now } else { sent.at };
+        let lease_from = if is_active(Mutant::LeaseFromCompletion) { now } else { sent.at };
         let lease_end = lease_from.plus(self.config.timing.lease());
         match &mut self.phase {
             Phase::Joining { .. } => {
@@ -173,7 +174,7 @@ impl<'m> Voter<'m> {
                 if (sent.state, sent.term) == (State::Claiming, term) {
                     let scan = self.scan.number() + 1;
                     self.phase = Phase::Looking { term, scan, lease_end };
-                    if self.mutant.claims_without_look() {
+                    if is_active(Mutant::ClaimWithoutLook) {
                         self.phase = Phase::Taking { term, lease_end };
                     }
                 }

@@ -13,6 +13,7 @@ use crate::client::items::{
 };
 use crate::error::Error;
 use crate::format::CommitNo;
+use crate::mutant::{Mutant, activate, is_active};
 use crate::node::More;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -411,7 +412,7 @@ impl Model {
         let root = self.newest().saturating_sub(usize::from(age));
         match cache.fill_begin(&range, &at, CommitNo(root as u64)) {
             Ok(id) => {
-                prop_assert!(root >= self.root_min || cache.mutant_fill_under_old_root);
+                prop_assert!(root >= self.root_min || is_active(Mutant::FillUnderOldRoot));
                 self.reading.push(Reading { id, root, next: range.first, last: range.last });
             }
             Err(FillRefused::OldRoot(min)) => {
@@ -609,7 +610,7 @@ fn play(limits: &Limits, ops: &[Op], mutant: bool) -> Result<Counters, TestCaseE
     let mut region = Region::measured(|arena| ItemCache::carve(arena, limits).map(|_| ()));
     let mut arena = Arena::new(region.bytes()).unwrap();
     let mut cache = ItemCache::carve(&mut arena, limits).unwrap();
-    cache.mutant_fill_under_old_root = mutant;
+    activate(mutant.then_some(Mutant::FillUnderOldRoot));
     let mut model = Model::new();
     for (number, op) in ops.iter().enumerate() {
         model.run(&mut cache, op)?;

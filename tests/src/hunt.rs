@@ -1,0 +1,51 @@
+//! Which scenario notices which mistake: the simulator's proof that it would see what it looks for.
+//!
+//! # Invariants
+//!
+//! * Every mistake there is has its line here.
+//!
+//! What this module deliberately doesn't know: how a mistake is made. That is said where the right
+//! decision is taken, in the core.
+
+use crate::scenario::{Scenario, mount, server};
+use outrider_core::mutant::Mutant;
+
+/// Where a mistake is looked for.
+pub struct Hunt {
+    /// The scenario that notices it.
+    pub scenario: &'static Scenario,
+    /// Seeds within which it must.
+    pub seeds: u64,
+}
+
+/// Where this mistake is looked for; nowhere, if only tests of its own part notice it.
+#[must_use]
+pub fn hunt(mutant: Mutant) -> Option<Hunt> {
+    let server = |seeds| Some(Hunt { scenario: &server::SCENARIO, seeds });
+    let mount = |seeds| Some(Hunt { scenario: &mount::SCENARIO, seeds });
+    match mutant {
+        Mutant::SharedRoots
+        | Mutant::RootBeforeFlush
+        | Mutant::TakeoverOutsideReserve
+        | Mutant::ReserveNotQuarantined
+        | Mutant::NoCommitReserve
+        | Mutant::QuarantineEndsByTime
+        | Mutant::LevelZeroOutOfOrder
+        | Mutant::MergeSpaceUnowned
+        | Mutant::InputsFreedEarly
+        | Mutant::LoansNotShrunk
+        | Mutant::GreetingWithoutNonce
+        | Mutant::OrphansBeforeRecovery
+        | Mutant::GrantInRecovery
+        | Mutant::GrantBeforeRelease
+        | Mutant::EvictionFreesLoans
+        | Mutant::AnswerBeforeReread
+        | Mutant::EvictByOwnClock
+        | Mutant::LeaseFromCompletion
+        | Mutant::ClaimWithoutLook
+        | Mutant::ClaimWithoutLease => server(60),
+        Mutant::FillUnderOldRoot | Mutant::WriteOnlyItemsKept | Mutant::AnswerAfterLease => {
+            mount(60)
+        }
+    }
+}
