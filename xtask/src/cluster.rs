@@ -117,6 +117,24 @@ pub(crate) struct Options {
     dev: bool,
 }
 
+impl Options {
+    /// One server and one mount of a volume of their own, for a command.
+    pub(crate) fn for_command(run: String) -> Options {
+        Options {
+            slots: 1,
+            mounts: 1,
+            volume: None,
+            size: "1G".to_owned(),
+            machine: Machine::Microvm,
+            accel: AccelChoice::Auto,
+            memory: MEMORY.to_owned(),
+            run: Some(run),
+            restart: false,
+            dev: false,
+        }
+    }
+}
+
 /// Whether somebody wants all this to end.
 #[derive(Clone)]
 struct Interrupt(Arc<AtomicBool>);

@@ -74,14 +74,25 @@ fn main() -> ExitCode {
     end(done.map(|()| 0))
 }
 
-/// Runs the benchmarks of these names, or all. That of whole guests is this program's.
+/// Runs the benchmarks of these names, or all. Those of whole guests and clusters are this
+/// program's.
 fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
     const BOOT: &str = "boot";
-    let others: Vec<String> = names.iter().filter(|name| *name != BOOT).cloned().collect();
+    const CREATE: &str = "create";
+    let ours = |name: &String| [BOOT, CREATE].contains(&name.as_str());
+    let wants = |bench: &str| names.is_empty() || names.iter().any(|name| name == bench);
+    let others: Vec<String> = names.iter().filter(|name| !ours(name)).cloned().collect();
     if names.is_empty() || !others.is_empty() {
         simulate::bench(&others)?;
     }
-    if names.is_empty() || others.len() < names.len() { boot::run(tools) } else { Ok(()) }
+    if wants(CREATE) {
+        let script = tools::root().join("tests/scripts/create.sh");
+        let options = cluster::Options::for_command(format!("sh '{}'", script.display()));
+        if cluster::run(Kind::Hosted, tools, &options)? != 0 {
+            return Err(Failure::new("create asks too much of the server"));
+        }
+    }
+    if wants(BOOT) { boot::run(tools) } else { Ok(()) }
 }
 
 /// The status to end with; what has failed is said.
