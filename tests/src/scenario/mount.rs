@@ -1,7 +1,7 @@
 //! Metadata servers and mounts, whose users make calls.
 //!
-//! What a crashed voter may still write is bounded as in the scenario of servers, and what a crashed
-//! mount may by the lifetime that servers are told.
+//! What a crashed voter may still write is bounded as in the scenario of servers, and what a
+//! crashed mount may by the lifetime that servers are told.
 
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;

@@ -11,8 +11,8 @@
 //! * A request is logged before it is sent, and sent again unchanged: what a number stands for is
 //!   known to the checker whatever becomes of the mount.
 //!
-//! A voter that crashed writes nothing late: whoever starts a voter answers for it that the I/O of the
-//! one before has ended. One that was paused does.
+//! A voter that crashed writes nothing late: whoever starts a voter answers for it that the I/O of
+//! the one before has ended. One that was paused does.
 
 mod locking;
 pub mod merge;
