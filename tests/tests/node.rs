@@ -58,7 +58,7 @@ fn what_was_decided_before_a_pause_is_done_after_it() {
     let mut caught = 0;
     for seed in 0..60 {
         // Half of all actions meet a pause.
-        let mut world = puppets(seed, 1, &[Fault::NodePauseAtEffect], 5000);
+        let mut world = puppets(seed, 1, &[Fault::NodePauseAtEffect], 1000);
         if !world.is_running(HostId(0)) {
             continue;
         }
