@@ -50,7 +50,11 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
         let mut world = (SCENARIO.world)(seed);
         let servers = [HostId(0), HostId(1)];
         let any = |world: &World| servers.into_iter().any(|host| serves(world, host));
-        assert_eq!(world.run_until(MINUTE, any), Ok(true), "seed {seed}");
+        // Here faults don't end, so they may keep everybody from leading; that somebody does when
+        // they have ended, the scenario demands of every seed.
+        if !world.run_until(MINUTE, any).unwrap() {
+            continue;
+        }
         let first = if serves(&world, HostId(0)) { HostId(0) } else { HostId(1) };
         let boots = world.boots(first);
         if world.with(first, |server: &mut Server<'_>, _| server.stop()).is_none() {

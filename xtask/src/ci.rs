@@ -10,8 +10,8 @@ use std::path::Path;
 /// Crates that must do without std and without an allocator, with everything they depend on.
 const BARE: [&str; 3] = ["outrider-hal", "outrider-core", PACKAGE];
 
-/// What is simulated: the scenario, and how many seeds of it. Those of whole clusters take a hundred
-/// times as long as the others.
+/// What is simulated: the scenario, and how many seeds of it. Those of whole clusters take a
+/// hundred times as long as the others.
 const SMOKE: [(&str, &str); 4] =
     [("counter", "40"), ("scrub", "40"), ("server", "20"), ("mount", "10")];
 
