@@ -44,7 +44,7 @@ fn program() -> &'static Path {
 struct Process {
     child: Child,
     /// What it says goes somewhere as long as this lives.
-    _lines: Receiver<String>,
+    lines: Receiver<String>,
     /// Where it is mounted.
     at: Option<PathBuf>,
 }
@@ -62,12 +62,14 @@ impl Process {
                 let _ = told.send(line.unwrap());
             }
         });
+        // It ends with this, whatever comes.
+        let process = Process { child, lines, at };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = lines.recv_timeout(left);
+            let line = process.lines.recv_timeout(left);
             if line.unwrap_or_else(|_| panic!("it never said {says:?}")).contains(says) {
-                return Process { child, _lines: lines, at };
+                return process;
             }
         }
     }
