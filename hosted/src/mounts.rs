@@ -9,6 +9,8 @@ use std::path::PathBuf;
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
+    /// `major:minor` of what is mounted.
+    pub device: String,
     /// Where it is mounted.
     pub path: PathBuf,
     /// The file system's type, with its subtype.
@@ -30,11 +32,12 @@ pub fn mounts() -> io::Result<Vec<Mounted>> {
 /// See proc_pid_mountinfo(5).
 fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let path = PathBuf::from(unescape(fields.nth(4)?));
+    let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+    let path = PathBuf::from(unescape(fields.nth(1)?));
     // Any number of optional fields end with a dash.
     fields.find(|field| *field == b"-")?;
     let kind = String::from_utf8_lossy(fields.next()?).into_owned();
-    Some(Mounted { path, kind, source: unescape(fields.next()?) })
+    Some(Mounted { device, path, kind, source: unescape(fields.next()?) })
 }
 
 /// Blanks, tabs, newlines and backslashes stand as a backslash and three octal digits.
@@ -62,7 +65,7 @@ mod tests {
         assert!(mounts().unwrap().iter().any(|mount| mount.path == Path::new("/proc")));
         let line = br"36 35 0:52 / /mnt/a\040b rw,nosuid shared:1 - fuse.outrider /dev/x\134y rw";
         let mount = parse(line).unwrap();
-        assert_eq!(mount.path, Path::new("/mnt/a b"));
+        assert_eq!((mount.device.as_str(), &*mount.path), ("0:52", Path::new("/mnt/a b")));
         assert_eq!(
             (mount.kind.as_str(), mount.source.to_str()),
             ("fuse.outrider", Some(r"/dev/x\y"))

@@ -8,16 +8,16 @@
 //! A mount whose process died (also by SIGKILL) answers ENOTCONN to everything; `umount -l`, or
 //! `fusermount3 -u -z` for a user, takes it away, and mounting over it says so.
 
+use crate::mounts::mounts;
 use rustix::cmsg_space;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -216,41 +216,18 @@ impl MountPoint {
 /// `major:minor` of what is mounted on top at the path, if anything is, from the table of mounts:
 /// asking the path itself could wait for the mount.
 fn device_at(path: &Path) -> io::Result<Option<String>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let mut mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let device = fields.nth(2)?;
-        let at = fields.nth(1)?;
-        (unescape(at) == path.as_os_str()).then(|| String::from_utf8_lossy(device).into_owned())
-    });
-    Ok(mounts.next_back())
-}
-
-/// The table of mounts writes blanks, tabs, newlines and backslashes as a backslash and three octal
-/// digits.
-fn unescape(field: &[u8]) -> OsString {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        let digits = tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 8).ok()
-        });
-        bytes.push(digits.unwrap_or(*first));
-        rest = if digits.is_some() { &tail[3..] } else { tail };
-    }
-    OsString::from_vec(OsStr::from_bytes(&bytes).as_bytes().to_vec())
+    let there = mounts()?.into_iter().rfind(|mount| mount.path == path);
+    Ok(there.map(|mount| mount.device))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{device_at, unescape};
+    use super::device_at;
     use std::path::Path;
 
     #[test]
     fn the_table_of_mounts_is_read() {
         assert!(device_at(Path::new("/proc")).unwrap().is_some());
         assert_eq!(device_at(Path::new("/proc/self")).unwrap(), None);
-        assert_eq!(unescape(br"/mnt/a\040b\134\0"), r"/mnt/a b\\0");
     }
 }
