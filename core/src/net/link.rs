@@ -367,7 +367,8 @@ impl<'m> Link<'m> {
         match self.phase {
             Phase::Idle | Phase::Over(_) => {}
             Phase::Challenge(_) | Phase::Welcome(_) | Phase::Open => {
-                self.phase = Phase::Over(end);
+                // The server may close the connection as soon as it has the acknowledgement.
+                self.phase = Phase::Over(if self.parted { End::Farewell } else { end });
                 // That requests of the term before were dropped must be heard before more are made.
                 self.up = self.up.filter(|up| matches!(up, LinkEvent::Up { renewed: true, .. }));
                 self.message_told = false;
