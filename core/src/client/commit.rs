@@ -56,8 +56,9 @@
 //! and [`NoSpace`](ErrorCode::NoSpace) are the server's trouble, and pass: begin again after a
 //! pause. [`Invalid`](ErrorCode::Invalid), [`TooMany`](ErrorCode::TooMany) and
 //! [`Stale`](ErrorCode::Stale) say that server and mount don't agree about what is lent or which
-//! transaction is open: nothing more of this mount will become durable, though trying again harms
-//! nobody. [`Evicted`](ErrorCode::Evicted) ends the mount.
+//! transaction is open: nothing more of this mount will become durable. Trying again harms nobody,
+//! but whoever drives this ends the mount after some tries. [`Evicted`](ErrorCode::Evicted) ends it
+//! at once.
 //!
 //! What this module deliberately doesn't know: the network, and when a commit is due.
 

@@ -10,8 +10,9 @@
 //!
 //! * Who started it is told of success only when the mount can be used, and of a failure in one
 //!   line.
-//! * However it was unmounted, the process ends only when the mount has left the volume, or has
-//!   been evicted from it, or it is asked to end a second time.
+//! * However it was unmounted, the process ends only when the mount has left the volume, or it is
+//!   asked to end a second time. One that the servers have given up, or refuse, waits only a moment
+//!   for the answer to its farewell.
 //!
 //! What this module deliberately doesn't know: what the mount does.
 
@@ -24,6 +25,7 @@ use outrider_core::client::mount::{
 };
 use outrider_core::client::op::{Answer, RequestId};
 use outrider_core::format::super_block::Super;
+use outrider_core::format::wire::ErrorCode;
 use outrider_core::pump::PumpLimits;
 use outrider_core::{net, quorum};
 use outrider_hal::{Clock, Entropy, Instant};
@@ -49,6 +51,8 @@ use std::time::Duration;
 
 /// How long the first welcome is waited for, unless an option says so.
 const WELCOME: Duration = Duration::from_secs(60);
+/// How long a mount that has failed may take to tell the servers that it is gone.
+const PARTING: Duration = Duration::from_secs(10);
 
 /// Mount a volume at a directory.
 ///
@@ -145,15 +149,34 @@ fn detach() -> io::Result<()> {
 /// What the mount's thread tells the one that waits.
 #[derive(Debug)]
 struct Life {
-    state: Mutex<MountState>,
+    now: Mutex<Known>,
     /// The node is not to be driven any more, however far it is.
     given_up: AtomicBool,
     over: Bell,
 }
 
+/// How the mount stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    state: MountState,
+    /// Why it is refused.
+    refusal: Option<ErrorCode>,
+    /// A server has heard its farewell.
+    parted: bool,
+}
+
+impl Known {
+    const NEW: Known = Known { state: MountState::Joining, refusal: None, parted: false };
+
+    fn of(node: &Node<'static>) -> Known {
+        let (refusal, parted) = (node.refusal(), node.has_parted());
+        Known { state: node.state(), refusal, parted }
+    }
+}
+
 impl Life {
-    fn state(&self) -> MountState {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> Known {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,16 +195,19 @@ struct Watch {
 impl Owner<Node<'static>> for Watch {
     fn collect(&mut self, now: Instant, node: &mut Node<'static>) -> Next {
         self.answers.extend(std::iter::from_fn(|| node.poll_answer()));
-        let state = node.state();
+        let new = Known::of(node);
+        let state = new.state;
         self.alone = match state {
             MountState::Joining | MountState::Suspended => self.alone.or(Some(now)),
-            MountState::Mounted | MountState::Leaving | MountState::Left | MountState::Evicted => {
-                None
-            }
+            MountState::Mounted
+            | MountState::Leaving
+            | MountState::Left
+            | MountState::Evicted
+            | MountState::Refused => None,
         };
-        let mut known = self.life.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != state {
-            *known = state;
+        let mut known = self.life.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != new {
+            *known = new;
             self.life.over.ring();
         }
         drop(known);
@@ -216,8 +242,8 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     let device = FileDevice::open(path, access, bell.clone()).map_err(failed)?;
     let data = DataDevice::open(path, access).map_err(failed)?;
     let pump = carve(path, &config(parsed, volume)?, device)?;
-    let state = Mutex::new(MountState::Joining);
-    let life = Arc::new(Life { state, given_up: AtomicBool::new(false), over });
+    let now = Mutex::new(Known::NEW);
+    let life = Arc::new(Life { now, given_up: AtomicBool::new(false), over });
     let front = Arc::new(OnceLock::new());
     let watch = Watch {
         life: Arc::clone(&life),
@@ -309,11 +335,12 @@ fn join(
     };
     loop {
         let name = path.display();
-        match life.state() {
+        let known = life.known();
+        match known.state {
             MountState::Mounted => return Ok(()),
             MountState::Joining | MountState::Suspended => {}
-            state @ (MountState::Leaving | MountState::Left | MountState::Evicted) => {
-                return Err(Failure::new(format!("the servers of {name} refuse it ({state:?})")));
+            MountState::Leaving | MountState::Left | MountState::Evicted | MountState::Refused => {
+                return Err(Failure::new(format!("{name}: {}", describe(known))));
             }
         }
         let now = BootClock.now();
@@ -371,7 +398,7 @@ fn attend(
     } else {
         tell(&format!("{} is mounted at {}", options.device.display(), options.dir.display()));
     }
-    let (mut asked, mut state) = (false, MountState::Mounted);
+    let (mut asked, mut told) = (false, MountState::Mounted);
     while !ended.load(Ordering::SeqCst) {
         wait(&life.over, &[signals.as_fd()], BootClock.now(), None)?;
         if signals.take()? {
@@ -382,10 +409,10 @@ fn attend(
             }
             asked = true;
         }
-        let known = life.state();
-        if known != state {
-            state = known;
-            tell(describe(state));
+        let known = life.known();
+        if known.state != told {
+            told = known.state;
+            tell(&format!("{}: {}", options.dir.display(), describe(known)));
         }
     }
     // It has nothing left to wait for.
@@ -393,8 +420,8 @@ fn attend(
     Ok(())
 }
 
-const fn describe(state: MountState) -> &'static str {
-    match state {
+fn describe(known: Known) -> String {
+    let what = match known.state {
         MountState::Joining => "waits for a server to welcome it",
         MountState::Mounted => "works again",
         MountState::Suspended => "no server can be reached; everything waits",
@@ -403,25 +430,38 @@ const fn describe(state: MountState) -> &'static str {
         MountState::Evicted => {
             "the servers have given this mount up: what was not durable is lost; unmount it"
         }
-    }
+        MountState::Refused => {
+            let why = known.refusal.map_or_else(String::new, |error| format!(" ({error})"));
+            return format!(
+                "the servers refuse what this mount has changed{why}: what was not durable is \
+                 lost; unmount it, and see what outrider check says"
+            );
+        }
+    };
+    what.to_owned()
 }
 
 /// Waits until the mount has left the volume.
 fn leave(path: &Path, life: &Life, signals: &mut Signals) -> Result<(), Failure> {
     let failed = |error| system(path, "leave", &error);
+    let patient_until = BootClock.now().plus(PARTING);
     loop {
-        match life.state() {
+        let (known, now) = (life.known(), BootClock.now());
+        let until = match known.state {
             MountState::Left => return Ok(()),
-            MountState::Evicted => {
-                let what = format!("{}: {}", path.display(), describe(MountState::Evicted));
-                return Err(Failure::new(what));
+            MountState::Evicted | MountState::Refused => {
+                if known.parted || patient_until <= now {
+                    let what = format!("{}: {}", path.display(), describe(known));
+                    return Err(Failure::new(what));
+                }
+                Some(patient_until)
             }
             MountState::Joining
             | MountState::Mounted
             | MountState::Suspended
-            | MountState::Leaving => {}
-        }
-        wait(&life.over, &[signals.as_fd()], BootClock.now(), None).map_err(failed)?;
+            | MountState::Leaving => None,
+        };
+        wait(&life.over, &[signals.as_fd()], now, until).map_err(failed)?;
         if signals.take().map_err(failed)? {
             return Err(Failure::new(format!(
                 "{}: ended before all was durable; the servers give the mount up in a while",

@@ -170,5 +170,6 @@ pub(super) const fn name(state: MountState) -> &'static str {
         MountState::Leaving => "leaving",
         MountState::Left => "left",
         MountState::Evicted => "evicted",
+        MountState::Refused => "refused",
     }
 }

@@ -247,7 +247,7 @@ impl<H: Helm> Sink<H> {
                 let request = Request { caller, now, op, lent: brought };
                 Submitted::Full(Waiting { id, request }, lent)
             }
-            MountState::Leaving | MountState::Left | MountState::Evicted => {
+            MountState::Leaving | MountState::Left | MountState::Evicted | MountState::Refused => {
                 Submitted::Refused(id, OpError::Io, lent)
             }
         }

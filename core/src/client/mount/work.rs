@@ -54,7 +54,7 @@ impl<'m> Mount<'m> {
         }
         match self.life {
             Life::Joining | Life::Mounted => {}
-            Life::Leaving | Life::Left | Life::Evicted => return Err(request),
+            Life::Leaving | Life::Left | Life::Evicted | Life::Refused => return Err(request),
         }
         let at = self.slots.begin(id, request)?;
         self.slots.body(at).write_errors = self.committer.write_errors();
@@ -292,10 +292,7 @@ impl<'m> Mount<'m> {
 
     /// Sets bytes to zero for the operations that wait for that.
     fn step_zeroing(&mut self) {
-        while let Some((at, ok)) = self.zeroing.poll_ended() {
-            self.slots.body(at).task.transferred(ok);
-            self.slots.stand(at, Stage::Ready);
-        }
+        self.end_zeroing();
         while self.zeroing.has_room()
             && let Some(at) = self.slots.next_to_zero()
             && let Some(extent) = self.slots.body(at).zero.take()
@@ -304,9 +301,23 @@ impl<'m> Mount<'m> {
         }
     }
 
+    /// Names the operations whose bytes are zero now, or can't be set to zero.
+    fn end_zeroing(&mut self) {
+        while let Some((at, ok)) = self.zeroing.poll_ended() {
+            self.slots.body(at).task.transferred(ok);
+            self.slots.stand(at, Stage::Ready);
+        }
+    }
+
     /// Ends all operations with an error, but those that the platform or the device has a part in:
     /// these end when they come back.
     pub(super) fn fail_all(&mut self, now: Instant) {
+        self.zeroing.abandon();
+        self.end_zeroing();
+        while let Some(at) = self.slots.next_to_zero() {
+            self.slots.body(at).zero = None;
+            self.slots.stand(at, Stage::Ready);
+        }
         while let Some(at) = self.slots.oldest(|stage| match stage {
             Stage::Free | Stage::Said | Stage::Moving | Stage::Asking => false,
             Stage::Parked(park) => *park != Park::Zeroing,
