@@ -38,8 +38,8 @@ use crate::format::key::{Key, KeyBytes, NameSecret};
 use crate::format::super_block::Super;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::Kind;
-use crate::format::{ClientId, CommitNo};
-use crate::lock::client::LockClient;
+use crate::format::{ClientId, CommitNo, Seq};
+use crate::lock::client::{LockClient, View};
 use crate::lock::{LockName, Mode, ToServer};
 use crate::mutant::{Mutant, is_active};
 use crate::node::{Action, Event, More, Node};
@@ -422,6 +422,24 @@ impl<'m> Mount<'m> {
     #[must_use]
     pub fn requests(&self) -> usize {
         self.slots.used()
+    }
+
+    /// The newest root heard of.
+    #[must_use]
+    pub fn root(&self) -> CommitNo {
+        self.root
+    }
+
+    /// No change that is still to become durable, of any mount, bears this number, or an earlier
+    /// one, as far as it has heard.
+    #[must_use]
+    pub fn stable(&self) -> Seq {
+        self.feed.stable()
+    }
+
+    /// The locks it has, or waits for.
+    pub fn locks(&self) -> impl Iterator<Item = View> + '_ {
+        self.locks.views()
     }
 
     /// What is cached, and how much of it is dirty.

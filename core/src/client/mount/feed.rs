@@ -74,6 +74,11 @@ impl Changes {
         self.stable = self.stable.max(stable);
     }
 
+    /// What is stable.
+    pub(super) fn stable(&self) -> Seq {
+        self.stable
+    }
+
     /// A server is asked for its root.
     pub(super) fn asked(&mut self) {
         self.questions += 1;
