@@ -157,8 +157,6 @@ impl<'m> Mount<'m> {
         match end {
             End::Refused { error: ErrorCode::Evicted, proven: true } => self.on_evicted(now),
             End::Farewell => self.on_parted(),
-            // Only that the answer was taken could not be told any more.
-            _ if self.way.link.is_parted() => self.on_parted(),
             End::Closed
             | End::Record(_)
             | End::Malformed(_)
