@@ -48,6 +48,7 @@ mod sink;
 
 pub use data::DataDevice;
 pub use memory::Piece;
+pub use movers::Leave;
 pub use options::{MountOptions, NoServer, OptionError};
 pub use queries::{STAT_XATTR, feed_name, path_xattr, walk_xattr};
 pub use report::{COUNTERS_XATTR, Facts, LOCKS_XATTR, PID_XATTR, STATFS_XATTR};

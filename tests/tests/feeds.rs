@@ -23,6 +23,9 @@ mod volume;
 
 const FILES: u64 = 40;
 
+/// Up to which number all of a feed was shown, and what.
+type Shown = (u64, BTreeSet<(u64, u64)>);
+
 fn run(args: &[&str], at: &Path) -> Output {
     Command::new(program()).args(args).arg(at).output().unwrap()
 }
@@ -152,7 +155,7 @@ fn nothing_appears_behind_a_reader() {
     };
     let read = || {
         // What was told, and up to which number all of it.
-        let mut known: BTreeMap<&str, (u64, BTreeSet<(u64, u64)>)> = BTreeMap::new();
+        let mut known: BTreeMap<&str, Shown> = BTreeMap::new();
         let mut reached = 0;
         for round in 0..60 {
             let feed = ["meta_seq", "data_seq"][round / 2 % 2];

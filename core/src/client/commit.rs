@@ -33,8 +33,8 @@
 //! would pass for its own. So from the snapshot to the answer changes bear the number that follows.
 //! The next transaction's own is that or a later one.
 //!
-//! So what a transaction lacks bears a number above the one that it names, which is that of the open
-//! transaction. Servers count on that when they say up to which number nothing more will come.
+//! So what a transaction lacks bears a number above the one that it names, which is that of the
+//! open transaction. Servers count on that when they say up to which number nothing more will come.
 //!
 //! # When the device fails
 //!

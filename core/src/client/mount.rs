@@ -52,7 +52,7 @@ use feed::Changes;
 use heapless::Deque;
 use orphans::{Orphans, Scan};
 use outrider_hal::{BlockRequest, Completion, Instant, StreamId, Tag};
-use slots::Slots;
+use slots::{Slots, Stage};
 use talk::{Numbers, RootQuestion};
 use way::Way;
 use zerocopy::IntoBytes;
@@ -394,10 +394,17 @@ impl<'m> Mount<'m> {
         self.ending.parted
     }
 
-    /// Whether nothing of it is under way to the device or with the platform.
+    /// When the lease is over, while it may act: submit, and answer what it has read.
+    #[must_use]
+    pub fn lease_end(&self) -> Option<Instant> {
+        self.may_submit().then_some(self.lease_until)
+    }
+
+    /// Whether no transfer of it is under way, by itself or by the platform.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.is_still()
+        let transfers = self.committer.in_flight() > 0 || self.zeroing.in_flight() > 0;
+        !transfers && self.slots.oldest(|stage| *stage == Stage::Moving).is_none()
     }
 
     /// What it has done.

@@ -537,8 +537,8 @@ fn use_loans(
     Ok(())
 }
 
-/// Takes back the next part of what a leaving client has, whose open transaction is `seq`. Done: its
-/// record is gone, and its transaction is not open any more.
+/// Takes back the next part of what a leaving client has, whose open transaction is `seq`. Done:
+/// its record is gone, and its transaction is not open any more.
 pub(super) fn farewell(
     cx: &mut Context<'_, '_>,
     client: ClientId,

@@ -27,18 +27,20 @@ use outrider_core::client::op::{Answer, RequestId};
 use outrider_core::format::super_block::Super;
 use outrider_core::format::wire::ErrorCode;
 use outrider_core::pump::PumpLimits;
+use outrider_core::server::ServerTiming;
 use outrider_core::{net, quorum};
 use outrider_hal::{Clock, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
 use outrider_hosted::disk::{Access, FileDevice};
 use outrider_hosted::fuse::{self, Mount};
 use outrider_hosted::memory::region;
-use outrider_hosted::mount::{DataDevice, MountOptions, NoServer, Piece, Sink};
+use outrider_hosted::mount::{DataDevice, Leave, MountOptions, NoServer, Piece, Sink};
 use outrider_hosted::net::TcpNetwork;
 use outrider_hosted::node::{Handle, HostedPump, Next, Owner, Runner};
-use outrider_hosted::report::tell;
+use outrider_hosted::report::{tell, to_system_log};
 use outrider_hosted::signals::Signals;
 use outrider_hosted::wait::{Bell, wait};
+use outrider_hosted::witness::{Report, Witness, mount_grace};
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -53,6 +55,8 @@ use std::time::Duration;
 const WELCOME: Duration = Duration::from_secs(60);
 /// How long a mount that has failed may take to tell the servers that it is gone.
 const PARTING: Duration = Duration::from_secs(10);
+/// How often one without a lease whose transfers don't end shows that it lives.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// Mount a volume at a directory.
 ///
@@ -61,7 +65,12 @@ const PARTING: Duration = Duration::from_secs(10);
 ///
 /// Options: ro, nodev, nosuid, noexec, allow_other (the default) or noallow_other;
 /// noserver=wait or noserver=eio:SECONDS, what requests do while no server can be reached;
-/// locallocks, which is how locks are: they hold among the processes of this host.
+/// locallocks, which is how locks are: they hold among the processes of this host;
+/// nowitness, see below.
+///
+/// Beside the process runs a second one, its witness, which kills it if it is stopped (by SIGSTOP,
+/// or a debugger) for so long that others may have its locks. What a process that stays has to tell
+/// is in the system's log.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Mount options, with commas between them.
@@ -143,6 +152,7 @@ fn detach() -> io::Result<()> {
     io::stdout().flush()?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
+    to_system_log();
     std::env::set_current_dir("/")
 }
 
@@ -185,6 +195,12 @@ struct Watch {
     life: Arc<Life>,
     front: Arc<OnceLock<Arc<Front>>>,
     answers: VecDeque<(RequestId, Answer<Piece>)>,
+    witness: Option<Witness>,
+    /// What the witness is to be told.
+    report: Report,
+    leave: Leave,
+    /// Nobody sees its standard error.
+    logs: bool,
     /// How long requests wait while there is no server.
     patience: Option<Duration>,
     /// Since when there is none.
@@ -211,12 +227,19 @@ impl Owner<Node<'static>> for Watch {
             self.life.over.ring();
         }
         drop(known);
+        self.look(now, node);
         let given_up = self.life.given_up.load(Ordering::SeqCst);
-        if state == MountState::Left || given_up { Next::End } else { Next::Sleep }
+        match self.report {
+            _ if state == MountState::Left || given_up => Next::End,
+            Report::Suspended(since) => Next::SleepUntil(since.plus(BEAT)),
+            Report::Quiet | Report::Acting(_) => Next::Sleep,
+        }
     }
 
     fn deliver(&mut self) {
+        self.tell_witness();
         let Some(front) = self.front.get() else { return };
+        front.allow_transfers(self.leave);
         front.deliver(&mut self.answers);
         let now = BootClock.now();
         let waited = self.alone.map(|since| now.since(since));
@@ -226,6 +249,54 @@ impl Owner<Node<'static>> for Watch {
             front.fail_requests(failing);
         }
     }
+}
+
+impl Watch {
+    /// What the witness and the movers must know.
+    fn look(&mut self, now: Instant, node: &Node<'static>) {
+        let lease = node.lease_end();
+        self.leave = match (lease, node.state()) {
+            (Some(end), _) => Leave::Until(end),
+            (None, MountState::Left | MountState::Evicted | MountState::Refused) => Leave::Ended,
+            (
+                None,
+                MountState::Joining
+                | MountState::Mounted
+                | MountState::Suspended
+                | MountState::Leaving,
+            ) => Leave::Until(Instant(0)),
+        };
+        self.report = match (lease, self.report) {
+            (Some(end), _) => Report::Acting(end),
+            (None, _) if node.is_quiet() => Report::Quiet,
+            // Said again and again as long as this lives.
+            (None, Report::Suspended(since)) if now.since(since) < BEAT => self.report,
+            (None, _) => Report::Suspended(now),
+        };
+    }
+
+    fn tell_witness(&mut self) {
+        let Some(witness) = &mut self.witness else { return };
+        if witness.report(self.report).is_ok() {
+            return;
+        }
+        // To end would harm its users more than to go on for a moment without one.
+        self.witness.take().into_iter().for_each(Witness::bury);
+        match start_witness(self.logs) {
+            Ok(mut witness) => {
+                tell("its witness is gone; here is another");
+                // If that is gone already, it is found out with the next report.
+                let _ = witness.report(self.report);
+                self.witness = Some(witness);
+            }
+            Err(error) => tell(&format!("its witness is gone, and no other starts: {error}")),
+        }
+    }
+}
+
+fn start_witness(logs: bool) -> io::Result<Witness> {
+    let grace = mount_grace(MountTiming::NORMAL.lease, ServerTiming::NORMAL.recovery);
+    Witness::start(grace, logs)
 }
 
 fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(), Failure> {
@@ -245,8 +316,16 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     let now = Mutex::new(Known::NEW);
     let life = Arc::new(Life { now, given_up: AtomicBool::new(false), over });
     let front = Arc::new(OnceLock::new());
+    let witness = parsed.witness.then(|| start_witness(options.background)).transpose();
+    let witness = witness.map_err(|error| {
+        Failure::new(format!("cannot start a witness: {error}; -o nowitness does without"))
+    })?;
     let watch = Watch {
         life: Arc::clone(&life),
+        witness,
+        report: Report::Quiet,
+        leave: Leave::Until(Instant(0)),
+        logs: options.background,
         front: Arc::clone(&front),
         answers: VecDeque::new(),
         patience: match parsed.no_server {

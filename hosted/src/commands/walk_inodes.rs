@@ -1,4 +1,5 @@
-//! `outrider walk-inodes`: which inodes changed, in the order of the transactions that changed them.
+//! `outrider walk-inodes`: which inodes changed, in the order of the transactions that changed
+//! them.
 //!
 //! # Invariants
 //!

@@ -4,7 +4,7 @@
 
 use super::data::{DataDevice, block_start};
 use super::memory::{Memory, PIECE_BYTES_MIN, Piece};
-use super::movers::{Data, Job, Movers};
+use super::movers::{Data, Job, Leave, Movers};
 use super::queries;
 use super::report::{COUNTERS_XATTR, LOCKS_XATTR, PID_XATTR, STATFS_XATTR, Tally, report_locks};
 use super::{Core, Helm};
@@ -159,6 +159,11 @@ impl<H: Helm> Sink<H> {
         for id in pending {
             self.enter(|core, now| core.resume(now, id, Resume::Interrupted));
         }
+    }
+
+    /// Says whether data may be moved: as long as the lease of the core lasts.
+    pub fn allow_transfers(&self, leave: Leave) {
+        self.movers.allow(leave);
     }
 
     /// Takes what the core has said, as found by who drives it.

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 /// A mount that is of use, and is gone with this, whatever comes.
 pub(crate) struct Mount {
-    process: Process,
+    pub(crate) process: Process,
     at: PathBuf,
 }
 
