@@ -488,6 +488,7 @@ fn show_client(key: &ClientKey, record: &ClientRecord) -> Value {
         "state": state,
         "read_only": record.flags & 1 != 0,
         "voter": record.flags & 2 != 0,
+        "host": hex(&record.host_id),
         "boot": hex(&record.boot_id),
         "transaction": record.transaction.get(),
         "loan": record.loan.get(),
