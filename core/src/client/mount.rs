@@ -49,6 +49,7 @@ use crate::{net, quorum};
 use commits::Due;
 use core::time::Duration;
 use ending::Ending;
+use feed::Changes;
 use heapless::Deque;
 use orphans::{Orphans, Scan};
 use outrider_hal::{BlockRequest, Completion, Instant, StreamId, Tag};
@@ -60,6 +61,7 @@ use zeroing::Zeroing;
 
 mod commits;
 mod ending;
+mod feed;
 mod keep;
 mod limits;
 mod orphans;
@@ -103,6 +105,9 @@ pub struct MountTiming {
     pub retry: Duration,
     /// How often the volume is searched for inodes that nobody uses and that have no name.
     pub orphan_scan: Duration,
+    /// A mount that changes nothing lets its number pass this often while others change something,
+    /// so that the feeds of changes get on.
+    pub pass: Duration,
 }
 
 impl MountTiming {
@@ -116,16 +121,17 @@ impl MountTiming {
         redial_max: Duration::from_secs(2),
         retry: Duration::from_millis(500),
         orphan_scan: Duration::from_secs(60),
+        pass: Duration::from_secs(1),
     };
 
     /// Whether a lease is renewed in time.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let MountTiming { lease, renew, redial, redial_max, retry, orphan_scan, .. } = *self;
+        let MountTiming { lease, renew, redial, redial_max, retry, orphan_scan, pass, .. } = *self;
         // Two renewals that are lost must not end a lease.
         renew.saturating_mul(3) <= lease
             && redial <= redial_max
-            && [renew, redial, retry, orphan_scan].iter().all(|time| !time.is_zero())
+            && [renew, redial, retry, orphan_scan, pass].iter().all(|time| !time.is_zero())
     }
 }
 
@@ -256,6 +262,7 @@ pub struct Mount<'m> {
     zeroing: Zeroing<'m>,
     orphans: Orphans,
     scan: Scan,
+    feed: Changes,
     due: Due,
     /// The newest root heard of.
     root: CommitNo,
@@ -311,6 +318,7 @@ impl<'m> Mount<'m> {
             zeroing: Zeroing::carve(arena, limits.zeroings, TAG_ZEROING)?,
             orphans: Orphans::default(),
             scan: Scan::NEW,
+            feed: Changes::default(),
             due: Due::default(),
             root: CommitNo(0),
             root_question: None,

@@ -11,6 +11,7 @@
 //! | half of the dirty budget is used | changes go on while the other half is written |
 //! | what was used or freed nearly fills a transaction | so that no change has to wait |
 //! | the oldest change is as old as [`MountTiming::commit_age`](super::MountTiming) | a crash loses no more |
+//! | others change something, and this mount nothing | so that its number passes: see `feed` |
 //! | the mount leaves | all of it |
 //!
 //! What this module deliberately doesn't know: how a commit is written.
@@ -70,6 +71,7 @@ impl Mount<'_> {
             || usage.dirty_chunks > limits.dirty_chunks / 2
             || self.loans.is_commit_wanted()
             || self.commit_time().is_some_and(|at| at <= now)
+            || self.pass_time().is_some_and(|at| at <= now)
             || (self.life == Life::Leaving && usage.dirty_items > 0)
     }
 
@@ -84,7 +86,8 @@ impl Mount<'_> {
             return None;
         }
         let asked = self.due.for_lock || self.slots.waits(|park| *park == Park::Commit);
-        let at = if asked { Some(Instant(0)) } else { self.commit_time() };
+        let times = [self.commit_time(), self.pass_time()];
+        let at = if asked { Some(Instant(0)) } else { times.into_iter().flatten().min() };
         at.map(|at| at.max(self.due.not_before))
     }
 
@@ -93,6 +96,7 @@ impl Mount<'_> {
             Ok(begun) => {
                 self.due.for_lock = false;
                 self.due.dirty_since = None;
+                self.feed.passes(now);
                 if begun.is_none() {
                     self.on_durable(now);
                 }
@@ -116,6 +120,8 @@ impl Mount<'_> {
         self.counters.commits += 1;
         self.note_transaction_done();
         self.note_root(&done.root)?;
+        self.feed.learn(done.stable);
+        self.feed.passed(&done.root);
         self.on_durable(now);
         Ok(())
     }

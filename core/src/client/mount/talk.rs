@@ -298,12 +298,15 @@ impl<'m> Mount<'m> {
         self.reader.set_root(root).map_err(|_| Violation)?;
         self.items.note_root(root.commit);
         self.root = self.root.max(root.commit);
+        self.feed.note_root(root);
         Ok(())
     }
 
     fn on_root(&mut self, now: Instant, told: &RootNow) -> Result<(), Violation> {
         let Some(question) = self.root_question.take() else { return Err(Violation) };
         self.note_root(&told.root)?;
+        self.feed.learn(told.seq_stable);
+        self.feed.answered();
         if question.wanted {
             self.root_wanted = false;
             self.reader.answer_root(&told.root).map_err(|_| Violation)?;
@@ -362,9 +365,10 @@ impl<'m> Mount<'m> {
             return;
         }
         self.send_lock_messages(now);
-        let due = self.ask_root_at <= now || self.root_wanted;
+        let due = self.ask_root_at <= now || self.root_wanted || self.wants_feed();
         if due && self.root_question.is_none() && self.ask(&ClientRequest::Root) {
             self.counters.roots += 1;
+            self.feed.asked();
             self.root_question = Some(RootQuestion { at: now, wanted: self.root_wanted });
             self.ask_root_at = now.plus(self.config.timing.renew);
         }
