@@ -9,6 +9,7 @@
 
 pub mod counter;
 pub mod feed;
+pub mod leaders;
 pub mod scrub;
 pub mod server;
 
