@@ -98,6 +98,8 @@ pub(super) struct Member {
     pub(super) standing: Standing,
     /// Its open transaction, as far as that is durable.
     pub(super) seq: Seq,
+    /// When it was recorded, if that was in this term: it was heard then.
+    pub(super) recorded_at: Instant,
     /// It was recorded in this term, and has not said yet that it holds no locks.
     pub(super) is_new: bool,
     /// It was asked so.
@@ -127,6 +129,7 @@ impl Member {
             nonce,
             standing,
             seq: Seq(0),
+            recorded_at: Instant(0),
             is_new: false,
             asked_held: false,
             evicted: false,
