@@ -172,7 +172,7 @@ impl<'m> Mount<'m> {
     }
 
     /// The server has given the mount up: what it had is others' now.
-    fn on_evicted(&mut self, now: Instant) {
+    pub(super) fn on_evicted(&mut self, now: Instant) {
         self.life = Life::Evicted;
         self.counters.items_lost += u64::from(self.items.usage().dirty_items);
         self.way.end();
