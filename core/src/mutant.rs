@@ -72,6 +72,8 @@ mutants! {
     ParkedInRevoke,
     /// A server that leads again goes on from what it had taken for a merge in its last term.
     StaleTermMemory,
+    /// A number is called stable although changes made during a commit bear it.
+    StableTooEarly,
 }
 
 #[cfg(any(test, outrider_mutants))]
