@@ -497,6 +497,7 @@ impl<'m> Server<'m> {
                 let (stream, client) = (*stream, *client);
                 if let Some(member) = self.members.find(client) {
                     (member.standing, member.is_new) = (Standing::Mounted, true);
+                    member.recorded_at = now;
                 }
                 // Who has gone meanwhile comes back with the same nonce.
                 self.admit(now, stream, client);

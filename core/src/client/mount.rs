@@ -514,7 +514,10 @@ impl<'m> Node<'m> for Mount<'m> {
 
     fn step(&mut self, now: Instant) -> More {
         self.step_talk(now);
-        self.suspended = self.locks.is_suspended(now) && !is_active(Mutant::AnswerAfterLease);
+        self.suspended = self.locks.is_suspended(now);
+        if self.suspended && self.life == Life::Mounted && is_active(Mutant::EvictionByLease) {
+            self.on_evicted(now);
+        }
         let mut more = More::No;
         if self.may_submit() {
             for more_of in [
@@ -565,7 +568,7 @@ impl<'m> Node<'m> for Mount<'m> {
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
             self.ending_timeout(),
-            works.then_some(self.lease_until),
+            works.then_some(self.lease_until).filter(|_| !is_active(Mutant::AnswerAfterLease)),
         ];
         due.into_iter().flatten().min()
     }

@@ -86,7 +86,9 @@ impl Server<'_> {
         let listening = self.listening_since?;
         let session = self.links.find(member.client);
         let heard = session.and_then(|session| self.links.heard(session));
-        let heard = heard.map_or(listening, |heard| heard.max(listening));
+        // Who was just recorded may have lost its connection before it could be welcomed.
+        let since = listening.max(member.recorded_at);
+        let heard = heard.map_or(since, |heard| heard.max(since));
         Some(heard.plus(self.config.timing.recovery))
     }
 

@@ -101,6 +101,8 @@ pub(super) struct Member {
     pub(super) standing: Standing,
     /// Its open transaction, as the open commit has it; 0: none.
     pub(super) seq: Seq,
+    /// When it was recorded, if that was in this term: it was heard then.
+    pub(super) recorded_at: Instant,
     /// What it has changed, and is not durable, bears this number or a later one.
     pub(super) floor: Seq,
     /// It was recorded in this term, and has not said yet that it holds no locks.
@@ -145,6 +147,7 @@ impl Member {
             machine,
             standing,
             seq: Seq(0),
+            recorded_at: Instant(0),
             floor: Seq(0),
             is_new: false,
             asked_held: false,
