@@ -85,7 +85,7 @@ use crate::format::{Block, BlockNo};
 use crate::node::{Action, Event, More, Node};
 use clients::Clients;
 use finding::Log;
-use items::{Items, Next};
+use items::Items;
 use map::Map;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, IoError, StreamId, Tag};
 use records::{Claim, Ground, Records};
@@ -599,9 +599,8 @@ impl<'m> Check<'m> {
 
     fn enter_items(&mut self) {
         self.partial |= self.items_partial;
-        let fields = self.fields();
-        let next = Next { ino: fields.next_ino.get(), seq: fields.next_seq.get() };
-        self.items.begin(next, &self.runs, limits(self.volume.blocks()).frames);
+        let next_ino = self.fields().next_ino.get();
+        self.items.begin(next_ino, &self.runs, limits(self.volume.blocks()).frames);
         self.clients.sort();
         self.phase = match self.items_partial {
             true => Phase::Leaks(FIRST_BLKNO),

@@ -5,11 +5,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use process::{Process, memory_dir, program, until, unused_port};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 use tempfile::TempDir;
 
 #[path = "common/process.rs"]
@@ -170,6 +173,44 @@ fn what_a_killed_mount_had_synced_is_there_on_another() {
     assert_there(&at_one, FILES..FILES + 10);
     one.stop();
     two.stop();
+    server.stop();
+    volume.check();
+}
+
+/// A process that this one has started.
+fn child_of(pid: u32) -> Option<Pid> {
+    let mut tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.find_map(|task| {
+        let children = fs::read_to_string(task.unwrap().path().join("children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().unwrap())
+    })
+}
+
+#[test]
+fn a_mount_that_is_stopped_for_too_long_is_killed() {
+    let Some(volume) = Volume::make("256M") else { return };
+    let mut server = volume.serve();
+    let (mut mount, at) = volume.mount("mount");
+    write(&at, 0).unwrap().sync_all().unwrap();
+    // Past its lease, and back before others might have its locks.
+    mount.process.signal(Signal::STOP);
+    thread::sleep(Duration::from_secs(12));
+    mount.process.signal(Signal::CONT);
+    write(&at, 1).unwrap().sync_all().unwrap();
+    // It is never without a witness for long.
+    let pid = mount.process.id();
+    let witness = child_of(pid).unwrap();
+    kill_process(witness, Signal::KILL).unwrap();
+    mount.process.hear("here is another");
+    until("there is another", || child_of(pid).filter(|found| *found != witness));
+    write(&at, 2).unwrap().sync_all().unwrap();
+    mount.process.signal(Signal::STOP);
+    assert_eq!(mount.process.end().signal(), Some(9));
+    mount.process.hear("is killed");
+    drop(mount);
+    let (mount, at) = volume.mount("again");
+    assert_there(&at, 0..3);
+    mount.stop();
     server.stop();
     volume.check();
 }

@@ -200,11 +200,6 @@ fn trees() -> Vec<Case> {
         layout(Id::Next, &[], |layout| layout.root.next_ino = 2000.into()),
         layout(Id::Next, &[], |layout| layout.root.next_seq = 201.into()),
         layout(Id::Next, &[], |layout| layout.root.next_run = 45.into()),
-        draft(Id::Next, &[], |draft| {
-            draft.change(7, |inode| inode.data_seq = Seq(300));
-            remove(draft, Key::data_seq(Seq(87), Ino(7)));
-            draft.items.insert(Key::data_seq(Seq(300), Ino(7)), Vec::new());
-        }),
         draft(Id::Number, &[], |draft| {
             let lent = (Pool::Inodes, Extent::new(BlockNo(1100), 10));
             draft.clients[2].loans.insert(0, lent);

@@ -39,16 +39,10 @@ enum Known {
     Yes(Inode),
 }
 
-/// Numbers that the root says were never given out.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Next {
-    pub(super) ino: u64,
-    pub(super) seq: u64,
-}
-
 pub(super) struct InodeCheck {
     secret: NameSecret,
-    next: Next,
+    /// The lowest number that was never lent.
+    next_ino: u64,
     ino: Ino,
     /// Where it stands, or its first item if it isn't there.
     place: Place,
@@ -86,7 +80,7 @@ impl InodeCheck {
     pub(super) fn new(secret: NameSecret) -> InodeCheck {
         InodeCheck {
             secret,
-            next: Next::default(),
+            next_ino: 0,
             ino: Ino(0),
             place: (BlockNo(0), Key::MIN),
             known: Known::No,
@@ -107,9 +101,9 @@ impl InodeCheck {
         }
     }
 
-    /// Starts over, for a volume whose root says this.
-    pub(super) fn begin(&mut self, next: Next) {
-        *self = InodeCheck { next, ..InodeCheck::new(self.secret) };
+    /// Starts over, for a volume on which this is the lowest number that was never lent.
+    pub(super) fn begin(&mut self, next_ino: u64) {
+        *self = InodeCheck { next_ino, ..InodeCheck::new(self.secret) };
     }
 
     /// The inode whose items are being gone through; 0 before the first.
@@ -124,10 +118,10 @@ impl InodeCheck {
 
     /// The first item of an inode has been met; the one before was [`end`](Self::end)ed.
     pub(super) fn enter(&mut self, ino: Ino, place: Place, log: &mut Log) {
-        let next = self.next;
-        *self = InodeCheck { next, ino, place, ..InodeCheck::new(self.secret) };
-        if ino.0 >= next.ino {
-            log.put_item(Id::Next, place, Wrong::Count { says: ino.0, is: next.ino });
+        let next_ino = self.next_ino;
+        *self = InodeCheck { next_ino, ino, place, ..InodeCheck::new(self.secret) };
+        if ino.0 >= next_ino {
+            log.put_item(Id::Next, place, Wrong::Count { says: ino.0, is: next_ino });
         }
     }
 
@@ -144,7 +138,7 @@ impl InodeCheck {
             self.xattr.end(log);
         }
         match item {
-            ItemKey::Inode(_) => self.take_inode(value, log, differences),
+            ItemKey::Inode(_) => self.take_inode(value, differences),
             ItemKey::Xattr { .. } => {
                 let next = self.inode().map(|inode| inode.next_xattr_id);
                 self.xattr.take(item, value, place, next, log);
@@ -179,7 +173,7 @@ impl InodeCheck {
         }
     }
 
-    fn take_inode(&mut self, value: &[u8], log: &mut Log, differences: &mut Differences<'_>) {
+    fn take_inode(&mut self, value: &[u8], differences: &mut Differences<'_>) {
         let Ok(inode) = Inode::parse(value) else {
             self.known = Known::Unreadable;
             return;
@@ -193,10 +187,6 @@ impl InodeCheck {
         ];
         for (pair, at, _) in indices.into_iter().filter(|(_, _, is_in)| *is_in) {
             differences.put(&Element { pair, at, digest: 0 }, false);
-        }
-        let seq = inode.meta_seq.0.max(inode.data_seq.0);
-        if seq >= self.next.seq {
-            log.put_item(Id::Next, self.place, Wrong::Count { says: seq, is: self.next.seq });
         }
     }
 

@@ -33,8 +33,6 @@ use crate::format::super_block::Super;
 use crate::format::{BlockNo, Ino};
 use crate::node::More;
 
-pub(super) use super::inode::Next;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Gather,
@@ -83,11 +81,11 @@ impl<'m> Items<'m> {
         })
     }
 
-    /// Starts over: with the next numbers of the root, these runs, and a cache of so many frames.
-    pub(super) fn begin(&mut self, next: Next, runs: &Runs<'_>, frames: u32) {
+    /// Starts over: with the root's next inode, these runs, and a cache of so many frames.
+    pub(super) fn begin(&mut self, next_ino: u64, runs: &Runs<'_>, frames: u32) {
         (self.phase, self.frames, self.has_root) = (Phase::Gather, frames, false);
         self.merge.begin(runs, frames);
-        self.inode.begin(next);
+        self.inode.begin(next_ino);
         self.differences.clear();
         self.directories.clear();
     }

@@ -16,8 +16,8 @@ use super::runs::{Run, Runs};
 use crate::error::Corruption;
 use crate::format::records::{
     BlockKey, ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LIST_MAX, Length,
-    LengthKey, LoanKey, ManifestEntry, ManifestKey, OpenSeqKey, OwnerKind, Pool, QuarantineKey,
-    extent, list,
+    LengthKey, LoanKey, ManifestEntry, ManifestKey, OpenSeq, OpenSeqKey, OwnerKind, Pool,
+    QuarantineKey, extent, list,
 };
 use crate::format::root::{Extent, LEVELS, Root};
 use crate::format::{BlockNo, ClientId};
@@ -162,13 +162,14 @@ impl Records {
             TreeName::Clients => self.take_client(leaf, key, value, ground),
             TreeName::Loans => self.take_loan(leaf, key, value, ground),
             TreeName::OpenSeqs => {
-                nothing(value)?;
+                let open = whole::<OpenSeq>(value)?;
                 let key = whole::<OpenSeqKey>(key)?;
                 self.check_next(leaf, key.seq.get(), self.counters.seq, ground.log);
                 if !ground.clients.take_open_seq(ClientId(key.client.get())) {
                     ground.log.put(Id::Client, Extent::new(leaf, 1), Wrong::MISMATCH);
                 }
-                Ok(())
+                // Its number was opened after what its client may still have changed before.
+                if open.floor.get() > key.seq.get() { Err(Corruption::Order) } else { Ok(()) }
             }
             TreeName::Freed => {
                 let commit = whole::<FreedKey>(key)?.commit.get();

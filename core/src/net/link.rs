@@ -178,6 +178,18 @@ impl<'m> Link<'m> {
         self.session.clear();
     }
 
+    /// Forgets all messages, after an eviction: a farewell is all that follows. It is the same
+    /// client still.
+    ///
+    /// # Panics
+    ///
+    /// If there is a connection: it must be closed first.
+    pub fn forget_messages(&mut self) {
+        assert!(self.is_idle(), "one connection at a time");
+        self.session_term = Term::NONE;
+        self.session.clear();
+    }
+
     /// Ends the connection, if there is one. The session lives on.
     pub fn disconnect(&mut self) {
         self.end(End::Dropped);

@@ -19,7 +19,7 @@ use outrider_core::format::layout::{
 use outrider_core::format::quorum::{Slot, emit_blank};
 use outrider_core::format::records::{
     BlockKey, ClientKey, ClientPart, FreedKey, Length, LengthKey, LoanKey, ManifestEntry,
-    ManifestKey, OpenSeqKey, OwnerKind, Pool, QuarantineKey,
+    ManifestKey, OpenSeq, OpenSeqKey, OwnerKind, Pool, QuarantineKey,
 };
 use outrider_core::format::root::{Extent, Root, RootBlock};
 use outrider_core::format::run::{
@@ -294,7 +294,8 @@ impl Layout {
         }
         for seq in &client.open_seqs {
             let key = OpenSeqKey { seq: (*seq).into(), client: number.into() };
-            self.put(Tree::OpenSeqs, key.as_bytes(), &[]);
+            let open = OpenSeq { floor: (*seq).into() };
+            self.put(Tree::OpenSeqs, key.as_bytes(), open.as_bytes());
         }
         for pool in [Pool::Data, Pool::Runs, Pool::Inodes, Pool::RunIds] {
             let of_pool = client.loans.iter().filter(|(of, _)| *of == pool);
