@@ -48,6 +48,13 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Cut the power off at every write of small workloads, and recover.
+    #[command(disable_help_flag = true)]
+    Crash {
+        /// As the program takes them: `--operations N`, `--acts A,B`, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
+        Chore::Crash { arguments } => simulate::crash(arguments),
         Chore::Bench { arguments } => bench(&tools, arguments),
         Chore::Ci => ci::run(),
     };

@@ -21,6 +21,11 @@ pub(crate) fn sim(arguments: &[String]) -> Result<(), Failure> {
     run("sim", arguments)
 }
 
+/// Power cuts at every write of small workloads: `--help` says of which.
+pub(crate) fn crash(arguments: &[String]) -> Result<(), Failure> {
+    run("crash", arguments)
+}
+
 /// Benchmarks; all of them if none is named.
 pub(crate) fn bench(arguments: &[String]) -> Result<(), Failure> {
     run("bench", arguments)
