@@ -7,6 +7,7 @@ mod boot;
 mod ci;
 mod cluster;
 mod decode;
+mod fuzz;
 mod guest;
 mod image;
 mod simulate;
@@ -62,6 +63,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Feed every decoder bytes that nobody meant.
+    Fuzz(fuzz::Options),
     /// Check all that is not a test: format, lints, documents, no_std and no alloc, the image.
     Ci,
 }
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Chore::Sim { arguments } => simulate::sim(arguments),
         Chore::Crash { arguments } => simulate::crash(arguments),
         Chore::Bench { arguments } => bench(&tools, arguments),
+        Chore::Fuzz(options) => fuzz::run(options),
         Chore::Ci => ci::run(),
     };
     end(done.map(|()| 0))
