@@ -48,6 +48,7 @@ mod locking;
 pub mod map;
 mod names;
 pub mod pools;
+mod queries;
 mod read;
 mod rename;
 mod space;
@@ -454,6 +455,7 @@ impl Run<'_, '_, '_, '_> {
             Op::Setxattr { ino, name, mode } => self.setxattr(*ino, name.name(), *mode),
             Op::Listxattr { ino } => self.listxattr(*ino),
             Op::Removexattr { ino, name } => self.removexattr(*ino, name.name()),
+            Op::Query(query) => self.query(query),
             Op::Statfs => Ok(Reply::Statfs(self.cx.volume)),
         }
     }
