@@ -7,6 +7,7 @@ mod boot;
 mod ci;
 mod cluster;
 mod decode;
+mod fuzz;
 mod guest;
 mod image;
 mod simulate;
@@ -48,6 +49,13 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Cut the power off at every write of small workloads, and recover.
+    #[command(disable_help_flag = true)]
+    Crash {
+        /// As the program takes them: `--operations N`, `--acts A,B`, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
@@ -55,6 +63,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Feed every decoder bytes that nobody meant.
+    Fuzz(fuzz::Options),
     /// Check all that is not a test: format, lints, documents, no_std and no alloc, the image.
     Ci,
 }
@@ -68,7 +78,9 @@ fn main() -> ExitCode {
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
+        Chore::Crash { arguments } => simulate::crash(arguments),
         Chore::Bench { arguments } => bench(&tools, arguments),
+        Chore::Fuzz(options) => fuzz::run(options),
         Chore::Ci => ci::run(),
     };
     end(done.map(|()| 0))
