@@ -25,3 +25,8 @@ pub(crate) fn sim(arguments: &[String]) -> Result<(), Failure> {
 pub(crate) fn bench(arguments: &[String]) -> Result<(), Failure> {
     run("bench", arguments)
 }
+
+/// The benchmark of the metadata engine, with these options.
+pub(crate) fn engine(arguments: &[String]) -> Result<(), Failure> {
+    run("engine", arguments)
+}
