@@ -3,6 +3,7 @@
 //! What a crashed voter may still write is bounded as in the scenario of servers, and what a
 //! crashed mount may by the lifetime that servers are told.
 
+use crate::check::feed::{self, Feeds};
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
 use crate::model::walk::Executes;
@@ -28,12 +29,14 @@ use outrider_core::node::{Action, Event, More, Node};
 use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
+use readers::Readers;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::Duration;
 use users::{Log, Mounts, Users};
 
+pub mod readers;
 pub mod users;
 
 /// Blocks of the volume.
@@ -98,8 +101,11 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
     let mounts: Vec<HostId> = mounts.collect();
     let log = Rc::new(RefCell::new(Log::new(strict)));
     let rng = Rng::new(seed).fork("users");
-    world.set_workload(Users::new(mounts.into_iter(), rng, Rc::clone(&log)));
+    let told = Rc::new(RefCell::new(feed::Log::default()));
+    let users = Users::new(mounts.iter().copied(), rng, Rc::clone(&log));
+    world.set_workload(Readers::beside(users, &mounts, Rc::clone(&told)));
     world.add_checker(Mounts::new(log));
+    world.add_checker(Feeds::new(told));
     world
 }
 
