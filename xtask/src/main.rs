@@ -59,7 +59,8 @@ enum Chore {
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
-        /// Which benchmarks; all if none is named.
+        /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
+        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -86,11 +87,16 @@ fn main() -> ExitCode {
     end(done.map(|()| 0))
 }
 
-/// Runs the benchmarks of these names, or all. Those of whole guests and clusters are this
-/// program's.
+/// Runs the benchmarks of these names, or all but that of the engine, which takes minutes and
+/// options of its own. Those of whole guests and clusters are this program's.
 fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
     const BOOT: &str = "boot";
     const CREATE: &str = "create";
+    const ENGINE: &str = "engine";
+    // Options follow it, and nothing else.
+    if let Some((ENGINE, options)) = names.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        return simulate::engine(options);
+    }
     let ours = |name: &String| [BOOT, CREATE].contains(&name.as_str());
     let wants = |bench: &str| names.is_empty() || names.iter().any(|name| name == bench);
     let others: Vec<String> = names.iter().filter(|name| !ours(name)).cloned().collect();

@@ -38,3 +38,8 @@ pub(crate) fn crash(arguments: &[String]) -> Result<(), Failure> {
 pub(crate) fn bench(arguments: &[String]) -> Result<(), Failure> {
     run("bench", arguments)
 }
+
+/// The benchmark of the metadata engine, with these options.
+pub(crate) fn engine(arguments: &[String]) -> Result<(), Failure> {
+    run("engine", arguments)
+}
