@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod counters;
 mod device;
+mod findings;
 mod ino_path;
 mod items;
 mod locks;

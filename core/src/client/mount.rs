@@ -38,6 +38,7 @@ use crate::format::key::{Key, KeyBytes, NameSecret};
 use crate::format::super_block::Super;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::Kind;
+use crate::format::wire::greeting::Machine;
 use crate::format::{ClientId, CommitNo, Seq};
 use crate::lock::client::{LockClient, View};
 use crate::lock::{LockName, Mode, ToServer};
@@ -147,6 +148,8 @@ pub struct MountConfig {
     pub timing: MountTiming,
     /// Random, new for each mount: tells the server that it is the same mount when it comes again.
     pub nonce: [u8; 16],
+    /// Where it runs, by which servers know that it is gone when the machine has booted again.
+    pub machine: Machine,
     /// Random: what it greets servers with is made from this.
     pub secret: [u8; 32],
     /// Nothing is changed.
@@ -529,7 +532,10 @@ impl<'m> Node<'m> for Mount<'m> {
 
     fn step(&mut self, now: Instant) -> More {
         self.step_talk(now);
-        self.suspended = self.locks.is_suspended(now) && !is_active(Mutant::AnswerAfterLease);
+        self.suspended = self.locks.is_suspended(now);
+        if self.suspended && self.life == Life::Mounted && is_active(Mutant::EvictionByLease) {
+            self.on_evicted(now);
+        }
         let mut more = More::No;
         if self.may_submit() {
             for more_of in [
@@ -580,7 +586,7 @@ impl<'m> Node<'m> for Mount<'m> {
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
             self.ending_timeout(),
-            works.then_some(self.lease_until),
+            works.then_some(self.lease_until).filter(|_| !is_active(Mutant::AnswerAfterLease)),
         ];
         due.into_iter().flatten().min()
     }

@@ -249,7 +249,9 @@ impl<'m> Merger<'m> {
         self.abandon();
         (self.stage, self.pause, self.place) = (Stage::Resting, Pause::Not, None);
         (self.ended, self.not_before, self.is_cramped) = (Ended::Well, None, false);
-        self.taken.clear();
+        if !is_active(Mutant::StaleTermMemory) {
+            self.taken.clear();
+        }
     }
 
     /// The next write to submit, its tag counted from this one.
