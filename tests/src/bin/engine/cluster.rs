@@ -15,6 +15,7 @@ use outrider_core::client::op::{Op, OpError};
 use outrider_core::format::item::Time;
 use outrider_core::format::quorum::{BootId, HostId, Incarnation, Slot};
 use outrider_core::format::super_block::Super;
+use outrider_core::format::wire::greeting::Machine;
 use outrider_core::net::Timing as NetTiming;
 use outrider_core::node::{Action, Event, More, Node};
 use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
@@ -146,6 +147,7 @@ impl Cluster {
             timing: MountTiming::NORMAL,
             nonce,
             secret,
+            machine: Machine::default(),
             read_only: false,
         };
         let limits = MountLimits::DEFAULT;
