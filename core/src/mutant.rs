@@ -62,6 +62,10 @@ mutants! {
     FillUnderOldRoot,
     /// Items that were written without having been read stay in the cache after their commit.
     WriteOnlyItemsKept,
+    /// A block is opened whatever its checksum.
+    ChecksumSkipped,
+    /// A mount tells the server of a transaction whose blocks it has not flushed.
+    TransactionBeforeFlush,
     /// A mount goes on answering when its lease is over.
     AnswerAfterLease,
     /// A mount takes the end of its lease for its eviction.

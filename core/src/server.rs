@@ -540,6 +540,7 @@ impl<'m> Server<'m> {
                     let evicted = member.evicted;
                     member.standing = if evicted { Standing::Evicted } else { Standing::Mounted };
                 }
+                self.on_eviction_failed(now, client);
             }
             Work::Evict(_) => {
                 let client = slot.client;
@@ -632,8 +633,10 @@ impl<'m> Server<'m> {
                     if pending {
                         return Err(ErrorCode::Busy);
                     }
-                    let (nonce, client) = (greeting.nonce, ClientId(0));
-                    self.table.begin(Work::Greet { stream, nonce, client }, client).map(drop)
+                    let (nonce, machine) = (greeting.nonce, greeting.machine);
+                    let client = ClientId(0);
+                    let work = Work::Greet { stream, nonce, machine, client };
+                    self.table.begin(work, client).map(drop)
                 }
             },
         }

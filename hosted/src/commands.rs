@@ -6,6 +6,7 @@
 mod ask;
 mod check;
 mod device;
+mod findings;
 mod items;
 mod mkfs;
 mod mount;

@@ -197,7 +197,7 @@ impl Disk {
     #[must_use]
     pub fn content(&self, blkno: BlockNo) -> &Rc<Block> {
         let cached = self.cache.get(&blkno.0).and_then(|versions| versions.last());
-        cached.map_or(self.medium.block(blkno.0), |version| &version.data)
+        cached.map_or_else(|| self.medium.block(blkno.0), |version| &version.data)
     }
 
     /// What is durable: what the device holds if it loses power now and every cached write with it.

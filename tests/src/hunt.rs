@@ -16,6 +16,9 @@
 //!   term.
 //! * [`Mutant::LeaseFromCompletion`]: two act at once if a leader hears late that it has renewed,
 //!   and its next renewals are late too, all within a lease. Hundreds of seeds don't come to that.
+//! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests of
+//!   damage notice it.
+//! * [`Mutant::TransactionBeforeFlush`]: a cut of power at every write of small workloads shows it.
 //!
 //! A mistake that can't be made yet has no line: pages that are cached under a read lock although
 //! the file is open for writing, as no pages are cached.
@@ -38,6 +41,8 @@ pub enum Told {
     Story(Story),
     /// In this test of the core, which in two cases lets chance find an election that shows it.
     Core(&'static str),
+    /// In this test of this package, in a build that can make mistakes.
+    Test(&'static str),
     /// It has none: seeds alone notice it.
     Nowhere,
 }
@@ -96,6 +101,8 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         Mutant::ParkedInRevoke => {
             (None, Told::Core("parking_what_a_notification_waits_for_would_never_end"))
         }
+        Mutant::ChecksumSkipped => (None, Told::Test("a_skipped_checksum_is_noticed")),
+        Mutant::TransactionBeforeFlush => (None, Told::Test("forgotten_flushes_are_noticed")),
     };
     Hunt { seeds, told }
 }

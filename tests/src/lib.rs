@@ -22,6 +22,7 @@ pub mod model;
 pub mod mount_ops;
 pub mod net;
 pub mod node;
+pub mod planted;
 pub mod platform;
 pub mod puppet;
 pub mod region;

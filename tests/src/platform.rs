@@ -136,6 +136,7 @@ impl Platform {
             net: outrider_core::net::Timing::DEFAULT,
             timing: TIMING,
             nonce,
+            machine: outrider_core::format::wire::greeting::Machine::default(),
             secret,
             read_only: false,
         }

@@ -92,6 +92,34 @@ fn a_mount_comes_and_goes() {
     mount.unmount();
 }
 
+/// What has become of clients since this was last asked, as the server has it.
+fn ends(shown: &Shown) -> Vec<&'static str> {
+    let events = shown.world.borrow_mut().with(HostId(0), |at: &mut Server<'_>, _| {
+        std::iter::from_fn(|| at.poll_event()).collect::<Vec<_>>()
+    });
+    let ends = events.into_iter().flatten().filter_map(|event| match event {
+        ServerEvent::Evicted(_) => Some("evicted"),
+        ServerEvent::Left(_) => Some("left"),
+        _ => None,
+    });
+    ends.collect()
+}
+
+/// A machine crashes, boots, and mounts again. Its first mount is evicted, and what that was lent is
+/// free at once, because a boot ends all that the one before it had under way.
+#[test]
+fn a_new_boot_of_its_machine_proves_that_a_mount_is_gone() {
+    let shown = mounts(12, 1).remove(0).model;
+    shown.restart();
+    shown.mount();
+    assert_eq!(ends(&shown), [""; 0], "nobody is given up before the time");
+    shown.world.borrow_mut().run(Duration::from_secs(15)).unwrap();
+    assert_eq!(ends(&shown), ["evicted", "left"]);
+    shown.until("it works on", |at| at.mount.state() == MountState::Mounted);
+    shown.unmount();
+    assert_eq!(ends(&shown), ["left"]);
+}
+
 /// A mount is not heard for so long that it is evicted. When it hears of that nothing of it is under
 /// way, and it says so: what it was lent is quarantined no longer than that.
 #[test]
@@ -99,29 +127,16 @@ fn an_evicted_mount_says_farewell_and_what_it_was_lent_is_free() {
     let (server, host) = (HostId(0), HostId(1));
     let mounts = mounts(11, 1);
     let shown = mounts[0].model.clone();
-    let mut seen = Vec::new();
-    let mut look = |shown: &Shown| {
-        let mut world = shown.world.borrow_mut();
-        let events = world.with(server, |at: &mut Server<'_>, _| {
-            std::iter::from_fn(|| at.poll_event()).collect::<Vec<_>>()
-        });
-        seen.extend(events.into_iter().flatten().filter_map(|event| match event {
-            ServerEvent::Evicted(_) => Some("evicted"),
-            ServerEvent::Left(_) => Some("left"),
-            _ => None,
-        }));
-        seen.clone()
-    };
-    assert_eq!(look(&shown), [""; 0]);
+    assert_eq!(ends(&shown), [""; 0]);
     {
         let mut world = shown.world.borrow_mut();
         world.block(server, host, Duration::from_secs(20));
         world.block(host, server, Duration::from_secs(20));
         world.run(Duration::from_secs(15)).unwrap();
     }
-    assert_eq!(look(&shown), ["evicted"]);
+    assert_eq!(ends(&shown), ["evicted"]);
     shown.until("farewell", |at| at.mount.has_parted());
-    assert_eq!(look(&shown), ["evicted", "left"]);
+    assert_eq!(ends(&shown), ["left"]);
     assert!(matches!(shown.world.borrow().guest::<Platform>(host), Some(at)
         if at.mount.state() == MountState::Evicted));
     shown.restart();

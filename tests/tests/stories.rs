@@ -28,12 +28,16 @@ fn sources(at: &Path, text: &mut String) {
 
 #[test]
 fn every_mistake_has_its_story() {
-    let mut core = String::new();
+    let (mut core, mut here) = (String::new(), String::new());
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/src"), &mut core);
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"), &mut here);
     for mutant in Mutant::ALL {
-        if let Told::Core(test) = hunt(*mutant).told {
-            assert!(core.contains(&format!("#[test]\nfn {test}()")), "{mutant:?}: {test}");
-        }
+        let (text, test) = match hunt(*mutant).told {
+            Told::Core(test) => (&core, test),
+            Told::Test(test) => (&here, test),
+            Told::Story(_) | Told::Nowhere => continue,
+        };
+        assert!(text.contains(&format!("#[test]\nfn {test}()")), "{mutant:?}: {test}");
     }
 }
 

@@ -38,6 +38,7 @@ use crate::format::key::{Key, KeyBytes, NameSecret};
 use crate::format::super_block::Super;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::Kind;
+use crate::format::wire::greeting::Machine;
 use crate::format::{ClientId, CommitNo};
 use crate::lock::client::LockClient;
 use crate::lock::{LockName, Mode, ToServer};
@@ -147,6 +148,8 @@ pub struct MountConfig {
     pub timing: MountTiming,
     /// Random, new for each mount: tells the server that it is the same mount when it comes again.
     pub nonce: [u8; 16],
+    /// Where it runs, by which servers know that it is gone when the machine has booted again.
+    pub machine: Machine,
     /// Random: what it greets servers with is made from this.
     pub secret: [u8; 32],
     /// Nothing is changed.

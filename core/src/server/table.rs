@@ -17,6 +17,7 @@ use crate::block::{Cache, Pins, RequestId};
 use crate::format::records::{FreedKey, QuarantineKey};
 use crate::format::wire::ErrorCode;
 use crate::format::wire::PAYLOAD_BYTES_MAX;
+use crate::format::wire::greeting::Machine;
 use crate::format::{ClientId, CommitNo, Seq};
 use crate::net::{SessionId, Ticket};
 use outrider_hal::{Instant, StreamId};
@@ -33,7 +34,7 @@ pub(super) enum Work {
     /// Merges runs.
     Merge,
     /// Records a new client.
-    Greet { stream: StreamId, nonce: [u8; 16], client: ClientId },
+    Greet { stream: StreamId, nonce: [u8; 16], machine: Machine, client: ClientId },
     /// A loan.
     Loan,
     /// A transaction; the next one's number, once it was carried out.
@@ -95,6 +96,8 @@ pub(super) enum Standing {
 pub(super) struct Member {
     pub(super) client: ClientId,
     pub(super) nonce: [u8; 16],
+    /// Where it runs.
+    pub(super) machine: Machine,
     pub(super) standing: Standing,
     /// Its open transaction, as the open commit has it; 0: none.
     pub(super) seq: Seq,
@@ -124,11 +127,24 @@ impl Member {
         matches!(self.standing, Standing::Evicting | Standing::Evicted)
     }
 
+    /// Whether this one, which came later, proves that the other is gone: the machine of both has
+    /// booted in between.
+    pub(super) fn proves_gone(&self, other: &Member) -> bool {
+        let recorded = self.standing != Standing::Greeting;
+        recorded && self.client > other.client && self.machine.has_rebooted(&other.machine)
+    }
+
     /// A client of this record.
-    pub(super) fn new(client: ClientId, nonce: [u8; 16], standing: Standing) -> Member {
+    pub(super) fn new(
+        client: ClientId,
+        nonce: [u8; 16],
+        machine: Machine,
+        standing: Standing,
+    ) -> Member {
         Member {
             client,
             nonce,
+            machine,
             standing,
             seq: Seq(0),
             recorded_at: Instant(0),
@@ -242,7 +258,7 @@ impl<'m> Table<'m> {
 
 impl<'m> Members<'m> {
     pub(super) fn carve(arena: &mut Arena<'m>, clients: u32) -> Result<Members<'m>, ArenaFull> {
-        let nobody = Member::new(ClientId(0), [0; 16], Standing::Greeting);
+        let nobody = Member::new(ClientId(0), [0; 16], Machine::default(), Standing::Greeting);
         Ok(Members { members: arena.slice(clients, |_| nobody)?, len: 0 })
     }
 

@@ -299,6 +299,7 @@ mod hunts {
         }
         let (story, said) = match told {
             Told::Core(test) => (test, "(a test of the core)".to_owned()),
+            Told::Test(test) => (test, "(a test of this package, run beside this)".to_owned()),
             Told::Nowhere => ("none", "seeds alone notice it".to_owned()),
             Told::Story(story) => {
                 let found = found(&name, &["--story", story.name], &format!("{}: ", story.name));

@@ -23,6 +23,7 @@ use outrider_core::format::item::Time;
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot};
 use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
+use outrider_core::format::wire::greeting::Machine;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
 use outrider_core::node::{Action, Event, More, Node};
@@ -97,7 +98,8 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
         world.add_host("server", Serving { me: host, volume });
     }
     let limits = MountLimits::small();
-    let mounts = (0..MOUNTS).map(|_| world.add_host("mount", Mounting { volume, limits }));
+    let mounts = (0..MOUNTS)
+        .map(|_| world.add_host("mount", Mounting { volume, limits, tells_boot: false }));
     let mounts: Vec<HostId> = mounts.collect();
     let log = Rc::new(RefCell::new(Log::new(strict)));
     let rng = Rng::new(seed).fork("users");
@@ -229,6 +231,8 @@ pub struct Mounting {
     pub volume: Super,
     /// The size of the mount.
     pub limits: MountLimits,
+    /// It tells servers which boot it is of, and nothing of an earlier one is under way.
+    pub tells_boot: bool,
 }
 
 impl Program for Mounting {
@@ -244,7 +248,11 @@ impl Program for Mounting {
     }
 
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
-        let config = Platform::config(self.volume, &mut boot.entropy);
+        let mut config = Platform::config(self.volume, &mut boot.entropy);
+        if self.tells_boot {
+            let host = QuorumHost(boot.addr.addr.octets());
+            config.machine = Machine { host, boot: BootId([boot.boots as u8; 16]) };
+        }
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
         Box::new(Platform::carve(&mut arena, &self.limits, &config).expect("measured"))
     }
@@ -257,7 +265,7 @@ pub fn calm(seed: u64, mounts: u16, limits: MountLimits) -> World {
     let mut world = World::calm(seed, image);
     world.add_host("server", Serving { me: 0, volume });
     for _ in 0..mounts {
-        world.add_host("mount", Mounting { volume, limits });
+        world.add_host("mount", Mounting { volume, limits, tells_boot: true });
     }
     world
 }

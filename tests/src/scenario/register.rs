@@ -94,7 +94,8 @@ fn populate(mut world: World, seed: u64, volume: Super) -> World {
         world.add_host("server", Serving { me, volume });
     }
     let limits = MountLimits::small();
-    let mounts = (0..MOUNTS).map(|_| world.add_host("mount", Mounting { volume, limits }));
+    let mounting = || Mounting { volume, limits, tells_boot: false };
+    let mounts = (0..MOUNTS).map(|_| world.add_host("mount", mounting()));
     let mounts: Vec<HostId> = mounts.collect();
     let log = Rc::new(RefCell::new(Log::default()));
     let users = mounts.iter().flat_map(|host| {

@@ -38,7 +38,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{Identity as Volume, Super};
-use outrider_core::format::wire::greeting::Role;
+use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
     ServerAnswer, ServerRequest, Transaction,
@@ -276,6 +276,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         timing: NetTiming::DEFAULT,
         role: Role::Mount,
         nonce,
+        machine: Machine::default(),
         read_only: false,
     };
     let watcher = WatcherBlocks::carve(arena).expect("measured");

@@ -10,7 +10,7 @@ use crate::format::item::Time;
 use crate::format::super_block::Super;
 use crate::format::super_block::tests::identity;
 use crate::format::wire::ErrorCode;
-use crate::format::wire::greeting::Greeting;
+use crate::format::wire::greeting::{Greeting, Machine};
 use crate::format::wire::message::{
     ClientRequest, Extents, ManifestRoot, Outcome, RootNow, ServerAnswer, TransactionDone,
 };
@@ -63,6 +63,7 @@ impl Rig {
             net: Timing::DEFAULT,
             timing: MountTiming::NORMAL,
             nonce: [3; 16],
+            machine: Machine::default(),
             secret: [4; 32],
             read_only: false,
         };

@@ -3,7 +3,7 @@
 extern crate std;
 
 use super::greeting::{
-    Admission, Challenge, Greeting, Hello, MAC_BYTES, Proof, RANDOM_BYTES, Role, Welcome,
+    Admission, Challenge, Greeting, Hello, MAC_BYTES, Machine, Proof, RANDOM_BYTES, Role, Welcome,
 };
 use super::message::{
     ClientAnswer, ClientRequest, Emitter, Extent, ExtentRecord, Extents, FREED_MAX, HELD_LOCKS_MAX,
@@ -17,6 +17,7 @@ use super::{
     Part, Party, RECORD_MAGIC, RecordHeader,
 };
 use crate::format::key::{Key, KeyBytes};
+use crate::format::quorum::{BootId, HostId};
 use crate::format::records::ManifestEntry;
 use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, Seq, Term};
 use proptest::prelude::*;
@@ -117,6 +118,7 @@ fn greeting() -> Greeting {
         term: Term::new(5, 1),
         received: 44,
         attempt: 3,
+        machine: Machine { host: HostId([0xe5; 16]), boot: BootId([0xf6; 16]) },
         requests_max: 64,
     }
 }
