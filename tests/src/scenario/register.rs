@@ -14,6 +14,8 @@
 //! A machine whose clock stands still while it does would answer from its memory once it goes on;
 //! such a machine is stopped by the witness that watches it, which is not simulated. So here clocks
 //! don't stand still.
+//!
+//! What this module deliberately doesn't know: how a mount remembers.
 
 use crate::check::Checker;
 use crate::check::leaders::Leaders;
