@@ -1,7 +1,7 @@
 //! Two large sets are compared in little memory: what only one of them has is left over, and named.
 //!
-//! The sets are streams: each element goes in with the sign of its set. A bucket holds the sum of the
-//! signs, the exclusive or of the elements, and the sum of their hashes, of those elements that
+//! The sets are streams: each element goes in with the sign of its set. A bucket holds the sum of
+//! the signs, the exclusive or of the elements, and the sum of their hashes, of those elements that
 //! fall into it; each falls into three. What both sets have cancels out. A bucket with one element
 //! left shows it; taking it out of its other buckets lays bare more. (An invertible Bloom lookup
 //! table: Goodrich and Mitzenmacher, 2011; Eppstein, Goodrich, Uyeda and Varghese, 2011.)

@@ -193,8 +193,9 @@ impl Layout {
         self.records.get_mut(&tree).expect("all trees are there")
     }
 
-    /// Spreads the items over levels 2 and 1 and two ages of level 0, each fourth in each. Some have
-    /// older versions below, or tombstones; and entries that indices had once have tombstones above.
+    /// Spreads the items over levels 2 and 1 and two ages of level 0, each fourth in each. Some
+    /// have older versions below, or tombstones; and entries that indices had once have tombstones
+    /// above.
     fn put_runs(&mut self, draft: &Draft) {
         let mut levels: [Versions<'_>; 4] = Default::default();
         for (at, (key, value)) in draft.items.iter().enumerate() {
