@@ -368,6 +368,12 @@ impl<'m> Fs<'m> {
         self.table.uses(ino)
     }
 
+    /// Inodes that are looked up, open, worked on, or to be named as orphans.
+    #[must_use]
+    pub fn inodes_used(&self) -> u32 {
+        self.table.inodes_used()
+    }
+
     /// Handles that are open.
     #[must_use]
     pub fn handles_open(&self) -> u32 {

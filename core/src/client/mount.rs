@@ -389,6 +389,18 @@ impl<'m> Mount<'m> {
         self.slots.used()
     }
 
+    /// Inodes that are looked up, open, or worked on.
+    #[must_use]
+    pub fn inodes_used(&self) -> u32 {
+        self.fs.inodes_used()
+    }
+
+    /// Files and directories that are open.
+    #[must_use]
+    pub fn handles_open(&self) -> u32 {
+        self.fs.handles_open()
+    }
+
     /// What is cached, and how much of it is dirty.
     #[must_use]
     pub fn usage(&self) -> items::Usage {
