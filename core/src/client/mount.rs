@@ -17,6 +17,8 @@
 //!   [`Op::Forget`](super::op::Op::Forget) is always taken and gets none.
 //! * Nothing that was read is answered, and nothing is submitted to the device, past the lease,
 //!   which runs from when its renewal was *sent*.
+//! * A request that a signal has met ends within a second, whether there is a server or not, unless
+//!   it is in the middle of several changes, or of a transfer.
 //! * A suspended mount keeps all it has and waits. Only an eviction ends what it has not made
 //!   durable: then every request fails with [`OpError::Io`](super::op::OpError::Io).
 //! * A root that a grant brings is known to the cache and to the reader before the lock lets
@@ -337,8 +339,7 @@ impl<'m> Mount<'m> {
     /// The platform has done what an answer asked for, or wants the request to end. Of a request
     /// that has ended, nothing.
     pub fn resume(&mut self, now: Instant, id: op::RequestId, resume: Resume) {
-        let _ = now;
-        self.on_resumed(id, resume);
+        self.on_resumed(now, id, resume);
     }
 
     /// Leaves the volume: takes no more requests, finishes those at work, makes everything durable
@@ -482,6 +483,9 @@ impl<'m> Node<'m> for Mount<'m> {
     fn step(&mut self, now: Instant) -> More {
         self.step_talk(now);
         self.suspended = self.locks.is_suspended(now) && !is_active(Mutant::AnswerAfterLease);
+        if !self.has_ended() {
+            self.step_signals(now);
+        }
         let mut more = More::No;
         if self.may_submit() {
             for more_of in [
@@ -529,6 +533,7 @@ impl<'m> Node<'m> for Mount<'m> {
             loan,
             works.then(|| self.locks.poll_timeout()).flatten(),
             works.then(|| self.slots.next_time()).flatten(),
+            self.slots.next_signal(),
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
             works.then_some(self.lease_until),
