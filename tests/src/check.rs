@@ -8,6 +8,8 @@
 //!   a cluster must settle within a bound once faults have stopped.
 
 pub mod counter;
+pub mod feed;
+pub mod leaders;
 pub mod scrub;
 pub mod server;
 

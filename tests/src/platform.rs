@@ -199,6 +199,7 @@ impl Platform {
                     | Op::Readdir { .. }
                     | Op::Getxattr { .. }
                     | Op::Listxattr { .. }
+                    | Op::Query(_)
             );
             let lent = if brings || takes { self.lent.pop() } else { None };
             let lent = lent.map(|buf| {
@@ -214,7 +215,10 @@ impl Platform {
                     MountState::Joining | MountState::Mounted | MountState::Suspended => {
                         return self.waiting.push_front((id, call));
                     }
-                    MountState::Leaving | MountState::Left | MountState::Evicted => {
+                    MountState::Leaving
+                    | MountState::Left
+                    | MountState::Evicted
+                    | MountState::Refused => {
                         self.done.insert(id, Err(OpError::Io));
                         continue;
                     }

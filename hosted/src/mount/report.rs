@@ -14,7 +14,7 @@ pub const COUNTERS_XATTR: &str = "outrider.counters";
 pub const PID_XATTR: &str = "outrider.pid";
 
 /// What operations are called, in the order of [`index`].
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "lookup",
     "forget",
     "getattr",
@@ -45,6 +45,7 @@ const NAMES: [&str; 30] = [
     "listxattr",
     "removexattr",
     "statfs",
+    "query",
 ];
 
 const fn index(op: &Op) -> usize {
@@ -79,6 +80,7 @@ const fn index(op: &Op) -> usize {
         Op::Listxattr { .. } => 27,
         Op::Removexattr { .. } => 28,
         Op::Statfs => 29,
+        Op::Query(_) => 30,
     }
 }
 
@@ -168,5 +170,6 @@ pub(super) const fn name(state: MountState) -> &'static str {
         MountState::Leaving => "leaving",
         MountState::Left => "left",
         MountState::Evicted => "evicted",
+        MountState::Refused => "refused",
     }
 }

@@ -179,6 +179,7 @@ fn only_looks(op: &Op) -> bool {
         | Op::Lseek { .. }
         | Op::Getxattr { .. }
         | Op::Listxattr { .. }
+        | Op::Query(_)
         | Op::Statfs => true,
         Op::Setattr { .. }
         | Op::Symlink { .. }
@@ -434,7 +435,7 @@ fn numbers(op: &mut Op) -> Vec<&mut Ino> {
         | Op::Setxattr { ino, .. }
         | Op::Listxattr { ino }
         | Op::Removexattr { ino, .. } => vec![ino],
-        Op::Statfs => Vec::new(),
+        Op::Query(_) | Op::Statfs => Vec::new(),
     }
 }
 
@@ -469,6 +470,7 @@ fn handle(op: &mut Op) -> Option<&mut Handle> {
         | Op::Setxattr { .. }
         | Op::Listxattr { .. }
         | Op::Removexattr { .. }
+        | Op::Query(_)
         | Op::Statfs => None,
     }
 }

@@ -4,6 +4,7 @@
 //! What a crashed voter may still write is bounded as in the scenario of servers, and what a
 //! crashed mount may by the lifetime that servers are told.
 
+use crate::check::feed::{self, Feeds};
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
 use crate::model::walk::Executes;
@@ -30,6 +31,7 @@ use outrider_core::node::{Action, Event, More, Node};
 use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
+use readers::Readers;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
@@ -37,6 +39,7 @@ use std::time::Duration;
 use users::{Log, Mounts, Users};
 
 pub mod applications;
+pub mod readers;
 pub mod users;
 
 /// Blocks of the volume.
@@ -101,8 +104,11 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
     let mounts: Vec<HostId> = mounts.collect();
     let log = Rc::new(RefCell::new(Log::new(strict)));
     let rng = Rng::new(seed).fork("users");
+    let told = Rc::new(RefCell::new(feed::Log::default()));
     let users = Users::new(mounts.iter().copied(), rng, Rc::clone(&log));
+    let users = Readers::beside(users, &mounts, Rc::clone(&told));
     world.add_checker(Mounts::new(log));
+    world.add_checker(Feeds::new(told));
     let seen = Rc::new(RefCell::new(Seen::default()));
     let rng = Rng::new(seed).fork("applications");
     let mishaps = if strict { Mishaps::SIGNALS } else { Mishaps::SOME };
