@@ -74,7 +74,7 @@ impl Log {
     ) {
         self.pages += 1;
         self.entries += page.entries().len() as u64;
-        let places = || page.entries().map(|at| Some(at));
+        let places = || page.entries().map(Some);
         let mut before = None;
         let sorted = places().all(|at| {
             let behind = before < at;
