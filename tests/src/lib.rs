@@ -18,6 +18,7 @@ pub mod disk;
 pub mod faults;
 pub mod hunt;
 pub mod image;
+pub mod kernel;
 pub mod model;
 pub mod mount_ops;
 pub mod net;

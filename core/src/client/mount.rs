@@ -19,6 +19,8 @@
 //!   [`Op::Forget`](super::op::Op::Forget) is always taken and gets none.
 //! * Nothing that was read is answered, and nothing is submitted to the device, past the lease,
 //!   which runs from when its renewal was *sent*.
+//! * A request that a signal has met ends within a second, whether there is a server or not, unless
+//!   it is in the middle of several changes, or of a transfer.
 //! * A suspended mount keeps all it has and waits. What it has not made durable is lost only when
 //!   it is evicted, or when the server refuses its transactions for good: then every request fails
 //!   with [`OpError::Io`](super::op::OpError::Io).
@@ -355,8 +357,7 @@ impl<'m> Mount<'m> {
     /// The platform has done what an answer asked for, or wants the request to end. Of a request
     /// that has ended, nothing.
     pub fn resume(&mut self, now: Instant, id: op::RequestId, resume: Resume) {
-        let _ = now;
-        self.on_resumed(id, resume);
+        self.on_resumed(now, id, resume);
     }
 
     /// Leaves the volume: takes no more requests, finishes those at work, makes everything durable
@@ -452,6 +453,18 @@ impl<'m> Mount<'m> {
         self.locks.views()
     }
 
+    /// Inodes that are looked up, open, or worked on.
+    #[must_use]
+    pub fn inodes_used(&self) -> u32 {
+        self.fs.inodes_used()
+    }
+
+    /// Files and directories that are open.
+    #[must_use]
+    pub fn handles_open(&self) -> u32 {
+        self.fs.handles_open()
+    }
+
     /// What is cached, and how much of it is dirty.
     #[must_use]
     pub fn usage(&self) -> items::Usage {
@@ -536,6 +549,9 @@ impl<'m> Node<'m> for Mount<'m> {
         if self.suspended && self.life == Life::Mounted && is_active(Mutant::EvictionByLease) {
             self.on_evicted(now);
         }
+        if !self.has_ended() {
+            self.step_signals(now);
+        }
         let mut more = More::No;
         if self.may_submit() {
             for more_of in [
@@ -583,6 +599,7 @@ impl<'m> Node<'m> for Mount<'m> {
             loan,
             works.then(|| self.locks.poll_timeout()).flatten(),
             works.then(|| self.slots.next_time()).flatten(),
+            self.slots.next_signal(),
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
             self.ending_timeout(),
