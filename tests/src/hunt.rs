@@ -16,8 +16,8 @@
 //!   term.
 //! * [`Mutant::LeaseFromCompletion`]: two act at once if a leader hears late that it has renewed,
 //!   and its next renewals are late too, all within a lease. Hundreds of seeds don't come to that.
-//! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests of
-//!   damage notice it.
+//! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests
+//!   of damage notice it.
 //! * [`Mutant::TransactionBeforeFlush`]: a cut of power at every write of small workloads shows it.
 //!
 //! A mistake that can't be made yet has no line: pages that are cached under a read lock although

@@ -1,5 +1,5 @@
-//! What Linux does between the system calls of processes and a FUSE mount: a model of its VFS and of
-//! its FUSE client, as far as a mount can tell.
+//! What Linux does between the system calls of processes and a FUSE mount: a model of its VFS and
+//! of its FUSE client, as far as a mount can tell.
 //!
 //! ```text
 //!   process --system call--> [locks of inodes, names, inodes] --request--> queue

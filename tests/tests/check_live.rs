@@ -64,8 +64,13 @@ fn work(top: &Path, round: u32) {
             4 => file.write_all_at(b"behind a hole", 300_000).unwrap(),
             5 => symlink("t".repeat(700), dir.join(format!("symlink{number}"))).unwrap(),
             _ => {
-                rustix::fs::fsetxattr(&file, "user.name", &[7; 900], rustix::fs::XattrFlags::CREATE)
-                    .unwrap()
+                rustix::fs::fsetxattr(
+                    &file,
+                    "user.name",
+                    &[7; 900],
+                    rustix::fs::XattrFlags::CREATE,
+                )
+                .unwrap();
             }
         }
     }

@@ -112,8 +112,8 @@ fn ends(shown: &Shown) -> Vec<&'static str> {
     ends.collect()
 }
 
-/// A machine crashes, boots, and mounts again. Its first mount is evicted, and what that was lent is
-/// free at once, because a boot ends all that the one before it had under way.
+/// A machine crashes, boots, and mounts again. Its first mount is evicted, and what that was lent
+/// is free at once, because a boot ends all that the one before it had under way.
 #[test]
 fn a_new_boot_of_its_machine_proves_that_a_mount_is_gone() {
     let shown = mounts(12, 1).remove(0).model;
@@ -127,8 +127,8 @@ fn a_new_boot_of_its_machine_proves_that_a_mount_is_gone() {
     assert_eq!(ends(&shown), ["left"]);
 }
 
-/// A mount is not heard for so long that it is evicted. When it hears of that nothing of it is under
-/// way, and it says so: what it was lent is quarantined no longer than that.
+/// A mount is not heard for so long that it is evicted. When it hears of that nothing of it is
+/// under way, and it says so: what it was lent is quarantined no longer than that.
 #[test]
 fn an_evicted_mount_says_farewell_and_what_it_was_lent_is_free() {
     let (server, host) = (HostId(0), HostId(1));

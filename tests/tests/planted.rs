@@ -189,8 +189,8 @@ fn trees() -> Vec<Case> {
             // All runs of level 0 have one age, and some overlap.
             let ages: Vec<(u8, u64)> =
                 runs(layout).iter().map(|(key, _)| (key.level, key.order.get())).collect();
-            for at in 0..ages.len() {
-                if ages[at] == (0, 499) {
+            for (at, age) in ages.iter().enumerate() {
+                if *age == (0, 499) {
                     replace_run(layout, at, |key, _| key.order = 500.into());
                 }
             }

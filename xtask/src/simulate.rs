@@ -16,8 +16,8 @@ fn run(program: &str, arguments: &[String]) -> Result<(), Failure> {
     succeed(program, command.arg("--").args(arguments))
 }
 
-/// Simulated clusters: `--help` says with what. Some mistakes are noticed by tests instead, which run
-/// first.
+/// Simulated clusters: `--help` says with what. Some mistakes are noticed by tests instead, which
+/// run first.
 pub(crate) fn sim(arguments: &[String]) -> Result<(), Failure> {
     if arguments.iter().any(|argument| argument == "--mutants") {
         let mut command = cargo();

@@ -24,8 +24,8 @@
 //!   not wait again.
 //! * Quarantined space waits for proof that the client writes no more: its own farewell, or a
 //!   client that came later from another boot of the same machine, because a boot ends all I/O of
-//!   those before it. Time is no proof. Its locks on file ranges wait for the same proof, or for the
-//!   lifetime of I/O; all others are free when the eviction is durable.
+//!   those before it. Time is no proof. Its locks on file ranges wait for the same proof, or for
+//!   the lifetime of I/O; all others are free when the eviction is durable.
 //! * That a machine has booted ends no client that is still heard, or not yet evicted: if two
 //!   machines by mistake have one name, both go on.
 //!

@@ -862,8 +862,8 @@ fn changes_after_the_snapshot_are_not_durable_with_it() {
 }
 
 impl World {
-    /// All that is dirty, in one transaction. Returns what the server was told of an inode: nothing,
-    /// that it is deleted, or its value.
+    /// All that is dirty, in one transaction. Returns what the server was told of an inode:
+    /// nothing, that it is deleted, or its value.
     fn transact(&mut self, number: u64) -> Option<Option<Vec<u8>>> {
         self.step(1000);
         self.begin();

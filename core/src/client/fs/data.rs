@@ -181,7 +181,8 @@ impl Run<'_, '_, '_, '_> {
                 let changed = self.task.changed;
                 match self.fill_hole(ino, block, last, true) {
                     Ok(()) => {
-                        // Blocks that are reserved show nowhere, so the write can still be given up.
+                        // Blocks that are reserved show nowhere, so the write can still be given
+                        // up.
                         self.task.changed = changed;
                         continue;
                     }

@@ -1,5 +1,5 @@
-//! Applications: processes that make system calls on all mounts at once, in the same directories, are
-//! signalled and killed; and mounts whose connection is cut.
+//! Applications: processes that make system calls on all mounts at once, in the same directories,
+//! are signalled and killed; and mounts whose connection is cut.
 //!
 //! # Invariants
 //!
