@@ -3,9 +3,10 @@
 //!
 //! # Invariants
 //!
-//! * A server whose clock stood still counts as one that may not act: nobody can notice that by
-//!   itself, and what it does then is harmless for another reason, which is what the looks at roots
-//!   and blocks are about.
+//! * A server whose clock stood still counts as one that may not act, and so does one that took
+//!   office after its clock had jumped, as it hasn't waited for its predecessor's lease: nobody can
+//!   notice that by itself, and what is done then is harmless for another reason, which is what the
+//!   looks at roots and blocks are about.
 //! * Roots are looked at whenever one of their blocks has changed, so between any two steps of
 //!   nodes.
 //!
@@ -25,14 +26,22 @@ use outrider_core::server::Server;
 use outrider_hal::{Block, BlockNo, Instant};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Longer than a voter waits for a leader's lease before it takes office.
+const FOLLOWED: Duration = Duration::from_secs(30);
 
 /// A server's clock, as it was seen at its last step.
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     boots: u32,
     seen: (Time, Instant),
-    /// In this term it stood still: what the server makes of its lease is wrong.
-    wrong_in: Option<Term>,
+    /// When it was seen to have jumped ahead.
+    jumped: Option<Time>,
+    /// The last term that was seen.
+    term: Option<Term>,
+    /// What the server makes of leases in that term is wrong.
+    wrong: bool,
 }
 
 /// The checker.
@@ -69,21 +78,28 @@ impl Leaders {
         let now = world.clock(host);
         let right = clock.boots == world.boots(host) && !is_slow(clock.seen, (world.now(), now));
         let term = server.serving().filter(|_| server.voter().may_act(now))?;
-        (right && world.is_running(host) && clock.wrong_in != Some(term)).then_some(term)
+        let wrong = clock.wrong && clock.term == Some(term);
+        (right && world.is_running(host) && !wrong).then_some(term)
     }
 
     /// Checks that nobody else acts while this server does.
     fn check_office(&mut self, world: &World, host: HostId) -> Result<(), String> {
         let Some(server) = world.guest::<Server<'static>>(host) else { return Ok(()) };
         let (boots, seen) = (world.boots(host), (world.now(), world.clock(host)));
-        let fresh = Clock { boots, seen, wrong_in: None };
+        let fresh = Clock { boots, seen, jumped: None, term: None, wrong: false };
         let clock = self.clocks.entry(host).or_insert(fresh);
         if clock.boots != boots {
             *clock = fresh;
         }
-        if is_slow(clock.seen, seen) {
-            clock.wrong_in = server.serving();
+        if has_jumped(clock.seen, seen) {
+            clock.jumped = Some(seen.0);
         }
+        let term = server.serving();
+        if term != clock.term {
+            let jumped = clock.jumped.is_some_and(|at| seen.0.since(at) < FOLLOWED);
+            (clock.term, clock.wrong) = (term, jumped);
+        }
+        clock.wrong |= is_slow(clock.seen, seen);
         clock.seen = seen;
         let Some(term) = self.acts(world, host) else { return Ok(()) };
         let other = world.hosts().filter(|other| *other != host);
@@ -163,6 +179,12 @@ fn blknos() -> impl Iterator<Item = BlockNo> {
 fn is_slow(before: (Time, Instant), after: (Time, Instant)) -> bool {
     let really = after.0.since(before.0);
     after.1.since(before.1) < really - really / 200
+}
+
+/// Whether a clock jumped ahead between two looks at it.
+fn has_jumped(before: (Time, Instant), after: (Time, Instant)) -> bool {
+    let really = after.0.since(before.0);
+    after.1.since(before.1) > really + really / 200 + Duration::from_millis(1)
 }
 
 impl Checker for Leaders {
