@@ -257,6 +257,8 @@ fn exchange(
             }
         }
     }
+    // A list in another order would be taken for damage, and what it names never be free again.
+    freed.sort_unstable_by_key(Extent::start);
     let mut lent = state.lent.clone();
     // A lock covers a group of inodes: no two clients are to draw from one.
     let first_ino = match request.inodes {

@@ -527,10 +527,12 @@ impl Mount {
             State::Root => self.waits = self.link.request(&ClientRequest::Root).is_ok(),
             State::Loan => {
                 let number = self.loans_number + 1;
-                let returned = match self.entropy.below(4) {
-                    0 => cut(&mut self.have.data, 7).into_iter().collect(),
+                let mut returned: Vec<(u64, u64)> = match self.entropy.below(4) {
+                    0 => (0..2).filter_map(|_| cut(&mut self.have.data, 4)).collect(),
                     _ => Vec::new(),
                 };
+                // No order is promised.
+                returned.reverse();
                 let returned = records(Pool::Data, &returned);
                 let returned = Extents::new(&returned).expect("sane");
                 let (data_blocks, run_blocks) = (self.entropy.within(40..=120) as u32, 32);
