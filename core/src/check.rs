@@ -22,9 +22,9 @@
 //!   tree, what the records of clients must have in common, that both free trees hold the same and
 //!   add up to `free_blocks`, the runs of each level, and that runs which may not overlap don't.
 //! * Every block of every run, and every item by itself: order, index, filter, key, value.
-//! * Of the newest versions of all items: what those of one inode must have in common ([`inode`]);
+//! * Of the newest versions of all items: what those of one inode must have in common (`inode`);
 //!   that each entry has its three items, each inode its entries in the indices, and the other way
-//!   round ([`differences`]); that the root directory leads to every directory ([`directories`]).
+//!   round (`differences`); that the root directory leads to every directory (`directories`).
 //! * That every block of the volume is in exactly one place: free, freed, lent, quarantined, a
 //!   reserve, a node, a run, or a file. Blocks in two are told as doubles, blocks in none as leaks.
 //!

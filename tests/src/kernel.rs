@@ -10,7 +10,7 @@
 //!
 //! Nothing is cached beyond what an answer allows, and answers allow nothing: a name that is known
 //! is looked up again each time, and only saves the directory's lock; attributes and bytes aren't
-//! kept. What will be kept belongs into [`State`]: names and attributes with their time, pages with
+//! kept. What will be kept belongs into `State`: names and attributes with their time, pages with
 //! their locks, and the notifications that take them back.
 //!
 //! # Invariants
