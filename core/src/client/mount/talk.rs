@@ -154,10 +154,6 @@ impl<'m> Mount<'m> {
     }
 
     fn on_lost(&mut self, now: Instant, end: End) {
-        if self.way.link.is_parted() {
-            // A server that has seen its answer to the farewell arrive may close first.
-            return self.on_parted();
-        }
         match end {
             End::Refused { error: ErrorCode::Evicted, proven: true } => self.on_evicted(now),
             End::Farewell => self.on_parted(),
