@@ -80,6 +80,27 @@ pub enum Corruption {
     Mismatch,
 }
 
+impl Corruption {
+    /// Whether it may come from a root that is out of date: something else stands where the root
+    /// says that a block is.
+    #[must_use]
+    pub fn is_stale(self) -> bool {
+        match self {
+            Corruption::Checksum
+            | Corruption::Kind
+            | Corruption::Volume
+            | Corruption::Misdirected
+            | Corruption::Stale => true,
+            Corruption::Bounds
+            | Corruption::Order
+            | Corruption::Level
+            | Corruption::Reserved
+            | Corruption::Value
+            | Corruption::Mismatch => false,
+        }
+    }
+}
+
 impl From<Error> for Stop {
     fn from(error: Error) -> Stop {
         Stop::Fail(error)

@@ -166,19 +166,7 @@ impl Wrong {
     /// says that a block is.
     pub(super) fn is_stale(&self) -> bool {
         match self {
-            Wrong::Corrupt(what) => match what {
-                Corruption::Checksum
-                | Corruption::Kind
-                | Corruption::Volume
-                | Corruption::Misdirected
-                | Corruption::Stale => true,
-                Corruption::Bounds
-                | Corruption::Order
-                | Corruption::Level
-                | Corruption::Reserved
-                | Corruption::Value
-                | Corruption::Mismatch => false,
-            },
+            Wrong::Corrupt(what) => what.is_stale(),
             Wrong::Io(_) | Wrong::Count { .. } => false,
         }
     }

@@ -124,19 +124,7 @@ pub struct Fill<'m> {
 #[must_use]
 pub fn is_stale(error: &Error) -> bool {
     match error {
-        Error::Corrupt { what, .. } => match what {
-            Corruption::Checksum
-            | Corruption::Kind
-            | Corruption::Volume
-            | Corruption::Misdirected
-            | Corruption::Stale => true,
-            Corruption::Bounds
-            | Corruption::Order
-            | Corruption::Level
-            | Corruption::Reserved
-            | Corruption::Value
-            | Corruption::Mismatch => false,
-        },
+        Error::Corrupt { what, .. } => what.is_stale(),
         Error::Io { .. } | Error::NoSpace | Error::Exists | Error::NotFound => false,
     }
 }
