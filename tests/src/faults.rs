@@ -144,6 +144,18 @@ impl FaultSet {
     /// Every fault.
     pub const ALL: FaultSet = FaultSet((1 << FAULTS) - 1);
 
+    /// All that leave blocks as they were written: what a cluster survives unharmed.
+    #[must_use]
+    pub fn harmless() -> FaultSet {
+        FaultSet::ALL.without(FaultSet::of(&[
+            Fault::DiskRot,
+            Fault::DiskRotOnce,
+            Fault::DiskMisdirectedRead,
+            Fault::DiskMisdirectedWrite,
+            Fault::DiskBadBlock,
+        ]))
+    }
+
     /// These faults.
     #[must_use]
     pub fn of(faults: &[Fault]) -> FaultSet {

@@ -5,7 +5,7 @@
 //! crashed mount may by the lifetime that servers are told.
 
 use crate::check::feed::{self, Feeds};
-use crate::faults::{Fault, FaultSet, Promise};
+use crate::faults::{FaultSet, Promise};
 use crate::image::Image;
 use crate::model::walk::Executes;
 use crate::model::{Asked, Done};
@@ -68,14 +68,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 fn demands() -> FaultSet {
-    let unpromised = [
-        Fault::DiskRot,
-        Fault::DiskRotOnce,
-        Fault::DiskMisdirectedRead,
-        Fault::DiskMisdirectedWrite,
-        Fault::DiskBadBlock,
-    ];
-    FaultSet::ALL.without(FaultSet::of(&unpromised))
+    FaultSet::harmless()
 }
 
 fn world(seed: u64) -> World {

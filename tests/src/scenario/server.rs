@@ -91,14 +91,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 fn demands() -> FaultSet {
-    let unpromised = [
-        Fault::DiskRot,
-        Fault::DiskRotOnce,
-        Fault::DiskMisdirectedRead,
-        Fault::DiskMisdirectedWrite,
-        Fault::DiskBadBlock,
-    ];
-    FaultSet::ALL.without(FaultSet::of(&unpromised))
+    FaultSet::harmless()
 }
 
 /// The volume, as mkfs makes it.
