@@ -223,6 +223,7 @@ mod hunts {
     use super::WORK_BEFORE;
     use outrider_core::mutant::Mutant;
     use outrider_tests::hunt::{Hunt, Told, hunt};
+    use outrider_tests::scenario::Scenario;
     use std::io::Read;
     use std::process::{Command, ExitCode, Stdio};
     use std::sync::Mutex;
@@ -232,6 +233,9 @@ mod hunts {
     const WORKERS: usize = 2;
     /// How long one may take to be noticed.
     const PATIENCE: Duration = Duration::from_secs(900);
+
+    /// What stands where something should have been found.
+    const NOT_NOTICED: &str = "NOT NOTICED";
 
     /// What came of one: lines to print, and whether it was noticed.
     type Row = (Vec<String>, bool);
@@ -289,31 +293,69 @@ mod hunts {
         match seeds {
             None => lines.push(format!("{name:<24}seeds: none, see tests/src/hunt.rs")),
             Some((scenario, seeds)) => {
-                let seeds = seeds.to_string();
-                let arguments = ["--scenario", scenario.name, "--seeds", &seeds];
-                let found = found(&name, &arguments, &format!("{} seed ", scenario.name));
-                let said = found.clone().unwrap_or_else(|| "NOT NOTICED".to_owned());
-                lines.push(format!("{name:<24}seeds: {} of {seeds}: {said}", scenario.name));
+                let (found, others) = search(&name, scenario, seeds);
                 noticed &= found.is_some();
+                let said = found.unwrap_or_else(|| NOT_NOTICED.to_owned());
+                let but = match others.is_empty() {
+                    true => String::new(),
+                    false => format!("; it isn't what goes wrong in {others:?}"),
+                };
+                lines.push(format!("{name:<24}seeds: {} of {seeds}: {said}{but}", scenario.name));
             }
         }
         let (story, said) = match told {
             Told::Core(test) => (test, "(a test of the core)".to_owned()),
             Told::Test(test) => (test, "(a test of this package, run beside this)".to_owned()),
-            Told::Nowhere => ("none", "seeds alone notice it".to_owned()),
             Told::Story(story) => {
-                let found = found(&name, &["--story", story.name], &format!("{}: ", story.name));
+                let arguments = ["--story", story.name];
+                let found = found(&name, &arguments, &format!("{}: ", story.name));
+                let found = found.filter(|_| is_clean(&arguments));
                 noticed &= found.is_some();
-                (story.name, found.unwrap_or_else(|| "NOT NOTICED".to_owned()))
+                (story.name, found.map_or(NOT_NOTICED.to_owned(), |found| found.said))
             }
         };
         lines.push(format!("{:<24}story: {story}: {said}", ""));
         (lines, noticed)
     }
 
-    /// As what a process noticed the mistake, and after how much work, if it did. A violation
-    /// stands behind `before`.
-    fn found(mutant: &str, arguments: &[&str], before: &str) -> Option<String> {
+    /// What noticed the mistake, of the first so many seeds: one that goes wrong without it says
+    /// nothing. Those that do are named.
+    fn search(mutant: &str, scenario: &Scenario, seeds: u64) -> (Option<String>, Vec<u64>) {
+        let (mut first, mut others) = (0, Vec::new());
+        while first < seeds {
+            let range = [first, seeds - first].map(|number| number.to_string());
+            let arguments =
+                ["--scenario", scenario.name, "--seed", &range[0], "--seeds", &range[1]];
+            let found = found(mutant, &arguments, &format!("{} seed ", scenario.name));
+            let Some(Found { seed: Some(seed), said }) = found else { break };
+            let number = seed.to_string();
+            if is_clean(&["--scenario", scenario.name, "--seed", &number]) {
+                return (Some(said), others);
+            }
+            others.push(seed);
+            first = seed + 1;
+        }
+        (None, others)
+    }
+
+    /// Whether nothing goes wrong there without a mistake.
+    fn is_clean(arguments: &[&str]) -> bool {
+        let Ok(program) = std::env::current_exe() else { return false };
+        let mut command = Command::new(program);
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
+    /// What a process has found.
+    struct Found {
+        /// In which seed, if there was one.
+        seed: Option<u64>,
+        /// What, and after how much work.
+        said: String,
+    }
+
+    /// As what a process noticed the mistake, if it did. A violation stands behind `before`.
+    fn found(mutant: &str, arguments: &[&str], before: &str) -> Option<Found> {
         let mut child = Command::new(std::env::current_exe().ok()?)
             .args(["--mutant", mutant])
             .args(arguments)
@@ -339,13 +381,15 @@ mod hunts {
         }
         let work = said.lines().find_map(|line| line.strip_prefix(WORK_BEFORE));
         let seed = said.lines().find_map(|line| Some(line.split_once("--seed ")?.1));
-        let seed = seed.and_then(|seed| seed.split(' ').next()).map(|seed| format!("seed {seed}"));
+        let seed = seed.and_then(|seed| seed.split(' ').next()?.parse().ok());
         // A panic says where it happened in one line, and why in the next.
         let panic = || said.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
         let what = said.lines().find_map(|line| line.strip_prefix(before)).or_else(panic)?;
         let of_seed = what.split_once(": ").filter(|(seed, _)| seed.parse::<u64>().is_ok());
         let what: String = of_seed.map_or(what, |of_seed| of_seed.1).chars().take(120).collect();
-        let parts = [seed.as_deref(), work, Some(&what)];
-        Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+        let number = seed.map(|seed: u64| format!("seed {seed}"));
+        let parts = [number.as_deref(), work, Some(&what)];
+        let said = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        Some(Found { seed, said })
     }
 }

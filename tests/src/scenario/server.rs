@@ -67,7 +67,8 @@ use std::time::Duration;
 pub const BLOCKS: u64 = 1 << 14;
 /// Servers; the mounts come after them.
 pub const SERVERS: u16 = 3;
-const MOUNTS: u16 = 3;
+/// Mounts.
+pub const MOUNTS: u16 = 3;
 const PORT: u16 = 7000;
 /// Clients whose record may be there at once: a mount that crashes leaves one behind.
 const CLIENTS: u16 = 200;

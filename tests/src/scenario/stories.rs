@@ -10,6 +10,8 @@
 //!
 //! What this module deliberately doesn't know: which mistakes there are.
 
+mod feeds;
+
 use crate::check::Violation;
 use crate::faults::Fault;
 use crate::scenario::{register, server};
@@ -17,7 +19,7 @@ use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::format::layout::{FIRST_BLKNO, ROOT_BLKNO};
-use outrider_core::server::Server;
+use outrider_core::server::{MergeCounters, Server};
 use std::time::Duration;
 
 /// A story.
@@ -34,11 +36,17 @@ pub const ALL: &[Story] = &[
     FAIR_WEATHER,
     LEADER_STOPPED_AT_ROOT,
     LEADER_STOPPED_AT_BLOCK,
+    LEADER_STOPPED_MERGING,
     LEADER_CRASHES,
+    LEADER_CRASHES_AT_ROOT,
+    ANSWERS_LOST,
+    CONNECTION_LOST,
     MOUNT_STOPPED,
     WELCOMES_LOST,
+    FAIR_READING,
     MOUNT_CUT_OFF,
     MOUNT_CUT_OFF_BRIEFLY,
+    CHANGE_DURING_COMMIT,
 ];
 
 /// Nothing goes wrong.
@@ -68,17 +76,41 @@ fn leader_stopped(at: fn(u64) -> bool) -> Result<(), Violation> {
     let mut world = server::quiet(2, &[Fault::DiskHeldWrite]);
     for _ in 0..4 {
         run(&mut world, SECOND * 5)?;
-        let mut writer = None;
-        world.run_until(MINUTE, |world| {
-            writer = leader(world).filter(|leader| {
-                world.disk().writes().any(|(host, blkno)| host == *leader && at(blkno.0))
-            });
-            writer.is_some()
-        })?;
-        world.pause(writer.expect("leaders write"), SECOND * 45);
+        let writer = writing_leader(&mut world, at)?;
+        world.pause(writer, SECOND * 45);
         run(&mut world, SECOND * 18)?;
     }
     Ok(())
+}
+
+/// A leader is stopped in the middle of a merge, loses its office to another, and leads again when
+/// that one is stopped, without having been started anew.
+pub const LEADER_STOPPED_MERGING: Story =
+    Story { name: "a leader is stopped while it merges, and leads again", tell: stopped_merging };
+
+fn stopped_merging() -> Result<(), Violation> {
+    let mut world = server::quiet(7, &[]);
+    run(&mut world, SECOND * 5)?;
+    let first = leader(&world).expect("nothing has gone wrong");
+    // What a merge writes, it has taken space for.
+    let mut before = merging(&world, first);
+    world.run_until(MINUTE, |world| {
+        let now = merging(world, first);
+        let writes = now.merges == before.merges && now.blocks > before.blocks;
+        before.merges = now.merges;
+        before.blocks = if writes { before.blocks } else { now.blocks };
+        writes
+    })?;
+    world.pause(first, SECOND * 10);
+    run(&mut world, SECOND * 15)?;
+    let others: Vec<HostId> = servers().filter(|server| *server != first).collect();
+    others.iter().for_each(|server| world.pause(*server, SECOND * 40));
+    run(&mut world, SECOND * 45)
+}
+
+fn merging(world: &World, host: HostId) -> MergeCounters {
+    let server = world.guest::<Server<'static>>(host);
+    server.map_or_else(MergeCounters::default, |server| server.counters().merging)
 }
 
 /// The leader crashes, and one mount comes to the next one later than the others, in its lease.
@@ -90,13 +122,63 @@ fn leader_crashes() -> Result<(), Violation> {
     for turn in 0..4 {
         run(&mut world, SECOND * 6)?;
         let Some(leader) = leader(&world) else { continue };
-        let mounts: Vec<HostId> = world.hosts().filter(|host| host.0 >= server::SERVERS).collect();
-        cut_off(&mut world, mounts[turn % mounts.len()], server::SERVERS, SECOND * 5);
+        let late = mounts().cycle().nth(turn).expect("there are some");
+        cut_off(&mut world, late, server::SERVERS, SECOND * 5);
         world.crash(leader);
         run(&mut world, SECOND * 10)?;
         world.boot(leader);
     }
     Ok(())
+}
+
+/// Leaders crash while a root is under way, of which some sectors land.
+pub const LEADER_CRASHES_AT_ROOT: Story =
+    Story { name: "a leader crashes in the middle of a root", tell: crashes_at_root };
+
+fn crashes_at_root() -> Result<(), Violation> {
+    let mut world = server::quiet(8, &[Fault::DiskTorn]);
+    for _ in 0..4 {
+        run(&mut world, SECOND * 5)?;
+        let writer = writing_leader(&mut world, is_root)?;
+        world.crash(writer);
+        run(&mut world, SECOND * 8)?;
+        world.boot(writer);
+    }
+    Ok(())
+}
+
+/// A leader goes on hearing mounts, which don't hear it. Then it crashes, and they ask the next one
+/// for what it has carried out.
+pub const ANSWERS_LOST: Story =
+    Story { name: "answers are lost, and their leader crashes", tell: answers_lost };
+
+fn answers_lost() -> Result<(), Violation> {
+    let mut world = server::quiet(9, &[]);
+    for _ in 0..4 {
+        run(&mut world, SECOND * 4)?;
+        let Some(leader) = leader(&world) else { continue };
+        mounts().for_each(|mount| world.block(leader, mount, SECOND * 6));
+        run(&mut world, SECOND)?;
+        world.crash(leader);
+        run(&mut world, SECOND * 8)?;
+        world.boot(leader);
+    }
+    Ok(())
+}
+
+/// What a leader and a mount say to each other is lost for so long that they connect again, and
+/// everything comes to its end.
+pub const CONNECTION_LOST: Story =
+    Story { name: "connections are lost within a term", tell: connection_lost };
+
+fn connection_lost() -> Result<(), Violation> {
+    let mut world = server::quiet(10, &[]);
+    for _ in 0..3 {
+        run(&mut world, SECOND * 3)?;
+        mounts().for_each(|mount| cut_off(&mut world, mount, server::SERVERS, SECOND * 5));
+        run(&mut world, SECOND * 6)?;
+    }
+    world.settle(MINUTE * 2)
 }
 
 /// A mount is stopped for so long that it is evicted, with writes under way.
@@ -128,7 +210,7 @@ fn welcomes_lost() -> Result<(), Violation> {
         })?;
         // It has proven by now who it is; its record is not durable yet.
         run(&mut world, MILLI * 5)?;
-        for server in (0..server::SERVERS).map(HostId) {
+        for server in servers() {
             world.block(server, greets.expect("mounts come"), SECOND * 6);
         }
         run(&mut world, SECOND * 8)?;
@@ -142,6 +224,14 @@ fn welcomes_lost() -> Result<(), Violation> {
             what: "a mount was evicted that had only just come".to_owned(),
         }),
     }
+}
+
+/// Nothing goes wrong where numbers are looked up.
+pub const FAIR_READING: Story =
+    Story { name: "nothing goes wrong, and mounts read what others write", tell: fair_reading };
+
+fn fair_reading() -> Result<(), Violation> {
+    run(&mut register::quiet(11), SECOND * 30)
 }
 
 /// A mount is cut off from all servers, and others go on to change what it remembers.
@@ -162,8 +252,32 @@ fn mount_cut_off(how_long: Duration) -> Result<(), Violation> {
     run(&mut world, SECOND * 10)
 }
 
+/// A mount changes something while its last transaction is on its way, and others get on.
+pub const CHANGE_DURING_COMMIT: Story =
+    Story { name: "a change is made during a commit", tell: feeds::change_during_commit };
+
 fn run(world: &mut World, how_long: Duration) -> Result<(), Violation> {
     world.run_until(how_long, |_| false).map(|_| ())
+}
+
+fn servers() -> impl Iterator<Item = HostId> + Clone {
+    (0..server::SERVERS).map(HostId)
+}
+
+fn mounts() -> impl Iterator<Item = HostId> + Clone {
+    (server::SERVERS..server::SERVERS + server::MOUNTS).map(HostId)
+}
+
+/// Runs until a leader writes such a block: which one.
+fn writing_leader(world: &mut World, at: fn(u64) -> bool) -> Result<HostId, Violation> {
+    let mut writer = None;
+    world.run_until(MINUTE, |world| {
+        writer = leader(world).filter(|leader| {
+            world.disk().writes().any(|(host, blkno)| host == *leader && at(blkno.0))
+        });
+        writer.is_some()
+    })?;
+    Ok(writer.expect("leaders write"))
 }
 
 fn cut_off(world: &mut World, mount: HostId, servers: u16, how_long: Duration) {
