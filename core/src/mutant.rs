@@ -78,6 +78,32 @@ mutants! {
     StaleTermMemory,
     /// A number is called stable although changes made during a commit bear it.
     StableTooEarly,
+    /// A numbered request that is sent again is carried out again.
+    NumberedTwice,
+    /// A transaction or a loan is answered before its commit is durable.
+    AnswerBeforeDurable,
+    /// What a client gives back stays among its loans.
+    ReturnedStaysLent,
+    /// Runs of level 0 stand in the order in which their clients opened the transactions.
+    RunsInClientsOrder,
+    /// Of two versions in level 0 a merge keeps the older one.
+    OlderVersionKept,
+    /// A merge drops deletions although a deeper level has what they hide.
+    DeletionsDroppedEarly,
+    /// A block of the last durable tree is written again by the commit that has freed it.
+    FreedWrittenAtOnce,
+    /// Both roots of a pair stand in the same block.
+    RootInPlace,
+    /// Any client that comes later proves that an evicted one is gone.
+    GoneWithoutProof,
+    /// A new leader counts the silence of clients from before it listened.
+    EvictionWithoutWindow,
+    /// An answer is kept until it was sent, and not until it was acknowledged.
+    AnswerKeptTillSent,
+    /// Of what a client reports to a new leader only the first batch counts.
+    FirstBatchOnly,
+    /// A lock is given back although changes under it are not durable.
+    ReleaseBeforeDurable,
 }
 
 #[cfg(any(test, outrider_mutants))]

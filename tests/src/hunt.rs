@@ -15,7 +15,7 @@
 //! | eviction by a mount's own clock | [`Mutant::EvictionByLease`] |
 //! | quarantine that ends by time | [`Mutant::QuarantineEndsByTime`] |
 //! | a fill under an old root | [`Mutant::FillUnderOldRoot`] |
-//! | level 0 out of order | [`Mutant::LevelZeroOutOfOrder`] |
+//! | level 0 out of order | [`Mutant::LevelZeroOutOfOrder`], [`Mutant::RunsInClientsOrder`] |
 //! | items kept that were written blindly | [`Mutant::WriteOnlyItemsKept`] |
 //! | a greeting without its nonce | [`Mutant::GreetingWithoutNonce`] |
 //! | orphans looked for before recovery has ended | [`Mutant::OrphansBeforeRecovery`] |
@@ -94,6 +94,11 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         | Mutant::InputsFreedEarly
         | Mutant::LoansNotShrunk
         | Mutant::GrantBeforeRelease
+        | Mutant::ReturnedStaysLent
+        | Mutant::RunsInClientsOrder
+        | Mutant::OlderVersionKept
+        | Mutant::DeletionsDroppedEarly
+        | Mutant::FreedWrittenAtOnce
         | Mutant::EvictByOwnClock => (server(20), Told::Story(stories::FAIR_WEATHER)),
         Mutant::TakeoverOutsideReserve
         | Mutant::ReserveNotQuarantined
@@ -102,10 +107,18 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         }
         Mutant::StaleTermMemory => (server(100), Told::Story(stories::LEADER_STOPPED_MERGING)),
         Mutant::GreetingWithoutNonce => (server(100), Told::Story(stories::WELCOMES_LOST)),
-        Mutant::OrphansBeforeRecovery | Mutant::GrantInRecovery => {
-            (server(100), Told::Story(stories::LEADER_CRASHES))
+        Mutant::OrphansBeforeRecovery
+        | Mutant::GrantInRecovery
+        | Mutant::FirstBatchOnly
+        | Mutant::EvictionWithoutWindow => (server(100), Told::Story(stories::LEADER_CRASHES)),
+        Mutant::RootInPlace => (server(50), Told::Story(stories::LEADER_CRASHES_AT_ROOT)),
+        Mutant::NumberedTwice => (server(50), Told::Story(stories::ANSWERS_LOST)),
+        Mutant::AnswerKeptTillSent => (server(50), Told::Story(stories::CONNECTION_LOST)),
+        Mutant::AnswerBeforeDurable => (server(50), Told::Story(stories::LEADER_STOPPED_AT_BLOCK)),
+        Mutant::EvictionFreesLoans | Mutant::GoneWithoutProof => {
+            (server(50), Told::Story(stories::MOUNT_STOPPED))
         }
-        Mutant::EvictionFreesLoans => (server(50), Told::Story(stories::MOUNT_STOPPED)),
+        Mutant::ReleaseBeforeDurable => (register(20), Told::Story(stories::FAIR_READING)),
         Mutant::AnswerAfterLease => (register(100), Told::Story(stories::MOUNT_CUT_OFF)),
         Mutant::EvictionByLease => (register(20), Told::Story(stories::MOUNT_CUT_OFF_BRIEFLY)),
         Mutant::StableTooEarly => {

@@ -16,6 +16,7 @@
 
 use super::Limits;
 use crate::arena::{Arena, ArenaFull};
+use crate::mutant::{Mutant, is_active};
 use outrider_hal::BlockNo;
 
 /// A row of blocks.
@@ -165,6 +166,9 @@ impl<'m> Space<'m> {
     /// [room](Self::freed_room) for it.
     pub fn free(&mut self, blkno: BlockNo) {
         self.touched = true;
+        if is_active(Mutant::FreedWrittenAtOnce) && self.returned_len < self.returned.len() {
+            return self.put_back(blkno);
+        }
         let extents = &mut self.freed[..self.freed_len];
         let at = extents.partition_point(|extent| extent.blkno < blkno);
         let after = extents.get(at).is_some_and(|next| next.blkno == blkno.plus(1));

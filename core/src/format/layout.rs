@@ -40,7 +40,8 @@ pub fn quorum_blkno(slot: u8) -> BlockNo {
 #[must_use]
 pub fn root_blkno(term: Term, commit: CommitNo) -> BlockNo {
     let pair = if is_active(Mutant::SharedRoots) { 0 } else { term.round() % ROOT_PAIRS };
-    ROOT_BLKNO.plus(2 * pair + commit.0 % 2)
+    let which = if is_active(Mutant::RootInPlace) { 0 } else { commit.0 % 2 };
+    ROOT_BLKNO.plus(2 * pair + which)
 }
 
 /// The spare super block of a device of this many blocks.

@@ -279,7 +279,7 @@ impl Lock {
     }
 
     fn is_dirty(&self, committed: Seq) -> bool {
-        self.buffered || self.dirty > committed
+        (self.buffered || self.dirty > committed) && !is_active(Mutant::ReleaseBeforeDurable)
     }
 
     fn is_used(&self) -> bool {

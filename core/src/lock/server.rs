@@ -482,7 +482,9 @@ impl<'m> LockServer<'m> {
             if start < least {
                 return Err(Violation::Order);
             }
-            self.restore(now, client, held)?;
+            if from == Key::MIN || !is_active(Mutant::FirstBatchOnly) {
+                self.restore(now, client, held)?;
+            }
             least = start.next().ok_or(Violation::Order)?;
         }
         let from = last.name.start().next().ok_or(Violation::Order)?;

@@ -454,7 +454,8 @@ impl Chooser {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<Chosen, Stop> {
-        self.choice.drop_tombstones = usize::from(level) >= LEVELS;
+        self.choice.drop_tombstones =
+            usize::from(level) >= LEVELS || is_active(Mutant::DeletionsDroppedEarly);
         if !self.choice.drop_tombstones {
             let hull = self.choice.hull();
             let floor = field.manifest.floor(level, &hull.last, cache, pins)?;

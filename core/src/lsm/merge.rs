@@ -35,6 +35,7 @@ use crate::format::key::KeyBytes;
 use crate::format::root::Extent;
 use crate::format::run::{Items, SEGMENT_BLOCKS, Value};
 use crate::format::{Block, RunId};
+use crate::mutant::{Mutant, is_active};
 use heapless::Vec;
 
 /// Most blocks that a step of a merge obtains.
@@ -158,6 +159,9 @@ impl<'m> Merge<'m> {
         }
         let uppers = choice.uppers.len();
         self.inputs[..uppers].sort_unstable_by_key(|run| core::cmp::Reverse(run.rank()));
+        if is_active(Mutant::OlderVersionKept) {
+            self.inputs[..uppers].reverse();
+        }
         let source = |input, end| Source { input, end, block: 0, item: 0 };
         self.sources.extend((0..uppers).map(|input| source(input, input + 1)));
         if !choice.lowers.is_empty() {

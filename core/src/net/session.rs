@@ -27,6 +27,7 @@ use super::{Breach, End};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::wire::message::{Outcome, Payload, Speaker};
 use crate::format::wire::{Frame, Kind, Malformed, Message, Part, Party, Window};
+use crate::mutant::{Mutant, is_active};
 use core::marker::PhantomData;
 
 /// How many requests of the shared sort a session has room for. Both ends' numbers must fit: the
@@ -305,6 +306,10 @@ impl<'m, S: Speaker> Session<'m, S> {
         assert!(self.sent < self.log.last(), "`next` gave a message");
         self.sent += 1;
         self.sent_most = self.sent_most.max(self.sent);
+        if is_active(Mutant::AnswerKeptTillSent) {
+            let sent = self.sent;
+            self.log.retain(|kept| kept.part == Part::Request || kept.seq > sent);
+        }
     }
 
     /// Takes note of an acknowledgement.

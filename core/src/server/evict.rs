@@ -87,7 +87,10 @@ impl Server<'_> {
         let session = self.links.find(member.client);
         let heard = session.and_then(|session| self.links.heard(session));
         // Who was just recorded may have lost its connection before it could be welcomed.
-        let since = listening.max(member.recorded_at);
+        let since = match is_active(Mutant::EvictionWithoutWindow) {
+            true => member.recorded_at,
+            false => listening.max(member.recorded_at),
+        };
         let heard = heard.map_or(since, |heard| heard.max(since));
         Some(heard.plus(self.config.timing.recovery))
     }

@@ -169,7 +169,7 @@ pub(super) fn any_record(
 /// Whether the request of this number is to be carried out, or was.
 fn is_next(number: u64, stored: u64) -> Result<bool, Halt> {
     match number.checked_sub(stored) {
-        Some(0) => Ok(false),
+        Some(0) => Ok(is_active(Mutant::NumberedTwice)),
         Some(1) => Ok(true),
         _ => Err(Halt::Refuse(ErrorCode::Invalid)),
     }
@@ -251,7 +251,9 @@ fn exchange(
         loans.read(client, pool, trees, cache, pins)?;
         for extent in request.returned.iter().filter(|extent| extent.pool == pool) {
             let extent = Extent::new(BlockNo(extent.start), extent.count.into());
-            loans.remove(extent)?;
+            if !is_active(Mutant::ReturnedStaysLent) {
+                loans.remove(extent)?;
+            }
             if matches!(pool, Pool::Data | Pool::Runs) {
                 freed.push(extent).expect("fewer can be returned");
             }
@@ -435,6 +437,7 @@ pub(super) fn transaction(
     }
     use_loans(request, cx.volume_blocks, loans)?;
     let seq_next = trees.next_seq;
+    let order = if is_active(Mutant::RunsInClientsOrder) { request.seq } else { seq_next };
     let old = OpenSeqKey { seq: request.seq.0.into(), client: client.0.into() };
     let new = OpenSeqKey { seq: seq_next.0.into(), client: client.0.into() };
     // What the client has changed since it put this together bears a number above this one's. It
@@ -454,7 +457,7 @@ pub(super) fn transaction(
     let keys = freed_keys(freed, commit, number);
     let mut plan = cache.plan();
     for (index, run) in request.runs().enumerate() {
-        let key = run_key(run.range().expect("checked").0, seq_next, index);
+        let key = run_key(run.range().expect("checked").0, order, index);
         let bytes = size_of_val(run);
         trees.manifest.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
     }
@@ -474,7 +477,7 @@ pub(super) fn transaction(
     kept.plan(trees, &mut plan, cache, pins)?;
     let mut update = cache.reserve(&plan, pins)?;
     for (index, run) in request.runs().enumerate() {
-        let key = run_key(run.range().expect("checked").0, seq_next, index);
+        let key = run_key(run.range().expect("checked").0, order, index);
         trees.manifest.put(key.as_bytes(), run.as_bytes(), &mut update, cache);
     }
     for (loans, pool) in loans.iter().zip(POOLS) {

@@ -19,6 +19,7 @@ use crate::format::wire::ErrorCode;
 use crate::format::wire::PAYLOAD_BYTES_MAX;
 use crate::format::wire::greeting::Machine;
 use crate::format::{ClientId, CommitNo, Seq};
+use crate::mutant::{Mutant, is_active};
 use crate::net::{SessionId, Ticket};
 use outrider_hal::{Instant, StreamId};
 
@@ -131,7 +132,9 @@ impl Member {
     /// booted in between.
     pub(super) fn proves_gone(&self, other: &Member) -> bool {
         let recorded = self.standing != Standing::Greeting;
-        recorded && self.client > other.client && self.machine.has_rebooted(&other.machine)
+        let rebooted = self.machine.has_rebooted(&other.machine);
+        let proven = rebooted || is_active(Mutant::GoneWithoutProof);
+        recorded && self.client > other.client && proven
     }
 
     /// A client of this record.

@@ -14,6 +14,7 @@ use crate::error::{Stop, Wait};
 use crate::format::wire::message::{ClientRequest, Payload};
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, Seq};
+use crate::mutant::{Mutant, is_active};
 use crate::txn::takeover::Gone;
 use outrider_hal::Instant;
 
@@ -74,7 +75,9 @@ impl Server<'_> {
             }
         };
         slot.stage = Stage::Joined(commit);
-        if commit <= self.confirmed {
+        let early = is_active(Mutant::AnswerBeforeDurable)
+            && matches!(slot.work, Work::Loan | Work::Transaction { .. });
+        if commit <= self.confirmed || early {
             self.answer_durable(now, index);
         } else if open == Some(commit) {
             self.want_commit(now.plus(self.config.timing.gather));
