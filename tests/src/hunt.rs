@@ -110,9 +110,9 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         Mutant::OrphansBeforeRecovery
         | Mutant::GrantInRecovery
         | Mutant::FirstBatchOnly
-        | Mutant::EvictionWithoutWindow => (server(100), Told::Story(stories::LEADER_CRASHES)),
-        Mutant::RootInPlace => (server(50), Told::Story(stories::LEADER_CRASHES_AT_ROOT)),
-        Mutant::NumberedTwice => (server(50), Told::Story(stories::ANSWERS_LOST)),
+        | Mutant::EvictionWithoutWindow => (server(200), Told::Story(stories::LEADER_CRASHES)),
+        Mutant::RootInPlace => (server(100), Told::Story(stories::LEADER_CRASHES_AT_ROOT)),
+        Mutant::NumberedTwice => (server(200), Told::Story(stories::ANSWERS_LOST)),
         Mutant::AnswerKeptTillSent => (server(50), Told::Story(stories::CONNECTION_LOST)),
         Mutant::AnswerBeforeDurable => (server(50), Told::Story(stories::LEADER_STOPPED_AT_BLOCK)),
         Mutant::EvictionFreesLoans | Mutant::GoneWithoutProof => {
