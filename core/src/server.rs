@@ -21,7 +21,8 @@
 //!   the voter says that the server may act, asked with the time of this very step.
 //! * What changes the volume is answered when the commit it joined is durable *and* a reading of
 //!   the claims that began after that shows no later leader. Nobody can connect before that holds
-//!   for the first commit of the term.
+//!   for the first commit of the term. A request is refused because of a damaged block only after
+//!   such a reading, too.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
 //! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
@@ -32,6 +33,7 @@
 //!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
+mod claims;
 mod config;
 mod events;
 mod evict;
@@ -66,10 +68,11 @@ use crate::net::{
     Cluster, ClusterKey, Incoming, Links, LinksConfig, LinksEvent, LinksLimits, SessionId,
 };
 use crate::node::{Action, Event, More, Node};
-use crate::quorum::{self, CheckToken, Notice, Slots, Voter, VoterBlocks};
+use crate::quorum::{self, Notice, Slots, Voter, VoterBlocks};
 use crate::txn::settle::lend_floor;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
+use claims::Claims;
 use events::Events;
 use heapless::{Deque, Vec};
 use jobs::FIRST_FREED;
@@ -182,8 +185,7 @@ pub struct Server<'m> {
     confirmed: CommitNo,
     /// Its manifest.
     root_confirmed: ManifestRoot,
-    /// Durable, and not known to be answerable.
-    unconfirmed: Option<CommitNo>,
+    claims: Claims,
     tidy_left: u32,
     /// Lists of freed extents before this one can't be read.
     tidy_from: FreedKey,
@@ -260,7 +262,7 @@ impl<'m> Server<'m> {
             commit_at: None,
             confirmed: CommitNo(0),
             root_confirmed: ManifestRoot::default(),
-            unconfirmed: None,
+            claims: Claims::default(),
             tidy_left: 0,
             tidy_from: FIRST_FREED,
             release_at: None,
@@ -357,7 +359,8 @@ impl<'m> Server<'m> {
         self.listening_since = None;
         self.links.begin(Term::NONE);
         self.unlisten |= matches!(self.phase, Phase::Serving(_));
-        (self.commit_at, self.unconfirmed, self.listen_at) = (None, None, None);
+        (self.commit_at, self.listen_at) = (None, None);
+        self.claims.reset();
         while let Some(failed) = self.retries.pop_front() {
             self.on_transferred(failed);
         }
@@ -406,13 +409,7 @@ impl<'m> Server<'m> {
                     self.store.load();
                     self.phase = Phase::Loading(term);
                 }
-                Notice::ClaimsClear(CheckToken(commit)) => {
-                    let confirmed = self.unconfirmed.filter(|waiting| waiting.0 == commit);
-                    if let Some(commit) = confirmed.filter(|_| self.voter.may_act(now)) {
-                        self.unconfirmed = None;
-                        self.on_confirmed(now, commit);
-                    }
-                }
+                Notice::ClaimsClear(reading) => self.on_claims_clear(now, reading),
                 Notice::Deposed(term, loss) => {
                     self.events.push(ServerEvent::Deposed(term, loss));
                     self.counters.terms_lost += 1;
@@ -836,10 +833,7 @@ impl<'m> Server<'m> {
                     Err(_) => self.end_term(),
                 }
             }
-            StoreEvent::Durable(commit) => {
-                self.unconfirmed = Some(commit);
-                self.voter.check_claims(now, CheckToken(commit.0));
-            }
+            StoreEvent::Durable(commit) => self.doubt_commit(now, commit),
             StoreEvent::Refused(_) | StoreEvent::Failed(_) => self.end_term(),
         }
     }

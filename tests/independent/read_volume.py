@@ -5,7 +5,9 @@ Written from core/FORMAT.md alone, with nothing but Python's standard library: a
 what the bytes mean. Every checksum and structure that can be reached from the newest root is
 verified; the first thing that is wrong ends it, with one line on stderr and status 1.
 
-    read_volume.py IMAGE
+    read_volume.py [--tree] IMAGE
+
+With --tree every path is told, with what is there.
 """
 
 import json
@@ -387,33 +389,220 @@ class Volume:
         return items
 
 
-def describe_root_directory(items):
-    """What the volume's items say of inode 1."""
-    root = {"inode": None, "entries": [], "index": []}
-    for key, value in sorted(items.items()):
-        zone, first, kind, second, third, _ = struct.unpack(">BQBQQB", key)
-        if value is None:
-            continue
-        if (zone, first, kind) == (3, 1, 1):
-            demand(len(value) == 144, "an inode's size")
-            version, flags, size, meta_seq = struct.unpack_from("<H2xIQQ", value)
-            nlink, uid, gid, mode = struct.unpack_from("<IIII", value, 72)
-            (next_pos,) = struct.unpack_from("<Q", value, 56)
-            mtime = struct.unpack_from("<qI", value, 120)
-            demand(version == 1, "an inode's version")
-            root["inode"] = {"mode": mode, "nlink": nlink, "uid": uid, "gid": gid, "size": size,
-                             "meta_seq": meta_seq, "next_readdir_pos": next_pos,
-                             "mtime": list(mtime)}
-        elif (zone, first, kind) == (3, 1, 4):
-            ino, _, pos, entry_kind = struct.unpack_from("<QQQB", value)
-            name = value[25:].decode("utf-8", "replace")
-            root["entries"].append({"name": name, "ino": ino, "pos": pos, "kind": entry_kind})
-        elif (zone, kind, third) == (1, 1, 1):
-            root["index"].append(second)
-    return root
+# What the items mean.
+
+KINDS = {0o010000: 0, 0o020000: 1, 0o040000: 2, 0o060000: 3, 0o100000: 4, 0o120000: 5, 0o140000: 6}
+DIRECTORY, REGULAR, SYMLINK = 2, 4, 5
+OFFLINE, UNWRITTEN = 1, 2
 
 
-def summary(path):
+class Inode:
+    def __init__(self, ino, value):
+        demand(len(value) == 144, f"inode {ino}: size")
+        (version, zero, self.flags, self.size, self.meta_seq, self.data_seq, _, self.online,
+         self.offline, self.next_pos, self.next_xattr, self.nlink, self.uid, self.gid, self.mode,
+         self.rdev, zero_2) = struct.unpack_from("<HHI8QIIIIII", value)
+        times = [struct.unpack_from("<qI", value, at) for at in (96, 108, 120, 132)]
+        self.atime, self.ctime, self.mtime, self.crtime = times
+        demand(version == 1 and zero == zero_2 == 0, f"inode {ino}: version or reserved bytes")
+        demand(all(nsec < 10 ** 9 for _, nsec in times), f"inode {ino}: a time")
+        demand(self.flags & ~1 == 0, f"inode {ino}: flags")
+        demand(self.mode & 0o170000 in KINDS, f"inode {ino}: mode {self.mode:o}")
+        self.ino, self.kind = ino, KINDS[self.mode & 0o170000]
+        demand(self.rdev == 0 or self.kind in (1, 3), f"inode {ino}: rdev")
+        demand(self.size == 0 or self.kind in (DIRECTORY, REGULAR, SYMLINK), f"inode {ino}: size")
+        # What belongs to it: extents by last block, parts by number, entries by position.
+        self.extents, self.target, self.xattrs, self.entries, self.by_name = [], [], {}, {}, {}
+        self.backs = []
+
+
+class Files:
+    """All inodes and what belongs to them, every item being of use to somebody."""
+
+    def __init__(self, volume, items):
+        self.volume = volume
+        keys = [(struct.unpack(">BQBQQB", key), value) for key, value in sorted(items.items())
+                if value is not None]
+        self.inodes = {key[1]: Inode(key[1], value) for key, value in keys
+                       if (key[0], key[2]) == (3, 1)}
+        self.changes, self.data_changes, self.orphans = set(), set(), set()
+        for key, value in keys:
+            if key[0] == 1:
+                self.take_index(key, value)
+            else:
+                demand(key[0] == 3, f"an item of zone {key[0]}")
+                demand(key[1] in self.inodes, f"an item of inode {key[1]}, which there is not")
+                self.take(self.inodes[key[1]], key, value)
+
+    def take_index(self, key, value):
+        _, first, kind, second, third, fourth = key
+        demand(first == fourth == 0 and not value, f"an index item {key}")
+        if kind == 8:
+            demand(third == 0, "an orphan's key")
+            self.orphans.add(second)
+        else:
+            demand(kind in (1, 2), f"an index {kind}")
+            (self.changes if kind == 1 else self.data_changes).add((second, third))
+
+    def take(self, inode, key, value):
+        _, ino, kind, second, third, fourth = key
+        demand(fourth == 0 or kind == 2, f"inode {ino}: a part of {key}")
+        if kind == 1:
+            demand(second == third == 0, f"inode {ino}: key")
+        elif kind == 2:
+            parts = inode.xattrs.setdefault((second, third), [])
+            demand(len(parts) == fourth and value, f"inode {ino}: parts of attribute {third}")
+            demand(not parts or len(parts[-1]) == 512, f"inode {ino}: a short part of {third}")
+            parts.append(value)
+        elif kind in (3, 4, 5):
+            demand(len(value) > 25, f"inode {ino}: an entry's size")
+            named, hashed, pos, typed = struct.unpack_from("<QQQB", value)
+            entry = (named, hashed, pos, typed, value[25:])
+            if kind == 5:
+                demand(pos == third, f"inode {ino}: a link's position")
+                inode.backs.append((second, entry))
+                return
+            demand(inode.kind == DIRECTORY, f"inode {ino}: an entry of no directory")
+            told = (hashed, pos) if kind == 3 else (pos, 0)
+            demand((second, third) == told, f"inode {ino}: an entry's key")
+            (inode.by_name if kind == 3 else inode.entries)[pos] = entry
+        elif kind == 6:
+            demand(inode.kind == SYMLINK, f"inode {ino}: a target")
+            demand(second == len(inode.target) and third == 0, f"inode {ino}: the target's parts")
+            demand(second == 0 or len(inode.target[-1]) == 512, f"inode {ino}: a short part")
+            inode.target.append(value)
+        else:
+            demand(kind == 7 and third == 0 and len(value) == 17, f"inode {ino}: {key}")
+            demand(inode.kind == REGULAR, f"inode {ino}: an extent of no file")
+            inode.extents.append((second,) + struct.unpack("<QQB", value))
+
+    def verify(self):
+        seqs, data_seqs = set(), set()
+        for inode in self.inodes.values():
+            seqs.add((inode.meta_seq, inode.ino))
+            if inode.kind == REGULAR:
+                data_seqs.add((inode.data_seq, inode.ino))
+            self.verify_extents(inode)
+            self.verify_xattrs(inode)
+            self.verify_entries(inode)
+            self.verify_names(inode)
+            target = b"".join(inode.target)
+            fits = inode.kind != SYMLINK or (0 < inode.size == len(target) < 4096
+                                             and 0 not in target)
+            demand(fits, f"inode {inode.ino}: the target")
+        demand(seqs == self.changes, "the index by metadata change differs")
+        demand(data_seqs == self.data_changes, "the index by data change differs")
+        nameless = {inode.ino for inode in self.inodes.values() if inode.nlink == 0}
+        demand(nameless == self.orphans, "the orphans differ")
+
+    def verify_extents(self, inode):
+        end, online, offline = 0, 0, 0
+        blocks = -(-inode.size // BLOCK)
+        for last, start, count, flags in inode.extents:
+            what = f"inode {inode.ino}: the extent that ends with {last}"
+            demand(flags & ~3 == 0 and 0 < count <= last + 1, what)
+            demand(last + 1 - count >= end, f"{what} overlaps")
+            demand(start or flags & OFFLINE, f"{what} is nowhere")
+            demand(bool(start and flags & OFFLINE) <= bool(flags & UNWRITTEN), f"{what}: flags")
+            end = last + 1
+            online += 0 if flags else count
+            offline += count if flags & OFFLINE else 0
+            reserved = flags & UNWRITTEN and not flags & OFFLINE
+            demand(end <= blocks or reserved or inode.flags & 1, f"{what} lies behind the end")
+            if start:
+                self.volume.claim(start, count, f"inode {inode.ino}")
+        demand((online, offline) == (inode.online, inode.offline), f"inode {inode.ino}: blocks")
+
+    def verify_xattrs(self, inode):
+        inode.values = {}
+        for (hashed, number), parts in inode.xattrs.items():
+            what = f"inode {inode.ino}: attribute {number}"
+            whole = b"".join(parts)
+            demand(len(whole) >= 3, what)
+            name_len, value_len = struct.unpack_from("<BH", whole)
+            name = whole[3:3 + name_len]
+            demand(name_len and len(whole) == 3 + name_len + value_len, f"{what}: lengths")
+            demand(hashed == siphash(2, 4, self.volume.name_key, name), f"{what}: hash")
+            demand(number < inode.next_xattr and name not in inode.values, f"{what}: number, name")
+            inode.values[name] = whole[3 + name_len:]
+
+    def verify_entries(self, inode):
+        demand(inode.by_name == inode.entries, f"directory {inode.ino}: two orders of entries")
+        names = set()
+        for pos, entry in inode.entries.items():
+            named, hashed, told, kind, name = entry
+            what = f"directory {inode.ino}: entry {pos}"
+            demand(told == pos and 2 <= pos < inode.next_pos, f"{what}: position")
+            demand(hashed == siphash(2, 4, self.volume.name_key, name), f"{what}: hash")
+            demand(named in self.inodes and name not in names, f"{what}: inode or name")
+            names.add(name)
+            demand(self.inodes[named].kind == kind, f"{what}: type")
+            demand((inode.ino, entry) in self.inodes[named].backs, f"{what}: no link back")
+        if inode.kind == DIRECTORY:
+            demand(inode.size == sum(map(len, names)), f"directory {inode.ino}: size")
+            demand(inode.nlink or not names, f"directory {inode.ino}: entries without a name")
+        else:
+            demand(inode.next_pos == 0, f"inode {inode.ino}: next position")
+
+    def verify_names(self, inode):
+        for parent, entry in inode.backs:
+            there = self.inodes[parent].entries.get(entry[2]) if parent in self.inodes else None
+            demand(there == entry and entry[0] == inode.ino, f"inode {inode.ino}: a link back")
+        names = len(inode.backs)
+        if inode.kind != DIRECTORY:
+            demand(inode.nlink == names, f"inode {inode.ino}: {inode.nlink} links, {names} names")
+        elif inode.ino == 1 or inode.nlink:
+            below = sum(1 for entry in inode.entries.values() if entry[3] == DIRECTORY)
+            demand(names == (inode.ino != 1), f"directory {inode.ino}: {names} names")
+            demand(inode.nlink == 2 + below, f"directory {inode.ino}: links")
+        else:
+            demand(names == 0, f"directory {inode.ino}: a name")
+
+    def content(self, inode):
+        """What is in a file: what has no block reads as zeros."""
+        data = bytearray(-(-inode.size // BLOCK) * BLOCK)
+        for last, start, count, flags in inode.extents:
+            for number in range(count if start and not flags else 0):
+                at = (last + 1 - count + number) * BLOCK
+                if at < len(data):
+                    data[at:at + BLOCK] = self.volume.read(start + number)
+        return bytes(data[:inode.size])
+
+    def walk(self):
+        """Every path, in order, and what is there."""
+        told, todo, seen = [], [(b"", 1)], set()
+        while todo:
+            path, ino = todo.pop()
+            inode = self.inodes[ino]
+            if inode.kind == DIRECTORY:
+                demand(ino not in seen, f"directory {ino} is reached twice")
+                seen.add(ino)
+                todo += [(path + b"/" + name, named)
+                         for named, _, _, _, name in inode.entries.values()]
+            data = self.content(inode) if inode.kind == REGULAR else b"".join(inode.target)
+            told.append({
+                "path": path.decode("utf-8", "replace"), "ino": ino, "kind": inode.kind,
+                "permissions": inode.mode & 0o7777, "nlink": inode.nlink, "size": inode.size,
+                "mtime": list(inode.mtime), "ctime": list(inode.ctime), "crc": crc32c(data, 0),
+                "xattrs": {name.decode("utf-8", "replace"): crc32c(value, 0)
+                           for name, value in inode.values.items()},
+            })
+        named = {inode.ino for inode in self.inodes.values()
+                 if inode.kind == DIRECTORY and inode.nlink}
+        demand(named == seen, "directories that no path leads to")
+        return sorted(told, key=lambda one: one["path"])
+
+    def describe_root_directory(self):
+        inode = self.inodes[1]
+        entries = [{"name": name.decode("utf-8", "replace"), "ino": ino, "pos": pos, "kind": kind}
+                   for ino, _, pos, kind, name in inode.entries.values()]
+        told = {"mode": inode.mode, "nlink": inode.nlink, "uid": inode.uid, "gid": inode.gid,
+                "size": inode.size, "meta_seq": inode.meta_seq,
+                "next_readdir_pos": inode.next_pos, "mtime": list(inode.mtime)}
+        return {"inode": told, "entries": entries}
+
+
+def summary(path, with_tree):
     volume = Volume(path)
     found = volume.begin()
     voted = [volume.read_quorum(slot) for slot in range(7)]
@@ -429,28 +618,30 @@ def summary(path):
     # From older to newer, so that the newest is left.
     for run in sorted(runs, key=lambda run: (-run["level"], run["order"])):
         items.update(volume.read_run(run))
-    for key, value in items.items():
-        if value is not None and key[0] == 3 and key[9] == 7:
-            start, blocks, _ = struct.unpack("<QQB", value)
-            if start:
-                volume.claim(start, blocks, "a file")
+    files = Files(volume, items)
+    demand(1 in files.inodes, "no root directory")
+    files.verify()
+    tree = files.walk()
     leaked = volume.blocks - 1 - FIRST - len(volume.owners)
     demand(leaked == 0, f"{leaked} blocks are nowhere")
-    return {
+    told = {
         "fsid": f"{found['fsid']:016x}", "uuid": found["uuid"], "label": found["label"],
         "blocks": found["blocks"], "voters": len(found["voters"]),
         "quorum_blank": voted.count(None), "term": root["term"], "commit": root["commit"],
         "free_blocks": root["free_blocks"], "trees": counts,
         "items": sum(1 for value in items.values() if value is not None),
-        "root": describe_root_directory(items),
+        "inodes": len(files.inodes), "orphans": len(files.orphans), "paths": len(tree),
+        "root": files.describe_root_directory(),
     }
+    return told | ({"tree": tree} if with_tree else {})
 
 
 def main():
     try:
-        print(json.dumps(summary(sys.argv[1]), indent=2))
+        with_tree = sys.argv[1] == "--tree"
+        print(json.dumps(summary(sys.argv[-1], with_tree), indent=2))
     except (Wrong, OSError, struct.error, IndexError) as error:
-        print(f"{sys.argv[1]}: {error}", file=sys.stderr)
+        print(f"{sys.argv[-1]}: {error}", file=sys.stderr)
         return 1
     return 0
 

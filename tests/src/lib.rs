@@ -29,6 +29,7 @@ pub mod puppet;
 pub mod region;
 pub mod rng;
 pub mod scenario;
+pub mod second_reader;
 pub mod tidy;
 pub mod time;
 pub mod trace;

@@ -15,6 +15,12 @@
 //!
 //! An evicted client is not asked: it was told that its files are gone, or will be.
 //!
+//! A leader that was paused, and doesn't know that it has a successor, may still answer. Then all
+//! its clients have been paused as well: whoever has gone over to the successor can't be asked
+//! here. Nor has a client that only the successor knows come to use the inode: the asker saw it
+//! without a name in a root of this leader, or an earlier one, and nothing without a name can be
+//! opened. What the asker then does needs a commit, which only the successor can make.
+//!
 //! What this module deliberately doesn't know: what an inode is.
 
 use super::Server;

@@ -59,6 +59,8 @@ pub(super) enum Stage {
     Held,
     /// It was carried out, and is answered when this commit is durable.
     Joined(CommitNo),
+    /// It has met a damaged block, and is refused after this reading of the claims.
+    Doubted(u64),
 }
 
 /// A request.

@@ -10,7 +10,7 @@
 use super::requests::{self, Context, Entered, Halt, Opened, Progress};
 use super::table::{Member, Members, Slot as Place, Stage, Standing, Work};
 use super::{Server, Stable, evict};
-use crate::error::{Stop, Wait};
+use crate::error::{Error, Stop, Wait};
 use crate::format::wire::message::{ClientRequest, Payload};
 use crate::format::wire::{ErrorCode, Kind};
 use crate::format::{ClientId, Seq};
@@ -47,6 +47,10 @@ impl Server<'_> {
                 self.want_commit_if_changed(now);
             }
             Err(Halt::Refuse(error)) => self.refuse(now, index, error),
+            Err(Halt::Stop(Stop::Fail(Error::Corrupt { .. }))) => {
+                self.store.cache.release(&mut slot.pins);
+                self.doubt_damage(now, index);
+            }
             Err(Halt::Stop(Stop::Fail(error))) => self.refuse(now, index, error.into()),
             Err(Halt::Stop(Stop::Wait(Wait::Again))) => self.table.ready(index),
             Err(Halt::Stop(Stop::Wait(Wait::Block(_) | Wait::Frame | Wait::Commit))) => {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--twice] [--demand] [--trace]
+//! sim --scenario mount --read-back [--seed FIRST] [--seeds COUNT]
 //! sim --story NAME
 //! sim --mutants
 //! ```
@@ -18,7 +19,9 @@
 
 use clap::Parser;
 use outrider_tests::faults::Coverage;
-use outrider_tests::scenario::{ALL, Report, Scenario, stories};
+use outrider_tests::scenario::{ALL, Report, Scenario, mount, stories};
+use outrider_tests::second_reader::{Agreed, agree};
+use outrider_tests::world::World;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -41,6 +44,10 @@ struct Options {
     /// Demand that each fault a scenario is built to survive has happened.
     #[arg(long)]
     demand: bool,
+    /// Have the reader in Python read each disk at the end, and compare it with what a mount sees.
+    /// For scenarios with files.
+    #[arg(long)]
+    read_back: bool,
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
@@ -138,9 +145,10 @@ fn tell(name: &str) -> ExitCode {
 fn run_seeds(scenario: &'static Scenario, options: &Options) -> Result<(), String> {
     let mut coverage = Coverage::new();
     let mut work: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut agreed = Agreed::default();
     let end = options.seed.saturating_add(options.seeds);
     for seed in options.seed..end {
-        let report = run_seed(scenario, seed, options)?;
+        let report = run_seed(scenario, seed, options, &mut agreed)?;
         coverage.add(&report.coverage);
         for (what, count) in report.work {
             *work.entry(what).or_default() += count;
@@ -153,6 +161,10 @@ fn run_seeds(scenario: &'static Scenario, options: &Options) -> Result<(), Strin
     for (what, count) in work {
         println!("  {what:<22}{count:>12}");
     }
+    if options.read_back {
+        let Agreed { paths, items, runs } = agreed;
+        println!("both readers agree: {paths} paths, {items} items in {runs} runs");
+    }
     println!("faults that happened:\n{}", coverage.report());
     let missing = coverage.missing((scenario.demands)());
     if options.demand && !missing.is_empty() {
@@ -161,7 +173,19 @@ fn run_seeds(scenario: &'static Scenario, options: &Options) -> Result<(), Strin
     Ok(())
 }
 
-fn run_seed(scenario: &'static Scenario, seed: u64, options: &Options) -> Result<Report, String> {
+/// Has the disk of a world read by both readers.
+fn read_back(world: &World) -> Result<Agreed, String> {
+    let image = world.disk().image();
+    let volume = mount::volume(&image).ok_or("no volume")?;
+    agree(&image, &volume, mount::CLIENTS)
+}
+
+fn run_seed(
+    scenario: &'static Scenario,
+    seed: u64,
+    options: &Options,
+    agreed: &mut Agreed,
+) -> Result<Report, String> {
     let replay = format!(
         "replay: cargo run -p outrider-tests --bin sim -- --scenario {} --seed {seed} --trace",
         scenario.name
@@ -185,6 +209,9 @@ fn run_seed(scenario: &'static Scenario, seed: u64, options: &Options) -> Result
     if let Some(violation) = &report.violation {
         eprintln!("{}", work_so_far());
         return Err(format!("{} seed {seed}: {violation}\n{replay}", scenario.name));
+    }
+    if options.read_back {
+        agreed.add(read_back(&world).map_err(|what| format!("seed {seed}: {what}\n{replay}"))?);
     }
     if options.twice {
         // The first world still stands, so that addresses differ between the two.

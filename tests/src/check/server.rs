@@ -66,8 +66,8 @@ pub struct Log {
     /// The newest manifest that anybody was told of when it let go of each lock, or before.
     left: BTreeMap<LockName, CommitNo>,
     root: CommitNo,
-    /// The last nameless inode there is.
-    inos: u64,
+    /// In whose term each nameless inode came to be; their numbers count from 1.
+    inos: Vec<Term>,
     /// Who was told that nobody else uses an inode, since this was looked at.
     claims: Vec<(ClientId, u64)>,
     grants: u64,
@@ -139,16 +139,17 @@ impl Log {
         self.demand(root >= left, || format!("{name} was granted with {root}, left with {left}"));
     }
 
-    /// A new nameless inode.
-    pub fn nameless(&mut self) -> u64 {
-        self.inos += 1;
-        self.inos
+    /// A new nameless inode, in this term.
+    pub fn nameless(&mut self, term: Term) -> u64 {
+        self.inos.push(term);
+        self.inos.len() as u64
     }
 
-    /// Some nameless inodes that there are.
-    pub fn some_inos(&self, entropy: &mut Rng) -> Vec<u64> {
-        let first = self.inos.saturating_sub(entropy.below(64)).max(1);
-        (first..=self.inos).collect()
+    /// Some of the nameless inodes that a mount can know of which has heard of no later term.
+    pub fn some_inos(&self, term: Term, entropy: &mut Rng) -> Vec<u64> {
+        let known = (1..).zip(&self.inos).filter(|(_, made)| **made <= term).map(|(ino, _)| ino);
+        let known: Vec<u64> = known.collect();
+        known[known.len().saturating_sub(entropy.within(1..=64) as usize)..].to_vec()
     }
 
     /// A client was told that nobody else uses this inode.

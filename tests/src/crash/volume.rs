@@ -67,6 +67,7 @@ const MOUNT_TIMING: MountTiming = MountTiming {
 
 struct Serving {
     volume: Super,
+    clients: u16,
     /// Machines that lost power have another boot id when they are back.
     power: u8,
 }
@@ -99,7 +100,7 @@ impl Serving {
 impl Program for Serving {
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = ServerLimits::for_clients(self.clients);
         drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0))));
         arena.bytes_used()
     }
@@ -107,7 +108,7 @@ impl Program for Serving {
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
         let config = self.config(&mut boot.entropy);
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = ServerLimits::for_clients(self.clients);
         Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
     }
 }
@@ -154,8 +155,14 @@ impl Cluster {
     /// Machines that boot on this image, after so many losses of power.
     #[must_use]
     pub fn new(image: Image, volume: Super, power: u8) -> Cluster {
+        Cluster::with_clients(image, volume, power, CLIENTS)
+    }
+
+    /// Such a cluster, on a volume where so many clients may have left a record.
+    #[must_use]
+    pub fn with_clients(image: Image, volume: Super, power: u8, clients: u16) -> Cluster {
         let mut world = World::calm(power.into(), image);
-        world.add_host("server", Serving { volume, power });
+        world.add_host("server", Serving { volume, clients, power });
         world.add_host("mount", Mounting { volume });
         Cluster { world: Rc::new(RefCell::new(world)) }
     }

@@ -47,7 +47,7 @@ pub mod users;
 pub const BLOCKS: u64 = 1 << 16;
 const PORT: u16 = 7000;
 /// Clients whose record may be there at once: a mount that crashes leaves one behind.
-const CLIENTS: u16 = 100;
+pub const CLIENTS: u16 = 100;
 const SERVERS: u16 = 2;
 const MOUNTS: u16 = 3;
 
@@ -191,9 +191,15 @@ pub fn formatted(servers: u16) -> (Image, Super) {
         assert!(acted || more == More::Yes, "mkfs hangs");
     }
     image.settle();
-    let volume = Unverified::new(image.block(SUPER_BLKNO.0)).verify(SUPER_BLKNO, BLOCKS);
-    let volume = volume.expect("it was just made");
+    let volume = volume(&image).expect("it was just made");
     (image, volume)
+}
+
+/// What the super block of an image says, if it is sane.
+#[must_use]
+pub fn volume(image: &Image) -> Option<Super> {
+    let block = image.block(SUPER_BLKNO.0);
+    Unverified::new(block).verify(SUPER_BLKNO, image.blocks()).ok()
 }
 
 /// A server's program.

@@ -283,11 +283,12 @@ impl Locking {
         if self.question.is_none() && self.ask_at <= now {
             self.ask_at = now.plus(SECOND * 2);
             if entropy.below(2) == 0 {
-                self.uses.insert(log.nameless());
+                self.uses.insert(log.nameless(self.term));
             } else {
                 self.uses.pop_first();
             }
-            let inos: Vec<U64> = log.some_inos(entropy).into_iter().map(U64::new).collect();
+            let inos = log.some_inos(self.term, entropy);
+            let inos: Vec<U64> = inos.into_iter().map(U64::new).collect();
             if let Ok(asked) = Inos::new(&inos) {
                 let name = link.request(&ClientRequest::Orphans(asked)).ok();
                 self.question = name.map(|name| (name, inos));
