@@ -34,7 +34,7 @@ use crate::format::{BlockNo, ClientId, CommitNo, Ino, RunId, Seq};
 use crate::lock::GROUP_KEYS;
 use crate::mutant::{Mutant, is_active};
 use crate::txn::loans::{EXTENTS_HIGH, Loans, NotSo};
-use crate::txn::settle::lend_floor;
+use crate::txn::settle::{LONG_MIN, data_floor, lend_floor};
 use crate::txn::store::Store;
 use crate::txn::takeover::Gone;
 use crate::txn::trees::Trees;
@@ -324,15 +324,12 @@ fn take(
     // A fragmented volume gives what it has; the next pool has its turn after so many.
     let served = state.takes >= TAKES_MAX * (at as u32 + 1);
     let full = loans.extents().len() >= EXTENTS_HIGH;
-    let spare = trees.free.free_blocks().saturating_sub(lend_floor(cx.volume_blocks));
-    let wanted = left[at].min(spare).min(if at == 0 { u32::MAX.into() } else { SEGMENT_BLOCKS });
-    let found = match wanted {
-        0 => None,
-        _ if served || full => None,
-        _ if at == 0 => trees.free.find(wanted, cache, pins)?,
-        _ => find_from_cursor(wanted, trees, cache, pins)?,
+    let wanted = left[at].min(if at == 0 { u32::MAX.into() } else { SEGMENT_BLOCKS });
+    let found = match served || full {
+        true => None,
+        false => find_to_lend(pool, wanted, cx.volume_blocks, trees, cache, pins)?,
     };
-    let Some(whole) = found else {
+    let Some((whole, wanted)) = found else {
         left[at] = 0;
         state.left = Some(left);
         let nothing = left == [0, 0] && !state.recorded;
@@ -369,6 +366,40 @@ fn take(
     (state.lent, state.recorded, state.left) = (lent, true, Some(left));
     (state.takes, state.commit) = (state.takes + 1, commit);
     Ok(())
+}
+
+/// A free extent to lend of, and how many blocks. What is kept back is so in long extents: merges
+/// and runs are of no use in splinters, and on a full volume long extents are what is left, unless
+/// somebody breaks them. While there are no more of them than are kept, files get short ones, and
+/// runs get nothing.
+fn find_to_lend(
+    pool: Pool,
+    wanted: u64,
+    volume_blocks: u64,
+    trees: &Trees,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Option<(Extent, u64)>, Stop> {
+    let is_run = pool == Pool::Runs;
+    let floor = if is_run { lend_floor(volume_blocks) } else { data_floor(volume_blocks) };
+    let wanted = wanted.min(trees.free.free_blocks().saturating_sub(floor));
+    if wanted == 0 {
+        return Ok(None);
+    }
+    let long = trees.free.blocks_in_long(LONG_MIN, floor + wanted, cache, pins)?;
+    let found = match long.saturating_sub(floor) {
+        0 if is_run => None,
+        0 => trees.free.find_shorter(LONG_MIN, cache, pins)?.map(|found| (found, wanted)),
+        spare if is_run => {
+            let wanted = wanted.min(spare);
+            find_from_cursor(wanted, trees, cache, pins)?.map(|found| (found, wanted))
+        }
+        spare => {
+            let wanted = wanted.min(spare);
+            trees.free.find(wanted, cache, pins)?.map(|found| (found, wanted))
+        }
+    };
+    Ok(found)
 }
 
 /// A free extent for runs: what is free from the cursor on, or, where that is too short, the
@@ -630,7 +661,8 @@ pub(super) enum Entered {
     Nothing,
 }
 
-/// Moves one freed extent into the free trees: the last of the first list from `from` on.
+/// Moves one freed extent into the free trees: the last of the first list from `from` on, which is
+/// where the next is looked for.
 ///
 /// What is freed is what clients say. An extent that is free already was freed twice, by a client
 /// that lies or by one that is broken, and nobody can tell whose it is now. It is dropped from its
@@ -645,6 +677,7 @@ pub(super) fn enter_freed(cx: &mut Context<'_, '_>, from: &mut FreedKey) -> Resu
     let node = trees.freed.root().node.blkno();
     let unaligned = Error::Corrupt { blkno: node, what: Corruption::Bounds };
     let key = FreedKey::read_from_bytes(item.key).map_err(|_| unaligned)?;
+    *from = key;
     let Ok(extents) = list(item.value) else {
         *from = FreedKey { part: key.part.get().saturating_add(1).into(), ..key };
         return Ok(Entered::Unreadable);

@@ -47,7 +47,7 @@ pub const RESERVE_MAX: u64 = 1024;
 /// proven gone.
 pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
 
-/// Free blocks that clients are lent nothing from: those, and room for a merge, since a full volume
+/// Free blocks that clients are lent nothing from, in long extents: those, and room for a merge, since a full volume
 /// gets its space back by merging. That is as much as the largest merge may take, but for a volume
 /// under 256 MiB, of which it would be too large a part: there merges are small too, or have to
 /// wait for a file to be deleted.
@@ -55,6 +55,19 @@ pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
 pub fn lend_floor(volume_blocks: u64) -> u64 {
     FREE_MIN + MERGE_BLOCKS_MAX.min(volume_blocks / 16)
 }
+
+/// Free blocks that clients are lent nothing from for file data: those, and some that runs may still
+/// be written to, since deletes are recorded in runs, and a run needs more than splinters.
+#[must_use]
+pub fn data_floor(volume_blocks: u64) -> u64 {
+    lend_floor(volume_blocks) + RUN_BLOCKS_MAX.min(volume_blocks / 32)
+}
+
+/// A free extent of so many blocks is long: few enough of these make a run, or what is merged.
+pub const LONG_MIN: u64 = 32;
+
+/// Blocks kept for the runs of full transactions, of a few clients.
+const RUN_BLOCKS_MAX: u64 = 32 * SEGMENT_BLOCKS;
 
 /// Blocks of the largest merge: thirteen segments, and what is made of them may be wasted on ends.
 pub const MERGE_BLOCKS_MAX: u64 = 14 * SEGMENT_BLOCKS;
