@@ -87,6 +87,12 @@ impl FreeSpace {
         self.free_blocks
     }
 
+    /// Blocks of the volume.
+    #[must_use]
+    pub fn volume_blocks(&self) -> u64 {
+        self.volume_blocks
+    }
+
     /// The shortest free extent of at least this many blocks, or, if there is none, the longest.
     /// None: nothing is free.
     pub fn find(
@@ -105,44 +111,6 @@ impl FreeSpace {
         let found = found.map(|key| self.length_key(key)).transpose()?;
         pins.drop_to(mark);
         Ok(found)
-    }
-
-    /// The longest free extent of fewer blocks than this.
-    pub fn find_shorter(
-        &self,
-        blocks: u64,
-        cache: &mut Cache<'_>,
-        pins: &mut Pins<'_>,
-    ) -> Result<Option<Extent>, Stop> {
-        let mark = pins.mark();
-        // No extent ends at block 0, so none has this very key.
-        let above = LengthKey::at_least(blocks);
-        let found = self.by_length.prev(above.as_bytes(), cache, pins)?.map(|item| item.key);
-        let found = found.map(|key| self.length_key(key)).transpose()?;
-        pins.drop_to(mark);
-        Ok(found)
-    }
-
-    /// Blocks in free extents of at least this length. Counting ends with `most`, and looks at no
-    /// more extents than `most / blocks`, the longest first.
-    pub fn blocks_in_long(
-        &self,
-        blocks: u64,
-        most: u64,
-        cache: &mut Cache<'_>,
-        pins: &mut Pins<'_>,
-    ) -> Result<u64, Stop> {
-        let mark = pins.mark();
-        let (mut counted, mut above) = (0, LengthKey::at_least(u64::MAX));
-        while counted < most {
-            let found = self.by_length.prev(above.as_bytes(), cache, pins)?.map(|item| item.key);
-            let found = found.map(|key| self.length_key(key)).transpose()?;
-            pins.drop_to(mark);
-            let Some(extent) = found.filter(|extent| extent.len() >= blocks) else { break };
-            counted += extent.len();
-            above = LengthKey::before(&extent);
-        }
-        Ok(counted.min(most))
     }
 
     fn length_key(&self, key: &[u8]) -> Result<Extent, Stop> {

@@ -296,12 +296,6 @@ impl LengthKey {
         LengthKey { blocks: extent.len().into(), last: extent.last().0.into() }
     }
 
-    /// Where a search downwards begins for the extent that comes before this one.
-    #[must_use]
-    pub fn before(extent: &Extent) -> LengthKey {
-        LengthKey { blocks: extent.len().into(), last: (extent.last().0.saturating_sub(1)).into() }
-    }
-
     /// Where a search begins for the shortest extent of at least this length.
     #[must_use]
     pub fn at_least(blocks: u64) -> LengthKey {

@@ -47,7 +47,7 @@ pub const RESERVE_MAX: u64 = 1024;
 /// proven gone.
 pub const FREE_MIN: u64 = 4 * RESERVE_TARGET;
 
-/// Free blocks that clients are lent nothing from, in long extents: those, and room for a merge, since a full volume
+/// Free blocks that clients are lent nothing from: those, and room for a merge, since a full volume
 /// gets its space back by merging. That is as much as the largest merge may take, but for a volume
 /// under 256 MiB, of which it would be too large a part: there merges are small too, or have to
 /// wait for a file to be deleted.
@@ -63,8 +63,13 @@ pub fn data_floor(volume_blocks: u64) -> u64 {
     lend_floor(volume_blocks) + RUN_BLOCKS_MAX.min(volume_blocks / 32)
 }
 
-/// A free extent of so many blocks is long: few enough of these make a run, or what is merged.
-pub const LONG_MIN: u64 = 32;
+/// Where the part of the volume begins that runs are written to first, and files last. Files have
+/// the lowest free blocks, so what they leave free, [`data_floor`], is the last of the volume, with
+/// nothing between but runs: merging makes long extents of it again.
+#[must_use]
+pub fn run_zone(volume_blocks: u64) -> BlockNo {
+    BlockNo(volume_blocks - (4 * data_floor(volume_blocks)).min(volume_blocks / 4))
+}
 
 /// Blocks kept for the runs of full transactions, of a few clients.
 const RUN_BLOCKS_MAX: u64 = 32 * SEGMENT_BLOCKS;
