@@ -29,7 +29,7 @@
 //!
 //! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
 //!   on. Nothing that merging needs waits for a client.
-//! * What is freed is free soon: see [`jobs`].
+//! * What is freed is free soon: see `jobs`.
 //!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 

@@ -6,7 +6,7 @@
 //!   space, and one merges.
 //! * Lists of freed extents are entered into the free trees at least as quickly as they are made:
 //!   in each commit as many extents as it has room for, and if some list is older than
-//!   [`COMMITS_MAX`] commits, requests that would add to the lists wait until none is, and commits
+//!   `COMMITS_MAX` commits, requests that would add to the lists wait until none is, and commits
 //!   follow each other without a pause. So what clients free, however quickly and in however many
 //!   pieces, is free a bounded number of commits later.
 //! * That is never at the cost of requests: entering leaves half of a commit's reserve to them.
