@@ -87,6 +87,12 @@ impl FreeSpace {
         self.free_blocks
     }
 
+    /// Blocks of the volume.
+    #[must_use]
+    pub fn volume_blocks(&self) -> u64 {
+        self.volume_blocks
+    }
+
     /// The shortest free extent of at least this many blocks, or, if there is none, the longest.
     /// None: nothing is free.
     pub fn find(

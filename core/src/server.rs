@@ -30,6 +30,7 @@
 //!
 //! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
 //!   on. Nothing that merging needs waits for a client.
+//! * What is freed is free soon: see `jobs`.
 //!
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
@@ -55,7 +56,6 @@ use crate::arena::Arena;
 use crate::block::RequestId;
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
-use crate::format::records::FreedKey;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
@@ -69,13 +69,13 @@ use crate::net::{
 };
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, Notice, Slots, Voter, VoterBlocks};
-use crate::txn::settle::lend_floor;
+use crate::txn::settle::data_floor;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
 use claims::Claims;
 use events::Events;
 use heapless::{Deque, Vec};
-use jobs::FIRST_FREED;
+use jobs::Tidying;
 use locks::{Breach, Locks};
 use merge::Merger;
 use orphans::Orphans;
@@ -89,8 +89,6 @@ const ACTIONS: usize = 64;
 const RUNS_PER_STEP: u32 = 64;
 /// Steps of the store in a step.
 const STORE_STEPS: u32 = 64;
-/// Extents entered into the free trees for each commit.
-const TIDY_PER_COMMIT: u32 = 16;
 /// Transfers submitted again, after they failed, for each commit. A flush never is: it would not
 /// tell that what the one before it lost is there.
 const RETRIES_MAX: u32 = 64;
@@ -186,9 +184,7 @@ pub struct Server<'m> {
     /// Its manifest.
     root_confirmed: ManifestRoot,
     claims: Claims,
-    tidy_left: u32,
-    /// Lists of freed extents before this one can't be read.
-    tidy_from: FreedKey,
+    tidying: Tidying,
     /// When quarantined space is looked at again.
     release_at: Option<Instant>,
     /// Requests in [`Stage::Held`].
@@ -263,8 +259,7 @@ impl<'m> Server<'m> {
             confirmed: CommitNo(0),
             root_confirmed: ManifestRoot::default(),
             claims: Claims::default(),
-            tidy_left: 0,
-            tidy_from: FIRST_FREED,
+            tidying: Tidying::NEW,
             release_at: None,
             held: 0,
             listen_at: None,
@@ -352,7 +347,7 @@ impl<'m> Server<'m> {
         self.counters.dropped += dropped as u64;
         self.table.clear(&mut self.store.cache);
         self.merger.reset();
-        (self.held, self.tidy_from, self.release_at) = (0, FIRST_FREED, None);
+        (self.held, self.tidying, self.release_at) = (0, Tidying::NEW, None);
         self.members.clear();
         self.locks.reset();
         self.orphans.reset();
@@ -440,7 +435,7 @@ impl<'m> Server<'m> {
         self.retries_left = RETRIES_MAX;
         self.counters.commits += 1;
         self.stable.confirmed = self.stable.closed;
-        self.tidy_left = TIDY_PER_COMMIT;
+        self.tidying.on_confirmed();
         if let Phase::TakingOver(term) = self.phase {
             self.phase = Phase::Reading(term);
             let load = Work::Load { client: ClientId(0), seq: None };
@@ -511,7 +506,7 @@ impl<'m> Server<'m> {
                 }
                 return;
             }
-            Work::Load { .. } | Work::Tidy { .. } | Work::Release { .. } => return,
+            Work::Load { .. } | Work::Tidy | Work::Release { .. } => return,
         };
         self.counters.requests += 1;
         if let Some((session, ticket)) = slot.asked {
@@ -545,7 +540,7 @@ impl<'m> Server<'m> {
             }
             // Without the records there is no serving.
             Work::Load { .. } => self.end_term(),
-            Work::Tidy { .. } => self.tidy_left = 0,
+            Work::Tidy => self.tidying.on_refused(),
             // Neither is refused for long: the one is tried again, the other ends by itself.
             Work::Release { .. } | Work::Merge => {}
             Work::Loan | Work::Transaction { .. } => {}
@@ -723,7 +718,7 @@ impl<'m> Server<'m> {
         let (trees, blocks) = (&self.store.trees, self.config.volume.blocks());
         ServerAnswer::Statfs(Statfs {
             blocks,
-            blocks_free: trees.free.free_blocks().saturating_sub(lend_floor(blocks)),
+            blocks_free: trees.free.free_blocks().saturating_sub(data_floor(blocks)),
             ino_next: trees.next_ino,
         })
     }

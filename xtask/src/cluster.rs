@@ -133,6 +133,11 @@ impl Options {
             dev: false,
         }
     }
+
+    /// The same with so many mounts of a volume of this size.
+    pub(crate) fn on(self, mounts: u16, size: &str) -> Options {
+        Options { mounts, size: size.to_owned(), ..self }
+    }
 }
 
 /// Whether somebody wants all this to end.

@@ -56,6 +56,18 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Keep a volume full for a long time, with two mounts; then delete everything.
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 5.0)]
+        minutes: f64,
+        /// What is drawn differs from seed to seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Size of the volume, with K, M, G or T.
+        #[arg(long, default_value = "512M")]
+        size: String,
+    },
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
@@ -76,6 +88,9 @@ fn main() -> ExitCode {
     let done = match &chore {
         Chore::Qemu(options) => return end(cluster::run(Kind::Qemu, &tools, options)),
         Chore::Hosted(options) => return end(cluster::run(Kind::Hosted, &tools, options)),
+        Chore::Soak { minutes, seed, size } => {
+            return end(soak(&tools, *minutes, *seed, size));
+        }
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
@@ -111,6 +126,13 @@ fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
         }
     }
     if wants(BOOT) { boot::run(tools) } else { Ok(()) }
+}
+
+/// Runs the program `soak` on a cluster of processes.
+fn soak(tools: &tools::Tools, minutes: f64, seed: u64, size: &str) -> Result<u8, Failure> {
+    let program = tools::build_soak()?;
+    let run = format!("'{}' --minutes {minutes} --seed {seed}", program.display());
+    cluster::run(Kind::Hosted, tools, &cluster::Options::for_command(run).on(2, size))
 }
 
 /// The status to end with; what has failed is said.

@@ -66,6 +66,14 @@ pub(crate) fn build_visit() -> Result<PathBuf, Failure> {
     Ok(target().join("debug/visit"))
 }
 
+/// Builds `soak`, which works on a full volume; answers where it is.
+pub(crate) fn build_soak() -> Result<PathBuf, Failure> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "outrider-tests", "--bin", "soak"]);
+    succeed("building soak", &mut command)?;
+    Ok(target().join("debug/soak"))
+}
+
 /// Ports of 127.0.0.1 that nobody used a moment ago.
 pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
     let fail = |error: std::io::Error| Failure(format!("no free port: {error}"));

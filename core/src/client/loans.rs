@@ -34,6 +34,12 @@
 //! told so. All others say that the server can't just now, or that one of the two is wrong about
 //! what is lent. In each case nothing has changed; [`Loans::retry`] asks again.
 //!
+//! A loan may also be in vain: blocks for runs were lent, and still there are too few, or in too
+//! many pieces, for what is to be committed. On a full volume asking at once would bring more of
+//! the same, at the cost of a commit each time. So that counts as having less than was asked for:
+//! what is of no use is given back, all of it together, and [`patience`](Loans::patience) says how
+//! much longer than usual the pause is to be.
+//!
 //! At a farewell, and at an eviction, the server takes back by itself what it has recorded as lent.
 //! So a mount that leaves gives nothing back one by one.
 //!
@@ -69,8 +75,12 @@ const ID_EXTENTS: usize = LOAN_EXTENTS_MAX + RUNS_MAX;
 const IDS_WANTED: u32 = 8 * RUNS_MAX as u32;
 /// Extents that one request gives back of one kind.
 const BACK_MAX: usize = RETURNED_MAX / 2;
-/// Blocks for data that a recall leaves to be asked for.
+/// Blocks for data that a recall leaves to be asked for, and a small volume.
 const DATA_MIN: u32 = 64;
+/// Nobody borrows a larger part of the volume's blocks at a time for data.
+const DATA_PART: u64 = 64;
+/// Loans in vain, one after the other, that make the pause longer.
+const VAIN_MAX: u32 = 3;
 
 // What is free, what transactions have used, and what is given back.
 const _: () = assert!(RUN_EXTENTS + RUNS_MAX + BACK_MAX <= EXTENTS_MAX);
@@ -81,6 +91,7 @@ const _: () = assert!(LoanLimits::GROUPS_MAX as usize + USES_MAX + BACK_MAX <= E
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoanLimits {
     /// Blocks for file data that it has after a request; with half of that left it asks for more.
+    /// On a small volume they are a part of it, if that is less.
     pub data_blocks: u32,
     /// Lock groups of inode numbers: one for each directory that is made or worked in.
     pub ino_groups: u32,
@@ -145,6 +156,8 @@ pub struct Counters {
     pub blocks_lent: u64,
     /// Blocks given back.
     pub blocks_returned: u64,
+    /// Loans of blocks for runs that did not help.
+    pub vain: u64,
     /// Extents that were lent although they can't be: outside the volume, or lent before.
     pub unusable: u64,
     /// Extents that items said to be freed although they lie outside the volume: they are not told.
@@ -213,6 +226,10 @@ pub struct Loans<'m> {
     gate: Gate,
     /// A transaction could not begin.
     runs_wanted: bool,
+    /// Since then blocks for runs were lent.
+    runs_lent: bool,
+    /// How many times in a row that was in vain.
+    vain: u32,
     wake: bool,
     closed: bool,
     counters: Counters,
@@ -227,6 +244,8 @@ impl<'m> Loans<'m> {
     ) -> Result<Loans<'m>, ArenaFull> {
         assert!(limits.validate().is_ok());
         let runs_low = limits.commit.run_blocks().expect("just validated");
+        let part = u32::try_from(volume.blocks() / DATA_PART).unwrap_or(u32::MAX).max(DATA_MIN);
+        let limits = &LoanLimits { data_blocks: limits.data_blocks.min(part), ..*limits };
         Ok(Loans {
             blocks: Blocks::carve(arena, DATA_EXTENTS as u32, FREED_MAX as u32)?,
             inos: Inos::carve(arena, limits.ino_groups)?,
@@ -245,6 +264,8 @@ impl<'m> Loans<'m> {
             starved: false,
             gate: Gate::Wait,
             runs_wanted: false,
+            runs_lent: false,
+            vain: 0,
             wake: false,
             closed: false,
             counters: Counters::default(),
@@ -327,9 +348,9 @@ impl<'m> Loans<'m> {
         // Splinters, of which no transaction can use as many, or which leave no room for more.
         let crowded = runs < 2 * u64::from(self.runs_low) && !self.has_room_for_runs();
         let splinters = (self.runs_wanted || crowded) && self.runs.len() > RUNS_MAX;
-        for _ in 0..BACK_MAX / 2 {
+        while self.back.len() < BACK_MAX {
             let splinter = splinters && self.runs.len() > RUNS_MAX;
-            if (surplus == 0 && !splinter) || self.back.is_full() {
+            if surplus == 0 && !splinter {
                 break;
             }
             let spans = self.runs.spans().iter().enumerate();
@@ -390,6 +411,7 @@ impl<'m> Loans<'m> {
         self.returned.clear();
         self.counters.requests += 1;
         self.runs_wanted &= asked.runs == 0;
+        self.runs_lent |= asked.runs > 0;
         self.accept(&loan.lent);
         let got = |pool| loan.lent.iter().any(|extent| extent.pool == pool);
         self.note_short(asked.data > 0 && !got(Pool::Data), asked.runs > 0 && !got(Pool::Runs));
@@ -454,7 +476,13 @@ impl<'m> Loans<'m> {
         self.short = Short::default();
     }
 
-    /// Whether the server had less than was asked for.
+    /// How many times as long as usual the pause before [`retry`](Self::retry) is to be.
+    #[must_use]
+    pub fn patience(&self) -> u32 {
+        1 << self.vain.min(VAIN_MAX)
+    }
+
+    /// Whether the server had less than was asked for, or less than is of use.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.short.data || self.short.runs || self.short.all
@@ -577,12 +605,24 @@ impl<'m> Loans<'m> {
             };
             let Some(piece) = piece else {
                 pieces.iter().for_each(|piece| self.forfeit(piece, 0, false));
-                self.runs_wanted = true;
+                self.want_runs();
                 return None;
             };
             pieces.push(piece).expect("it is not full");
         }
+        (self.runs_lent, self.vain) = (false, 0);
         Some(pieces)
+    }
+
+    /// A transaction can't begin with what is here. If more was lent since the last one couldn't,
+    /// that was in vain.
+    fn want_runs(&mut self) {
+        self.runs_wanted = true;
+        if core::mem::take(&mut self.runs_lent) {
+            self.vain = self.vain.saturating_add(1);
+            self.counters.vain += 1;
+            self.note_short(false, true);
+        }
     }
 
     /// The shortest extent that takes all that is left or a whole segment, or else the longest.

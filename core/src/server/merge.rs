@@ -429,7 +429,7 @@ impl<'m> Merger<'m> {
             _ if room == 0 => None,
             _ => find_from_cursor(piece, trees, cache, pins)?,
         };
-        let part = found.map(|whole| (whole, part_at_cursor(whole, piece, trees.cursor)));
+        let part = found.map(|whole| (whole, part_at_cursor(whole, piece, trees)));
         let part = part.filter(|(_, part)| part.len() >= piece.min(PIECE_MIN));
         let (whole, part) = part.ok_or(Error::NoSpace)?;
         let mut taken = self.taken.clone();

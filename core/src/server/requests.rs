@@ -34,7 +34,7 @@ use crate::format::{BlockNo, ClientId, CommitNo, Ino, RunId, Seq};
 use crate::lock::GROUP_KEYS;
 use crate::mutant::{Mutant, is_active};
 use crate::txn::loans::{EXTENTS_HIGH, Loans, NotSo};
-use crate::txn::settle::lend_floor;
+use crate::txn::settle::{data_floor, lend_floor, run_zone};
 use crate::txn::store::Store;
 use crate::txn::takeover::Gone;
 use crate::txn::trees::Trees;
@@ -47,6 +47,8 @@ const POOLS: [Pool; 4] = [Pool::Data, Pool::Runs, Pool::Inodes, Pool::RunIds];
 const TAKES_MAX: u32 = 16;
 /// Lists that the extents freed by a transaction make.
 const FREED_LISTS: usize = FREED_MAX.div_ceil(LIST_MAX);
+/// Shorter extents are of no use for runs: a transaction names few.
+const RUN_PIECE_MIN: u64 = 16;
 
 /// What a function has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -326,15 +328,12 @@ fn take(
     // A fragmented volume gives what it has; the next pool has its turn after so many.
     let served = state.takes >= TAKES_MAX * (at as u32 + 1);
     let full = loans.extents().len() >= EXTENTS_HIGH;
-    let spare = trees.free.free_blocks().saturating_sub(lend_floor(cx.volume_blocks));
-    let wanted = left[at].min(spare).min(if at == 0 { u32::MAX.into() } else { SEGMENT_BLOCKS });
-    let found = match wanted {
-        0 => None,
-        _ if served || full => None,
-        _ if at == 0 => trees.free.find(wanted, cache, pins)?,
-        _ => find_from_cursor(wanted, trees, cache, pins)?,
+    let wanted = left[at].min(if at == 0 { u32::MAX.into() } else { SEGMENT_BLOCKS });
+    let found = match served || full {
+        true => None,
+        false => find_to_lend(pool, wanted, trees, cache, pins)?,
     };
-    let Some(whole) = found else {
+    let Some((whole, wanted)) = found else {
         left[at] = 0;
         state.left = Some(left);
         let nothing = left == [0, 0] && !state.recorded;
@@ -346,7 +345,7 @@ fn take(
     };
     let part = match at {
         0 => Extent::new(whole.start(), wanted.min(whole.len())),
-        _ => part_at_cursor(whole, wanted, trees.cursor),
+        _ => part_at_cursor(whole, wanted, trees),
     };
     loans.add(part)?;
     let mut lent = state.lent.clone();
@@ -373,8 +372,43 @@ fn take(
     Ok(())
 }
 
-/// A free extent for runs: what is free from the cursor on, or, where that is too short, the
-/// shortest that will do, or the longest.
+/// A free extent to lend of, and how many blocks. For files it is the one that fits best, if that
+/// lies before the zone for runs, and else the first of the volume: so that what is kept back for
+/// runs and merges, and what is wedged between runs, never goes to files, which would grind it to
+/// splinters.
+fn find_to_lend(
+    pool: Pool,
+    wanted: u64,
+    trees: &Trees,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Option<(Extent, u64)>, Stop> {
+    let is_run = pool == Pool::Runs;
+    let volume_blocks = trees.free.volume_blocks();
+    let floor = if is_run { lend_floor(volume_blocks) } else { data_floor(volume_blocks) };
+    let wanted = wanted.min(trees.free.free_blocks().saturating_sub(floor));
+    if wanted == 0 {
+        return Ok(None);
+    }
+    if is_run {
+        let found = find_from_cursor(wanted, trees, cache, pins)?;
+        let found = found.filter(|found| found.len() >= wanted.min(RUN_PIECE_MIN));
+        return Ok(found.map(|found| (found, wanted)));
+    }
+    let zone = run_zone(volume_blocks);
+    let mark = pins.mark();
+    let best = trees.free.find(wanted, cache, pins)?;
+    let before = best.filter(|best| best.start().0 + best.len().min(wanted) <= zone.0);
+    let found = match before {
+        Some(best) => Some(best),
+        None => trees.free.find_at(FIRST_BLKNO, cache, pins)?,
+    };
+    pins.drop_to(mark);
+    Ok(found.map(|found| (found, wanted)))
+}
+
+/// A free extent for runs: in their zone what is free from the cursor on, or, where that is too
+/// short, the shortest of the volume that will do, or the longest.
 pub(super) fn find_from_cursor(
     wanted: u64,
     trees: &Trees,
@@ -382,7 +416,8 @@ pub(super) fn find_from_cursor(
     pins: &mut Pins<'_>,
 ) -> Result<Option<Extent>, Stop> {
     let mark = pins.mark();
-    for from in [trees.cursor, FIRST_BLKNO] {
+    let zone = run_zone(trees.free.volume_blocks());
+    for from in [trees.cursor.max(zone), zone] {
         let found = trees.free.find_at(from, cache, pins)?;
         pins.drop_to(mark);
         if let Some(found) = found
@@ -394,10 +429,13 @@ pub(super) fn find_from_cursor(
     trees.free.find(wanted, cache, pins)
 }
 
-/// The part of such an extent that is taken: from the cursor on, if there is enough.
-pub(super) fn part_at_cursor(whole: Extent, wanted: u64, cursor: BlockNo) -> Extent {
-    let skip = cursor.0.checked_sub(whole.start().0);
-    let skip = skip.filter(|skip| *skip < whole.len() && whole.len() - skip >= wanted).unwrap_or(0);
+/// The part of such an extent that is taken: from the cursor on, or of what lies in the zone, if
+/// there is enough.
+pub(super) fn part_at_cursor(whole: Extent, wanted: u64, trees: &Trees) -> Extent {
+    let zone = run_zone(trees.free.volume_blocks());
+    let skips = [trees.cursor.max(zone), zone].map(|from| from.0.checked_sub(whole.start().0));
+    let enough = |skip: &u64| *skip < whole.len() && whole.len() - skip >= wanted;
+    let skip = skips.into_iter().flatten().find(enough).unwrap_or(0);
     Extent::new(whole.start().plus(skip), wanted.min(whole.len() - skip))
 }
 
@@ -633,7 +671,8 @@ pub(super) enum Entered {
     Nothing,
 }
 
-/// Moves one freed extent into the free trees: the last of the first list from `from` on.
+/// Moves one freed extent into the free trees: the last of the first list from `from` on, which is
+/// where the next is looked for.
 ///
 /// What is freed is what clients say. An extent that is free already was freed twice, by a client
 /// that lies or by one that is broken, and nobody can tell whose it is now. It is dropped from its
@@ -648,6 +687,7 @@ pub(super) fn enter_freed(cx: &mut Context<'_, '_>, from: &mut FreedKey) -> Resu
     let node = trees.freed.root().node.blkno();
     let unaligned = Error::Corrupt { blkno: node, what: Corruption::Bounds };
     let key = FreedKey::read_from_bytes(item.key).map_err(|_| unaligned)?;
+    *from = key;
     let Ok(extents) = list(item.value) else {
         *from = FreedKey { part: key.part.get().saturating_add(1).into(), ..key };
         return Ok(Entered::Unreadable);

@@ -14,7 +14,7 @@ use super::limits::ServerLimits;
 use super::requests::LoanState;
 use crate::arena::{Arena, ArenaFull};
 use crate::block::{Cache, Pins, RequestId};
-use crate::format::records::{FreedKey, QuarantineKey};
+use crate::format::records::QuarantineKey;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::PAYLOAD_BYTES_MAX;
 use crate::format::wire::greeting::Machine;
@@ -28,8 +28,8 @@ use outrider_hal::{Instant, StreamId};
 pub(super) enum Work {
     /// Reads the clients' records after this one, then the open transactions after this one.
     Load { client: ClientId, seq: Option<Seq> },
-    /// Enters freed extents into the free trees, from this list on.
-    Tidy { from: FreedKey },
+    /// Enters freed extents into the free trees.
+    Tidy,
     /// Frees what leaders who are gone might have written, from this list on.
     Release { from: QuarantineKey },
     /// Merges runs.
@@ -55,7 +55,7 @@ pub(super) enum Stage {
     Ready,
     /// It waits for the cache, or for whoever it belongs to.
     Parked,
-    /// A transaction that is held back until level 0 has shrunk.
+    /// It is held back until level 0 has shrunk, or what was freed before is entered.
     Held,
     /// It was carried out, and is answered when this commit is durable.
     Joined(CommitNo),

@@ -3,6 +3,8 @@
 
 extern crate std;
 
+mod full;
+
 use super::limits::ServerLimits;
 use super::merge::Merger;
 use super::requests::{self, Context, Entered, Halt, Progress, Scratch};
@@ -16,7 +18,7 @@ use crate::format::run::Value;
 use crate::format::super_block::tests::identity;
 use crate::format::super_block::{Identity, Super};
 use crate::format::wire::message::RUNS_MAX;
-use crate::format::{Block, BlockNo, CommitNo, Ino, RunId};
+use crate::format::{Block, BlockNo, ClientId, CommitNo, Ino, RunId};
 use crate::lsm::KeyRange;
 use crate::lsm::build::{BuildSpace, Refused, RunBuilder};
 use crate::lsm::choose::Policy;

@@ -7,7 +7,7 @@
 //!
 //! What this module deliberately doesn't know: what requests do.
 
-use super::requests::{self, Context, Entered, Halt, Opened, Progress};
+use super::requests::{self, Context, Halt, Opened, Progress};
 use super::table::{Member, Members, Slot as Place, Stage, Standing, Work};
 use super::{Server, Stable, evict};
 use crate::error::{Error, Stop, Wait};
@@ -21,9 +21,8 @@ use outrider_hal::Instant;
 impl Server<'_> {
     /// Runs a request once.
     pub(super) fn run(&mut self, now: Instant, index: usize) {
-        let slot = &mut self.table.slots[index];
-        let pressed = self.merger.is_pressed(&self.store.trees.level_runs);
-        if pressed && matches!(slot.work, Work::Transaction { .. }) {
+        if self.is_to_wait(index) {
+            let slot = &mut self.table.slots[index];
             // What it had obtained may have changed when it goes on.
             self.store.cache.release(&mut slot.pins);
             slot.pins.begin(slot.id);
@@ -68,8 +67,11 @@ impl Server<'_> {
                 slot.stage = Stage::Free;
                 return self.serve(now);
             }
-            Work::Tidy { .. } | Work::Release { .. } => {
+            Work::Tidy | Work::Release { .. } => {
                 slot.stage = Stage::Free;
+                if self.tidying.is_behind() {
+                    self.want_commit(now.plus(self.config.timing.gather));
+                }
                 return;
             }
             Work::Loan => slot.loan.commit,
@@ -112,17 +114,7 @@ impl Server<'_> {
         let mut cx = Context { store, pins, scratch, volume_blocks };
         match work {
             Work::Load { client, seq } => load(&mut cx, client, seq, stable, members),
-            Work::Tidy { from } => {
-                match requests::enter_freed(&mut cx, from)? {
-                    Entered::Free => {}
-                    Entered::Skipped => counters.freed_twice += 1,
-                    Entered::Unreadable => counters.freed_unreadable += 1,
-                    Entered::Nothing => self.tidy_left = 1,
-                }
-                self.tidy_from = *from;
-                self.tidy_left = self.tidy_left.saturating_sub(1);
-                Ok(if self.tidy_left == 0 { Progress::Done } else { Progress::More })
-            }
+            Work::Tidy => self.tidying.run(&mut cx, counters),
             Work::Release { from } => requests::release(&mut cx, &gone, from),
             Work::Merge => self.merger.run(&mut cx),
             Work::Greet { nonce, machine, client, .. } => {

@@ -56,6 +56,24 @@ pub fn lend_floor(volume_blocks: u64) -> u64 {
     FREE_MIN + MERGE_BLOCKS_MAX.min(volume_blocks / 16)
 }
 
+/// Free blocks that clients are lent nothing from for file data: those, and some that runs may still
+/// be written to, since deletes are recorded in runs, and a run needs more than splinters.
+#[must_use]
+pub fn data_floor(volume_blocks: u64) -> u64 {
+    lend_floor(volume_blocks) + RUN_BLOCKS_MAX.min(volume_blocks / 32)
+}
+
+/// Where the part of the volume begins that runs are written to first, and files last. Files have
+/// the lowest free blocks, so what they leave free, [`data_floor`], is the last of the volume, with
+/// nothing between but runs: merging makes long extents of it again.
+#[must_use]
+pub fn run_zone(volume_blocks: u64) -> BlockNo {
+    BlockNo(volume_blocks - (4 * data_floor(volume_blocks)).min(volume_blocks / 4))
+}
+
+/// Blocks kept for the runs of full transactions, of a few clients.
+const RUN_BLOCKS_MAX: u64 = 32 * SEGMENT_BLOCKS;
+
 /// Blocks of the largest merge: thirteen segments, and what is made of them may be wasted on ends.
 pub const MERGE_BLOCKS_MAX: u64 = 14 * SEGMENT_BLOCKS;
 

@@ -836,6 +836,45 @@ fn splinters_are_exchanged_when_they_leave_no_room() {
 }
 
 #[test]
+fn a_loan_in_vain_is_followed_by_a_pause() {
+    let mut world = World::new(1000);
+    let answer = |loans: &mut Loans<'_>, lent: &[ExtentRecord]| {
+        loans.step();
+        let Some(number) = loans.request().map(|request| request.number) else { return false };
+        loans.handle_sent();
+        loans.handle_loan(&Loan { number, lent: Extents::new(lent).unwrap() });
+        true
+    };
+    let lend = |pool, start, count| ExtentRecord::new(Lent { pool, start, count });
+    let few = [lend(Pool::RunIds, 9, 64), lend(Pool::Inodes, 4096, 3072), lend(Pool::Runs, 300, 1)];
+    assert!(answer(&mut world.loans, &few));
+    let mut patience = Vec::new();
+    for pause in 0..6 {
+        // What is to be committed doesn't fit blocks that lie in so many pieces.
+        assert!(world.loans.reserve(300, 100_000).is_none());
+        let mut requests = 0;
+        for turn in 0..40 {
+            let at = 1000 + 16 * (40 * pause + turn);
+            let splinters: Vec<_> = (0..8).map(|n| lend(Pool::Runs, at + 2 * n, 1)).collect();
+            let wants = {
+                world.loans.step();
+                world.loans.request().is_some_and(|request| request.run_blocks > 0)
+            };
+            requests += u32::from(answer(&mut world.loans, if wants { &splinters } else { &[] }));
+            assert!(world.loans.reserve(300, 100_000).is_none());
+        }
+        assert!(requests <= 4, "{requests} requests without a pause");
+        assert!(world.loans.is_short());
+        patience.push(world.loans.patience());
+        world.loans.retry();
+    }
+    assert!(patience.is_sorted() && patience.last() == Some(&8), "{patience:?}");
+    let whole = [lend(Pool::Runs, 12_000, 256)];
+    assert!(answer(&mut world.loans, &whole) && world.loans.reserve(300, 100_000).is_some());
+    assert_eq!(world.loans.patience(), 1);
+}
+
+#[test]
 fn changes_after_the_snapshot_are_not_durable_with_it() {
     let mut world = World::new(1000);
     world.borrow(100, None);

@@ -141,8 +141,10 @@ impl Mount<'_> {
     /// Sends what is to be recorded, and asks for what is to be lent.
     pub(super) fn step_loans(&mut self, now: Instant) {
         if self.loans.is_short() && self.loan_at <= now {
-            self.loan_at = now.plus(self.config.timing.retry);
             self.loans.retry();
+        }
+        if !self.loans.is_short() {
+            self.loan_at = now.plus(self.config.timing.retry * self.loans.patience());
         }
         self.loans.step();
         if self.loans.poll_wake() {
