@@ -65,6 +65,7 @@ mod commits;
 mod ending;
 mod feed;
 mod keep;
+mod knocks;
 mod limits;
 mod orphans;
 mod slots;
@@ -609,11 +610,11 @@ impl<'m> Node<'m> for Mount<'m> {
     }
 
     fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
-        self.way.link.recv_space(stream)
+        self.way.recv_space(stream)
     }
 
     fn send_bytes(&self, stream: StreamId) -> &[u8] {
-        self.way.link.send_bytes(stream)
+        self.way.send_bytes(stream)
     }
 }
 

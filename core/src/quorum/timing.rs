@@ -118,6 +118,18 @@ impl Timing {
         self.scan_ms + self.observe_ms + self.renew_ms
     }
 
+    /// A mount that has lost the leader knocks at each voter this often.
+    #[must_use]
+    pub const fn knock(&self) -> Duration {
+        Duration::from_millis(self.lease_ms as u64)
+    }
+
+    /// A knock counts for this long: one that is lost, or late, changes nothing.
+    #[must_use]
+    pub const fn knock_lifetime(&self) -> Duration {
+        Duration::from_millis(self.lease_ms as u64 * 3)
+    }
+
     /// Block requests per second of a voter in an otherwise idle cluster, rounded up: reads of all
     /// [`SLOTS`] blocks, and its own write with a flush. The reads of one scan stand at consecutive
     /// addresses and are submitted together, so a platform may merge them into one.

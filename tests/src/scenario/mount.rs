@@ -295,6 +295,21 @@ pub fn calm(seed: u64, mounts: u16, limits: MountLimits) -> World {
     world
 }
 
+/// A world without faults: several servers, and as many mounts as are asked for.
+#[must_use]
+pub fn voters(seed: u64, servers: u16, mounts: u16) -> World {
+    let (image, volume) = formatted(servers);
+    let mut world = World::calm(seed, image);
+    for me in 0..servers {
+        world.add_host("server", Serving { me, volume });
+    }
+    for _ in 0..mounts {
+        let limits = MountLimits::small();
+        world.add_host("mount", Mounting { volume, limits, tells_boot: true });
+    }
+    world
+}
+
 /// The file system as one mount of a world shows it: a call runs the world until it has ended.
 #[derive(Clone)]
 pub struct Shown {

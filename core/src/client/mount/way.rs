@@ -8,13 +8,15 @@
 //!
 //! # Invariants
 //!
-//! * One connection at a time. An attempt that takes too long is given up, and should it succeed
+//! * One connection to a leader at a time. An attempt that takes too long is given up, and should it succeed
 //!   after all, its connection is closed.
+//! * As long as there is no server, the mount knocks at all voters.
 //! * Pauses double with each failure, up to a bound, and are forgotten once a server has answered.
 //!
 //! What this module deliberately doesn't know: what is said.
 
 use super::MountConfig;
+use super::knocks::Knocks;
 use crate::arena::{Arena, ArenaFull};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::wire::greeting::{RANDOM_BYTES, Role};
@@ -37,6 +39,7 @@ struct Attempt {
 pub(super) struct Way<'m> {
     pub(super) link: Link<'m>,
     pub(super) watcher: Watcher<'m>,
+    knocks: Knocks<'m>,
     secret: [u8; 32],
     draws: u64,
     redial: Duration,
@@ -76,9 +79,11 @@ impl<'m> Way<'m> {
         let blocks = WatcherBlocks::carve(arena)?;
         let watcher = Watcher::new(volume.volume(), QUORUM_BLKNO, config.quorum, tag_base, blocks);
         let Ok(watcher) = watcher else { return Ok(None) };
+        let knocks = Knocks::carve(arena, config)?;
         Ok(Some(Way {
             link,
             watcher,
+            knocks,
             secret: config.secret,
             draws: 0,
             redial: config.timing.redial,
@@ -116,6 +121,7 @@ impl<'m> Way<'m> {
         self.over = true;
         self.watcher.rest();
         self.link.disconnect();
+        self.knocks.end();
     }
 
     /// Looks for a server again, after [`end`](Self::end).
@@ -130,23 +136,36 @@ impl<'m> Way<'m> {
             Event::Accepted(stream) => self.close(stream),
             Event::Connected { attempt, stream } => self.on_connected(now, attempt, stream),
             Event::ConnectFailed { attempt } => {
+                self.knocks.connect_failed(attempt);
                 if self.attempt.take_if(|at| at.number == attempt).is_some() {
                     self.on_lost(now);
                 }
             }
-            Event::Received { stream, len } => self.link.received(now, stream, len),
-            Event::Sent { stream, len } => self.link.sent(stream, len),
-            Event::Closed(stream) => self.link.closed(stream),
+            Event::Received { stream, len } => match self.knocks.find_mut(stream) {
+                Some(knock) => knock.received(now, stream, len),
+                None => self.link.received(now, stream, len),
+            },
+            Event::Sent { stream, len } => match self.knocks.find_mut(stream) {
+                Some(knock) => knock.sent(stream, len),
+                None => self.link.sent(stream, len),
+            },
+            Event::Closed(stream) => match self.knocks.find_mut(stream) {
+                Some(knock) => knock.closed(stream),
+                None => self.link.closed(stream),
+            },
             Event::Completed(_) | Event::ListenFailed => {}
         }
     }
 
     fn on_connected(&mut self, now: Instant, attempt: u32, stream: StreamId) {
+        let random = self.draw();
+        if self.knocks.connected(now, attempt, stream, random) {
+            return;
+        }
         let awaited = self.attempt.take_if(|at| at.number == attempt).is_some();
         if !awaited || self.over || !self.link.is_idle() {
             return self.close(stream);
         }
-        let random = self.draw();
         self.greeted_at = now;
         self.link.connect(now, stream, random);
     }
@@ -201,8 +220,14 @@ impl<'m> Way<'m> {
 
     /// The next thing to do about connections.
     pub(super) fn poll_action(&mut self, now: Instant) -> Option<Action<'m>> {
-        if let Some(stream) = self.closes.pop_front() {
+        let is_lost = !self.over && !self.link.is_up();
+        self.knocks.step(now, is_lost, self.link.client().is_some());
+        if let Some(stream) = self.closes.pop_front().or_else(|| self.knocks.poll_close()) {
             return Some(Action::Close(stream));
+        }
+        if let Some(to) = self.knocks.poll_connect(now, self.attempts.wrapping_add(1)) {
+            self.attempts = self.attempts.wrapping_add(1);
+            return Some(Action::Connect { attempt: self.attempts, to });
         }
         if self.attempt.is_some_and(|at| at.deadline <= now) {
             self.attempt = None;
@@ -218,6 +243,22 @@ impl<'m> Way<'m> {
         Some(Action::Connect { attempt: number, to: leader.endpoint })
     }
 
+    /// Where the next bytes received from a connection go.
+    pub(super) fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
+        match self.knocks.find_mut(stream) {
+            Some(knock) => knock.recv_space(stream),
+            None => self.link.recv_space(stream),
+        }
+    }
+
+    /// The next bytes to send on a connection.
+    pub(super) fn send_bytes(&self, stream: StreamId) -> &[u8] {
+        match self.knocks.find(stream) {
+            Some(knock) => knock.send_bytes(stream),
+            None => self.link.send_bytes(stream),
+        }
+    }
+
     /// When something is due although nothing happens.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let idle = self.link.is_idle() && self.attempt.is_none() && !self.over;
@@ -228,6 +269,7 @@ impl<'m> Way<'m> {
             self.attempt.map(|at| at.deadline),
             self.link.poll_timeout(),
             self.watcher.poll_timeout(),
+            self.knocks.poll_timeout(),
         ];
         times.into_iter().flatten().min()
     }
