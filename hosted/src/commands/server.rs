@@ -377,6 +377,11 @@ impl Watch {
                 Some(Trouble::OwnWrite(error)) => {
                     format!("its quorum block can't be written ({error:?}); it tries on")
                 }
+                Some(Trouble::Blind(slot)) if slot == self.slot => {
+                    "its quorum block can't be read or is damaged; a damaged one is written anew \
+                     when the longest lease is over, if nobody else can have used it"
+                        .to_owned()
+                }
                 Some(Trouble::Blind(slot)) => format!(
                     "the quorum block of slot {slot} can't be read or is damaged, so nobody can \
                      be elected; start that slot's server"

@@ -170,11 +170,21 @@ impl Voter<'_> {
     /// and its last user is proven gone.
     fn on_scan_watching(&mut self) {
         let slot = self.config.slot;
-        self.phase = Phase::Watching { since: self.scan.unchanged_since(slot) };
+        let since = self.scan.unchanged_since(slot);
+        self.phase = Phase::Watching { since };
+        let Identity { vouched, exclusion, .. } = self.identity;
+        let anyone_is_gone = vouched == Vouched::Anyone || exclusion == Exclusion::Volume;
+        if matches!(self.scan.sight(slot), Sight::Invalid(_)) && !anyone_is_gone {
+            // Whoever runs in it heals it soon, and the next reading may show that it is sound.
+            let patience = self.config.timing.observe();
+            if since.is_some_and(|since| since.plus(patience) <= self.scan.began()) {
+                self.end(Some(Refusal::Damaged));
+            }
+            return;
+        }
         if !self.is_alone() && !self.scan.is_quiet(slot, &self.config.timing) {
             return;
         }
-        let vouched = self.identity.vouched;
         match *self.scan.sight(slot) {
             Sight::Blank => {}
             Sight::Valid(last) => {
@@ -190,11 +200,8 @@ impl Voter<'_> {
                 self.seq = last.seq;
                 self.held = last.held;
             }
-            Sight::Invalid(_) if vouched == Vouched::Anyone => {}
-            Sight::Invalid(_) => {
-                self.end(Some(Refusal::Damaged));
-                return;
-            }
+            // Whoever it was, it is gone.
+            Sight::Invalid(_) => {}
             Sight::Unread | Sight::Unreadable(_) => unreachable!("it was seen not to change"),
         }
         self.phase = Phase::Joining { watched: self.scan.began() };
