@@ -127,6 +127,14 @@ impl MountTiming {
         pass: Duration::from_secs(1),
     };
 
+    /// For a volume whose servers wait this long for a silent mount: a lease is a third of that, so
+    /// that a mount that is past it has time to say so, or to be killed, before others have its
+    /// locks.
+    #[must_use]
+    pub fn of_recovery(recovery: Duration) -> MountTiming {
+        MountTiming { lease: recovery / 3, renew: recovery / 15, ..MountTiming::NORMAL }
+    }
+
     /// Whether a lease is renewed in time.
     #[must_use]
     pub fn is_valid(&self) -> bool {

@@ -171,9 +171,9 @@ fn config(
         slot: options.slot,
         listen: options.listen.map(Endpoint::from),
         identity,
-        quorum: Timing::NORMAL,
+        quorum: Timing::of_lease(volume.fields().limits.lease_ms.get()),
         net: net::Timing::DEFAULT,
-        timing: ServerTiming::NORMAL,
+        timing: ServerTiming::of(volume),
         secret,
     })
 }

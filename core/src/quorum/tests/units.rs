@@ -15,6 +15,10 @@ use std::vec::Vec;
 fn the_shipped_constants_hold_and_each_broken_one_has_its_name() {
     assert_eq!(Timing::NORMAL.validate(), Ok(()));
     assert_eq!(Timing::FAST.validate(), Ok(()));
+    assert!((20..=60_000).all(|lease_ms| Timing::of_lease(lease_ms).validate() == Ok(())));
+    for wrong in [0, 19, 60_001, u32::MAX] {
+        assert!(Timing::of_lease(wrong).validate().is_err(), "{wrong}");
+    }
     assert!(Timing::NORMAL.failover_ms() <= 2000);
     assert!(Timing::NORMAL.idle_requests_per_second(true) < 20);
     assert!(Timing::NORMAL.idle_requests_per_second(false) < 20);
