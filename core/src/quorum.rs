@@ -122,9 +122,13 @@
 //! first renewal, ELECTED as the second.
 //!
 //! Two that claim at the same time see each other, withdraw both, and come back after pauses drawn
-//! at random from a range that doubles. To meet less often, a voter also holds back for a while
-//! before it claims for the first time, unless all other configured slots are blank or stopped:
-//! nobody is there to meet.
+//! at random from a range that doubles. To meet less often, a voter also holds back before it
+//! claims for the first time, the longer the more voters that write come before it in the order of
+//! slots, unless all other configured slots are blank or stopped: nobody is there to meet.
+//!
+//! When somebody has lost the leader ([`Voter::watch_closely`]), a voter that follows reads more
+//! often for a moment. It believes nobody but the blocks: of a leader that was killed it sees the
+//! last renewal soon, and so waits little longer than it must; of one that has let go it sees that.
 //!
 //! The lease of an earlier voter in the *own* slot needs no wait: it is gone (5), and so is its
 //! lease. Where no other slot claims or leads there is no lease to wait for at all.

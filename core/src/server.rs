@@ -592,7 +592,9 @@ impl<'m> Server<'m> {
             }
             Role::Knock => {
                 self.counters.knocks += 1;
-                self.knocks.hear(now, greeting.nonce);
+                if self.knocks.hear(now, greeting.nonce) {
+                    self.voter.watch_closely(now);
+                }
                 self.links.answer_knock(now, stream);
             }
             Role::Status => {

@@ -36,8 +36,9 @@ impl<'m> Knocks<'m> {
         Ok(Knocks { knockers: arena.slice(count, |_| None)?, lifetime })
     }
 
-    /// The mount of this nonce has knocked.
-    pub(super) fn hear(&mut self, now: Instant, nonce: [u8; 16]) {
+    /// The mount of this nonce has knocked. Whether it has just begun to.
+    pub(super) fn hear(&mut self, now: Instant, nonce: [u8; 16]) -> bool {
+        let is_new = !self.recent(now).any(|recent| recent == nonce);
         let known = |at: &Option<Knocker>| at.is_some_and(|at| at.nonce == nonce);
         let at = match self.knockers.iter().position(known) {
             Some(at) => Some(at),
@@ -49,6 +50,7 @@ impl<'m> Knocks<'m> {
         if let Some(place) = at.and_then(|at| self.knockers.get_mut(at)) {
             *place = Some(Knocker { nonce, heard: now });
         }
+        is_new
     }
 
     /// The nonces of those that have knocked lately.
@@ -83,12 +85,13 @@ mod tests {
     fn a_mount_counts_once_and_for_a_while() {
         with_room_for_two(|knocks| {
             assert_eq!(knocks.recent(at(0)).count(), 0);
-            knocks.hear(at(0), [1; 16]);
-            knocks.hear(at(1), [1; 16]);
-            knocks.hear(at(2), [2; 16]);
+            assert!(knocks.hear(at(0), [1; 16]));
+            assert!(!knocks.hear(at(1), [1; 16]));
+            assert!(knocks.hear(at(2), [2; 16]));
             assert_eq!(knocks.recent(at(2)).count(), 2);
             assert!(knocks.recent(at(4)).eq([[2; 16]]));
             assert_eq!(knocks.recent(at(5)).count(), 0);
+            assert!(knocks.hear(at(5), [1; 16]));
         });
     }
 

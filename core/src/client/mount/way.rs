@@ -10,6 +10,8 @@
 //!
 //! * One connection to a leader at a time. An attempt that takes too long is given up, and should it succeed
 //!   after all, its connection is closed.
+//! * A leader that was tried in vain is tried again only when its block shows that it lives, and a
+//!   new one at once.
 //! * As long as there is no server, the mount knocks at all voters.
 //! * Pauses double with each failure, up to a bound, and are forgotten once a server has answered.
 //!
@@ -22,7 +24,7 @@ use crate::format::layout::QUORUM_BLKNO;
 use crate::format::wire::greeting::{RANDOM_BYTES, Role};
 use crate::net::{Cluster, ClusterKey, End, Link, LinkConfig, LinkLimits};
 use crate::node::{Action, Event};
-use crate::quorum::{Watcher, WatcherBlocks};
+use crate::quorum::{Leader, Watcher, WatcherBlocks};
 use blake2::{Blake2s256, Digest};
 use core::time::Duration;
 use outrider_hal::{Instant, StreamId};
@@ -47,6 +49,8 @@ pub(super) struct Way<'m> {
     patience: Duration,
     attempt: Option<Attempt>,
     attempts: u32,
+    /// The leader that was last connected to, and its block as it was then.
+    tried: Option<Leader>,
     /// Failures in a row.
     failures: u32,
     dial_at: Instant,
@@ -91,6 +95,7 @@ impl<'m> Way<'m> {
             patience: config.net.greeting,
             attempt: None,
             attempts: 0,
+            tried: None,
             failures: 0,
             dial_at: Instant(0),
             greeted_at: Instant(0),
@@ -233,14 +238,26 @@ impl<'m> Way<'m> {
             self.attempt = None;
             self.on_lost(now);
         }
-        if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at > now {
+        if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at() > now {
             return None;
         }
-        let leader = self.watcher.leader()?;
+        let leader = self.next_leader()?;
+        self.tried = Some(leader);
         self.attempts = self.attempts.wrapping_add(1);
         let number = self.attempts;
         self.attempt = Some(Attempt { number, deadline: now.plus(self.patience) });
         Some(Action::Connect { attempt: number, to: leader.endpoint })
+    }
+
+    /// The leader, unless it has not been seen to live since it was tried.
+    fn next_leader(&self) -> Option<Leader> {
+        self.watcher.leader().filter(|leader| self.tried != Some(*leader))
+    }
+
+    /// When it may be connected to: a leader that was never tried, at once.
+    fn dial_at(&self) -> Instant {
+        let is_tried = |leader: Leader| self.tried.is_some_and(|tried| tried.term == leader.term);
+        if self.watcher.leader().is_none_or(is_tried) { self.dial_at } else { Instant(0) }
     }
 
     /// Where the next bytes received from a connection go.
@@ -263,7 +280,7 @@ impl<'m> Way<'m> {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let idle = self.link.is_idle() && self.attempt.is_none() && !self.over;
         // Without a leader the watcher's next completion is what happens.
-        let dial = (idle && self.watcher.leader().is_some()).then_some(self.dial_at);
+        let dial = (idle && self.next_leader().is_some()).then_some(self.dial_at());
         let times = [
             dial,
             self.attempt.map(|at| at.deadline),

@@ -20,7 +20,8 @@ impl Voter<'_> {
         }
         let timing = &self.config.timing;
         let began = self.scan.began();
-        let usual = began.plus(ms(timing.scan_ms).max(timing.pause(self.reads_failed)));
+        let interval = if began < self.alert_until { timing.retry_ms } else { timing.scan_ms };
+        let usual = began.plus(ms(interval).max(timing.pause(self.reads_failed)));
         let later = |at: Instant| (at > began).then_some(at);
         match &self.phase {
             Phase::Watching { .. } => {
@@ -277,15 +278,30 @@ impl Voter<'_> {
         })
     }
 
-    /// How long to hold back for others that may be about to claim.
+    /// How many other configured voters that write come before this one.
+    fn rank(&self) -> u32 {
+        let before = self.others().filter(|ballot| {
+            ballot.slot < self.config.slot
+                && self.config.voters.contains(ballot.slot)
+                && ballot.state != State::Stopped
+                && !self.scan.is_quiet(ballot.slot, &self.config.timing)
+        });
+        before.fold(0, |rank, _| rank + 1)
+    }
+
+    /// How long to hold back for others that may be about to claim: they all see at about the same
+    /// time that nobody leads, and come one after the other.
     fn handicap(&mut self) -> Duration {
         if !self.has_company() {
             return Duration::ZERO;
         }
-        let jitter = self.draw(ms(self.config.timing.renew_ms));
+        let most = ms(self.config.timing.renew_ms);
+        let turn = most * self.rank() / 4;
+        let jitter = if turn.is_zero() { turn } else { self.draw(most / 8) };
+        let wait = (turn + jitter).min(most);
         match self.better_reached() {
-            Some(_) => jitter + self.config.timing.observe(),
-            None => jitter,
+            Some(_) => wait + self.config.timing.observe(),
+            None => wait,
         }
     }
 
