@@ -54,6 +54,7 @@
 //! What this module deliberately doesn't know: the volume, who leads, and what messages ask for.
 
 mod greeting;
+mod knock;
 mod line;
 mod link;
 mod links;
@@ -61,6 +62,7 @@ mod log;
 mod record;
 mod session;
 
+pub use knock::{Knock, KnockConfig};
 pub use line::LineLimits;
 pub use link::{Link, LinkConfig, LinkEvent, LinkLimits};
 pub use links::{LimitsError, Links, LinksConfig, LinksEvent, LinksLimits, SessionId, TooMany};

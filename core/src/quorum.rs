@@ -59,6 +59,20 @@
 //! A block that says stopped proves nothing without such a lock: two hosts may both have just found
 //! it so. There the watch stays.
 //!
+//! # When the own block is damaged
+//!
+//! A block that can be read and is invalid doesn't tell who wrote it last. Whoever that was may be
+//! stopped on another host, with a write under way that would take a claim made here from the sight
+//! of others; waiting for any time is no proof that it is not. So the voter is refused, unless the
+//! lock reaches as far as the volume, by which nobody else has anything under way, or an operator
+//! vouches for it. Then it watches for the longest lease that a block can speak of, because this
+//! one may have spoken of any: who is in the slot in spite of all heals the block in that time, and
+//! a reading that was wrong is made good by the next one. After that the voter writes the block
+//! anew, as one that was never elected, and claims or follows like any other: what claims and
+//! leases there are in other slots, it still sees. Which rounds its slot was elected in it learns
+//! from the roots, by [`Voter::outranked`]. A term without a durable root may come a second time;
+//! its first holder is gone with all its I/O, and nobody was ever admitted in it.
+//!
 //! # Why an answered commit is not lost
 //!
 //! Say that a slot *stands* for round `r` from the moment its claim is durable. It stands for `r`
@@ -108,9 +122,13 @@
 //! first renewal, ELECTED as the second.
 //!
 //! Two that claim at the same time see each other, withdraw both, and come back after pauses drawn
-//! at random from a range that doubles. To meet less often, a voter also holds back for a while
-//! before it claims for the first time, unless all other configured slots are blank or stopped:
-//! nobody is there to meet.
+//! at random from a range that doubles. To meet less often, a voter also holds back before it
+//! claims for the first time, the longer the more voters that write come before it in the order of
+//! slots, unless all other configured slots are blank or stopped: nobody is there to meet.
+//!
+//! When somebody has lost the leader ([`Voter::watch_closely`]), a voter that follows reads more
+//! often for a moment. It believes nobody but the blocks: of a leader that was killed it sees the
+//! last renewal soon, and so waits little longer than it must; of one that has let go it sees that.
 //!
 //! The lease of an earlier voter in the *own* slot needs no wait: it is gone (5), and so is its
 //! lease. Where no other slot claims or leads there is no lease to wait for at all.

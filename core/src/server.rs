@@ -20,9 +20,11 @@
 //! * Nothing is submitted for the store, nothing taken from a client and nothing answered unless
 //!   the voter says that the server may act, asked with the time of this very step.
 //! * What changes the volume is answered when the commit it joined is durable *and* a reading of
-//!   the claims that began after that shows no later leader. Nobody can connect before that holds
+//!   the claims that began after that shows no later leader. Nobody is admitted before that holds
 //!   for the first commit of the term. A request is refused because of a damaged block only after
 //!   such a reading, too.
+//! * It listens for as long as its voter takes part, whether it leads or not: whoever knocks is
+//!   heard, which stands in the voter's block, and whoever wants more is sent away.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
 //! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
@@ -39,7 +41,9 @@ mod config;
 mod events;
 mod evict;
 mod jobs;
+mod knocks;
 mod limits;
+mod listening;
 mod locks;
 mod merge;
 mod orphans;
@@ -76,6 +80,8 @@ use claims::Claims;
 use events::Events;
 use heapless::{Deque, Vec};
 use jobs::Tidying;
+use knocks::Knocks;
+use listening::Listening;
 use locks::{Breach, Locks};
 use merge::Merger;
 use orphans::Orphans;
@@ -127,6 +133,8 @@ pub struct Counters {
     pub merging: MergeCounters,
     /// Clients that it began to evict.
     pub evictions: u64,
+    /// Knocks heard.
+    pub knocks: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,10 +197,10 @@ pub struct Server<'m> {
     release_at: Option<Instant>,
     /// Requests in [`Stage::Held`].
     held: u32,
-    listen_at: Option<Instant>,
-    /// Since when it can be heard.
+    listening: Listening,
+    /// Since when it can be heard as the leader.
     listening_since: Option<Instant>,
-    unlisten: bool,
+    knocks: Knocks<'m>,
     serving_since: Instant,
     /// It was told to stop.
     stopping: bool,
@@ -262,9 +270,12 @@ impl<'m> Server<'m> {
             tidying: Tidying::NEW,
             release_at: None,
             held: 0,
-            listen_at: None,
+            listening: Listening::Shut,
             listening_since: None,
-            unlisten: false,
+            knocks: {
+                let lifetime = config.quorum.knock_lifetime();
+                Knocks::carve(arena, limits.links.clients_max.into(), lifetime)?
+            },
             serving_since: Instant(0),
             stopping: false,
             events: Events::default(),
@@ -353,8 +364,7 @@ impl<'m> Server<'m> {
         self.orphans.reset();
         self.listening_since = None;
         self.links.begin(Term::NONE);
-        self.unlisten |= matches!(self.phase, Phase::Serving(_));
-        (self.commit_at, self.listen_at) = (None, None);
+        self.commit_at = None;
         self.claims.reset();
         while let Some(failed) = self.retries.pop_front() {
             self.on_transferred(failed);
@@ -556,21 +566,29 @@ impl<'m> Server<'m> {
         self.serving_since = now;
         self.links.begin(term);
         self.start_locks(now);
-        self.unlisten = false;
-        self.listen_at = Some(now);
+        self.listening_since = (self.listening == Listening::Open).then_some(now);
         self.voter.accepting(self.endpoint);
         self.events.push(ServerEvent::Serving(term));
     }
 
     fn on_greeted(&mut self, now: Instant, stream: StreamId, greeting: &Greeting) {
         match greeting.role {
+            Role::Mount | Role::Status if self.serving().is_none() => {
+                self.links.refuse(now, stream, ErrorCode::NotLeader);
+            }
             Role::Mount => {
                 if let Err(error) = self.greet(now, stream, greeting) {
                     self.counters.refused += 1;
                     self.links.refuse(now, stream, error);
                 }
             }
-            Role::Knock => self.links.answer_knock(now, stream),
+            Role::Knock => {
+                self.counters.knocks += 1;
+                if self.knocks.hear(now, greeting.nonce) {
+                    self.voter.watch_closely(now);
+                }
+                self.links.answer_knock(now, stream);
+            }
             Role::Status => {
                 // If there is no room, the guest was told.
                 let _ = self.links.admit_guest(now, stream);
@@ -746,7 +764,7 @@ impl<'m> Server<'m> {
 
     fn step_links(&mut self, now: Instant) {
         self.links.step(now);
-        if !matches!(self.phase, Phase::Serving(_)) || !self.voter.may_act(now) {
+        if self.serving().is_some() && !self.voter.may_act(now) {
             return;
         }
         while let Some(event) = self.links.poll_event() {
@@ -765,7 +783,8 @@ impl<'m> Server<'m> {
                 }
             }
         }
-        self.voter.mounts_reaching(u32::try_from(self.connected()).unwrap_or(u32::MAX));
+        let mounts = self.connected() + self.knocking(now);
+        self.voter.mounts_reaching(u32::try_from(mounts).unwrap_or(u32::MAX));
     }
 
     fn step_requests(&mut self, now: Instant) -> More {
@@ -838,16 +857,12 @@ impl<'m> Server<'m> {
         while !self.actions.is_full() {
             if let Some(request) = self.voter.poll_request(now) {
                 self.act(Action::Block(request));
-            } else if core::mem::take(&mut self.unlisten) {
-                self.act(Action::Unlisten);
+            } else if let Some(action) = self.poll_listening(now) {
+                self.act(action);
             } else if let Some((stream, _)) = self.links.poll_close() {
                 self.act(Action::Close(stream));
             } else if let Some(stream) = self.closes.pop_front() {
                 self.act(Action::Close(stream));
-            } else if self.listen_at.is_some_and(|at| at <= now) {
-                self.listen_at = None;
-                self.listening_since = Some(now);
-                self.act(Action::Listen(self.config.listen.unwrap_or(self.endpoint)));
             } else if self.is_in_office()
                 && self.voter.may_act(now)
                 && let Some(Completion { tag, op, .. }) = self.retries.pop_front()
@@ -915,20 +930,6 @@ impl<'m> Server<'m> {
             false => self.store.handle_completion(done),
         }
     }
-
-    fn on_accepted(&mut self, now: Instant, stream: StreamId) {
-        let random = self.draw();
-        match self.links.accept(now, stream, random) {
-            Ok(displaced) => {
-                if !matches!(self.phase, Phase::Serving(_)) {
-                    self.links.closed(stream);
-                }
-                // With so many to close, the peer is left to notice by itself.
-                let _ = displaced.map(|stream| self.closes.push_back(stream));
-            }
-            Err(_) => drop(self.closes.push_back(stream)),
-        }
-    }
 }
 
 impl<'m> Node<'m> for Server<'m> {
@@ -936,13 +937,7 @@ impl<'m> Node<'m> for Server<'m> {
         match event {
             Event::Completed(done) => self.on_completed(now, done),
             Event::Accepted(stream) => self.on_accepted(now, stream),
-            Event::ListenFailed => {
-                self.counters.listen_failures += 1;
-                self.listening_since = None;
-                if matches!(self.phase, Phase::Serving(_)) {
-                    self.listen_at = Some(now.plus(self.config.timing.listen_retry));
-                }
-            }
+            Event::ListenFailed => self.on_listen_failed(now),
             Event::Received { stream, len } => self.links.received(now, stream, len),
             Event::Sent { stream, len } => self.links.sent(stream, len),
             Event::Closed(stream) => self.links.closed(stream),
@@ -992,8 +987,11 @@ impl<'m> Node<'m> for Server<'m> {
             | Phase::Serving(_) => None,
         };
         let commit = self.commit_at.filter(|_| self.store.open_commit().is_some());
-        let due =
-            [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, self.listen_at];
+        let listen = match self.listening {
+            Listening::From(at) => Some(at),
+            Listening::Shut | Listening::Open => None,
+        };
+        let due = [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, listen];
         let others = [self.merger.poll_timeout(), self.release_at, self.eviction_timeout()];
         due.into_iter().chain(others).flatten().min()
     }

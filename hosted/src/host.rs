@@ -170,7 +170,7 @@ mod tests {
     use super::{FileLock, SlotLock, identity, lock_in_file, parse_id};
     use crate::clock::SystemEntropy;
     use outrider_core::format::quorum::Slot;
-    use outrider_core::format::super_block::{Identity, Super};
+    use outrider_core::format::super_block::{ClusterLimits, Identity, Super};
     use outrider_core::quorum::{Exclusion, Vouched};
     use outrider_hal::Endpoint;
     use std::net::Ipv4Addr;
@@ -186,6 +186,7 @@ mod tests {
             name_key: [0; 16],
             cluster_key: std::array::from_fn(|at| at as u8),
             voters: [Some(Endpoint { addr, port: 1 }); 7],
+            limits: ClusterLimits::standard(),
         })
         .unwrap()
     }

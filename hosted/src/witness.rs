@@ -319,7 +319,6 @@ mod tests {
     use super::{Report, SUSPENDED_FOR, grace, mount_grace};
     use outrider_core::client::mount::MountTiming;
     use outrider_core::quorum::{DRIFT_PERCENT, Timing};
-    use outrider_core::server::ServerTiming;
     use outrider_hal::Instant;
     use std::time::Duration;
 
@@ -341,9 +340,13 @@ mod tests {
             let fast = Duration::from_millis(timing.observe_ms.into()) * (100 - DRIFT_PERCENT);
             assert!(slow < fast, "{timing:?}");
         }
-        let (lease, recovery) = (MountTiming::NORMAL.lease, ServerTiming::NORMAL.recovery);
-        let grace = mount_grace(lease, recovery);
-        assert!((lease + grace) * (100 + DRIFT_PERCENT) < recovery * (100 - DRIFT_PERCENT));
+        for seconds in [6, 30, 600] {
+            let recovery = Duration::from_secs(seconds);
+            let timing = MountTiming::of_recovery(recovery);
+            assert!(timing.is_valid());
+            let acts = timing.lease + mount_grace(timing.lease, recovery);
+            assert!(acts * (100 + DRIFT_PERCENT) < recovery * (100 - DRIFT_PERCENT));
+        }
         assert_eq!(Report::Quiet.deadline(Duration::ZERO), None);
         let suspended = Report::Suspended(Instant(5)).deadline(Duration::ZERO);
         assert_eq!(suspended, Some(Instant(5).plus(SUSPENDED_FOR)));

@@ -426,6 +426,11 @@ impl World {
         self.net.block(self.now, from, to, self.now.plus(how_long), &mut self.trace);
     }
 
+    /// Lets every request of a machine fail until it is booted anew.
+    pub fn cut_disk(&mut self, host: HostId) {
+        self.disk.kill_path(self.now, host, &mut self.trace);
+    }
+
     /// All power is lost: every node crashes, and of what no flush covered only some survives. The
     /// machines stay down until they are booted, or faults stop.
     pub fn lose_power(&mut self) {

@@ -164,9 +164,9 @@ fn configure(platform: &mut Platform, volume: Super, slot: Slot) -> ServerConfig
         slot,
         listen,
         identity,
-        quorum: Timing::NORMAL,
+        quorum: Timing::of_lease(volume.fields().limits.lease_ms.get()),
         net: net::Timing::DEFAULT,
-        timing: ServerTiming::NORMAL,
+        timing: ServerTiming::of(&volume),
         secret,
     }
 }

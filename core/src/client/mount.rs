@@ -65,6 +65,7 @@ mod commits;
 mod ending;
 mod feed;
 mod keep;
+mod knocks;
 mod limits;
 mod orphans;
 mod slots;
@@ -125,6 +126,14 @@ impl MountTiming {
         orphan_scan: Duration::from_secs(60),
         pass: Duration::from_secs(1),
     };
+
+    /// For a volume whose servers wait this long for a silent mount: a lease is a third of that, so
+    /// that a mount that is past it has time to say so, or to be killed, before others have its
+    /// locks.
+    #[must_use]
+    pub fn of_recovery(recovery: Duration) -> MountTiming {
+        MountTiming { lease: recovery / 3, renew: recovery / 15, ..MountTiming::NORMAL }
+    }
 
     /// Whether a lease is renewed in time.
     #[must_use]
@@ -609,11 +618,11 @@ impl<'m> Node<'m> for Mount<'m> {
     }
 
     fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
-        self.way.link.recv_space(stream)
+        self.way.recv_space(stream)
     }
 
     fn send_bytes(&self, stream: StreamId) -> &[u8] {
-        self.way.link.send_bytes(stream)
+        self.way.send_bytes(stream)
     }
 }
 

@@ -11,10 +11,12 @@
 
 use super::block::{self, BlockHeader, Magic, Promise, Volume};
 use super::layout::{BLOCKS_MAX, BLOCKS_MIN, SLOTS, SUPER_BLKNO, spare_blkno};
+use super::quorum::LEASE_MS_MAX;
 use super::{Block, BlockNo};
 use crate::error::Corruption;
 use crate::record;
 use core::net::Ipv6Addr;
+use core::time::Duration;
 use outrider_hal::Endpoint;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
@@ -27,6 +29,13 @@ pub const SIGNATURE: [u8; 16] = *b"Outrider volume\n";
 pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features this code must know to write: a volume with any other can be read only.
 pub const RO_COMPAT_KNOWN: u64 = 0;
+
+/// The shortest lease of a leader, in milliseconds: shorter than that, a node that is not scheduled
+/// for a moment loses it.
+pub const LEASE_MS_MIN: u32 = 100;
+/// The shortest time for which a silent mount is waited for, in milliseconds: a connection whose
+/// peer is gone is noticed in less.
+pub const RECOVERY_MS_MIN: u32 = 6_000;
 
 record! {
     /// The super block.
@@ -97,26 +106,34 @@ record! {
 impl ClusterLimits {
     /// What mkfs writes unless told otherwise.
     #[must_use]
-    pub fn standard() -> ClusterLimits {
+    pub const fn standard() -> ClusterLimits {
         ClusterLimits {
-            clients: 64.into(),
-            locks_per_client: 16_384.into(),
-            locks: 131_072.into(),
-            lease_ms: 1_000.into(),
-            recovery_ms: 30_000.into(),
-            io_lifetime_ms: 60_000.into(),
+            clients: U32::new(64),
+            locks_per_client: U32::new(16_384),
+            locks: U32::new(131_072),
+            lease_ms: U32::new(1_000),
+            recovery_ms: U32::new(30_000),
+            io_lifetime_ms: U32::new(60_000),
             reserved: [0; 8],
         }
     }
 
-    /// Whether these can be worked with: nothing is zero, and what one mount may have is at most
-    /// what all may have.
+    /// How long a listening leader waits for a silent mount.
+    #[must_use]
+    pub fn recovery(&self) -> Duration {
+        Duration::from_millis(self.recovery_ms.get().into())
+    }
+
+    /// Whether these can be worked with: nothing is zero, what one mount may have is at most what
+    /// all may have, and times lie within their bounds.
     #[must_use]
     pub fn is_sane(&self) -> bool {
-        let positive = [self.clients, self.locks_per_client, self.lease_ms, self.recovery_ms];
-        positive.iter().all(|value| value.get() > 0)
+        let (lease_ms, recovery_ms) = (self.lease_ms.get(), self.recovery_ms.get());
+        self.clients.get() > 0
+            && self.locks_per_client.get() > 0
             && self.locks.get() >= self.locks_per_client.get()
-            && self.recovery_ms.get() >= self.lease_ms.get()
+            && (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms)
+            && recovery_ms >= lease_ms.max(RECOVERY_MS_MIN)
             && self.reserved == [0; 8]
     }
 }
@@ -236,6 +253,8 @@ pub struct Identity {
     pub cluster_key: [u8; 32],
     /// The voters, by slot.
     pub voters: [Option<Endpoint>; SLOTS],
+    /// What binds all nodes.
+    pub limits: ClusterLimits,
 }
 
 /// A verified super block.
@@ -264,7 +283,7 @@ impl Super {
             reserved: 0.into(),
             name_key: identity.name_key,
             cluster_key: identity.cluster_key,
-            limits: ClusterLimits::standard(),
+            limits: identity.limits,
             voters: identity.voters.map(|voter| voter.map_or(VoterSlot::EMPTY, VoterSlot::at)),
             reserved_end: [0; 3680],
         };
@@ -353,7 +372,10 @@ impl SuperBlock {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Identity, Super, SuperBlock, SuperError, Unverified};
+    use super::{
+        ClusterLimits, Identity, LEASE_MS_MAX, LEASE_MS_MIN, RECOVERY_MS_MIN, Super, SuperBlock,
+        SuperError, Unverified,
+    };
     use crate::crc32c::crc32c;
     use crate::error::Corruption;
     use crate::format::layout::{SUPER_BLKNO, spare_blkno};
@@ -378,6 +400,7 @@ pub(crate) mod tests {
             name_key: [7; 16],
             cluster_key: [9; 32],
             voters,
+            limits: ClusterLimits::standard(),
         }
     }
 
@@ -443,6 +466,16 @@ pub(crate) mod tests {
         assert_eq!(altered(|s| s.crc_seed = 0.into()), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.label[63] = 1), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.limits.clients = 0.into()), corrupt(Corruption::Value));
+        for lease_ms in [0, LEASE_MS_MIN - 1, LEASE_MS_MAX + 1] {
+            let wrong = altered(|s| s.limits.lease_ms = lease_ms.into());
+            assert_eq!(wrong, corrupt(Corruption::Value));
+        }
+        let wrong = altered(|s| s.limits.recovery_ms = (RECOVERY_MS_MIN - 1).into());
+        assert_eq!(wrong, corrupt(Corruption::Value));
+        let shorter = |s: &mut SuperBlock| {
+            (s.limits.lease_ms, s.limits.recovery_ms) = (60_000.into(), 59_999.into());
+        };
+        assert_eq!(altered(shorter), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.voters[2].port = 0.into()), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.voters[2].addr[0] = 0xff), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.voters[1].reserved[0] = 1), corrupt(Corruption::Reserved));

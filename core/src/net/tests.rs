@@ -6,5 +6,6 @@ mod cuts;
 mod greeting;
 mod hostile;
 mod interleavings;
+mod knocks;
 mod raw;
 mod world;

@@ -15,7 +15,7 @@ use crate::arena::{Arena, ArenaFull};
 use crate::crc32c::crc32c;
 use crate::error::Corruption;
 use crate::format::block::Volume;
-use crate::format::quorum::{Ballot, Incarnation, SLOTS, Slot, parse};
+use crate::format::quorum::{Ballot, Incarnation, LEASE_MS_MAX, SLOTS, Slot, parse};
 use outrider_hal::{Block, BlockNo, BlockOp, BlockRequest, Completion, Instant, IoError, Tag};
 
 /// What was last seen of a slot.
@@ -200,7 +200,12 @@ impl<'m> Scan<'m> {
 
     /// When a scan must begin to find the slot unchanged for a whole lease of its voter.
     pub(super) fn quiet_at(&self, slot: Slot, timing: &Timing) -> Option<Instant> {
-        let lease_ms = self.sight(slot).ballot().map_or(0, |ballot| ballot.lease_ms);
+        let lease_ms = match self.sight(slot) {
+            Sight::Valid(ballot) => ballot.lease_ms,
+            // It may have said anything.
+            Sight::Invalid(_) => LEASE_MS_MAX,
+            Sight::Unread | Sight::Blank | Sight::Unreadable(_) => 0,
+        };
         Some(self.unchanged_since(slot)?.plus(timing.window(lease_ms)))
     }
 

@@ -2,6 +2,7 @@
 
 extern crate std;
 
+mod damage;
 mod random;
 mod sim;
 mod stories;

@@ -53,27 +53,26 @@ pub enum TimingError {
 impl Timing {
     /// For real devices: a killed leader is replaced within [`failover_ms`](Self::failover_ms),
     /// 2 s and a few transfers.
-    pub const NORMAL: Timing = Timing {
-        lease_ms: 1000,
-        renew_ms: 250,
-        observe_ms: 1250,
-        scan_ms: 500,
-        heartbeat_ms: 500,
-        retry_ms: 50,
-        retry_max_ms: 4000,
-    };
+    pub const NORMAL: Timing = Timing::of_lease(1000);
 
     /// For tests on a quick device: five times as fast, at five times the transfers. A node that is
     /// not scheduled for 150 ms loses its lease, so a loaded machine may see needless failovers.
-    pub const FAST: Timing = Timing {
-        lease_ms: 200,
-        renew_ms: 50,
-        observe_ms: 250,
-        scan_ms: 100,
-        heartbeat_ms: 100,
-        retry_ms: 10,
-        retry_max_ms: 800,
-    };
+    pub const FAST: Timing = Timing::of_lease(200);
+
+    /// What goes with a lease of this length, as the super block names it: everything in proportion.
+    /// Does not hold for a lease of less than 20 ms, or of more than a block may say.
+    #[must_use]
+    pub const fn of_lease(lease_ms: u32) -> Timing {
+        Timing {
+            lease_ms,
+            renew_ms: lease_ms / 4,
+            observe_ms: lease_ms.saturating_add(lease_ms / 4),
+            scan_ms: lease_ms / 2,
+            heartbeat_ms: lease_ms / 2,
+            retry_ms: lease_ms / 20,
+            retry_max_ms: lease_ms.saturating_mul(4),
+        }
+    }
 
     /// Checks what must hold between the constants.
     pub const fn validate(&self) -> Result<(), TimingError> {
@@ -116,6 +115,18 @@ impl Timing {
     #[must_use]
     pub const fn failover_ms(&self) -> u32 {
         self.scan_ms + self.observe_ms + self.renew_ms
+    }
+
+    /// A mount that has lost the leader knocks at each voter this often.
+    #[must_use]
+    pub const fn knock(&self) -> Duration {
+        Duration::from_millis(self.lease_ms as u64)
+    }
+
+    /// A knock counts for this long: one that is lost, or late, changes nothing.
+    #[must_use]
+    pub const fn knock_lifetime(&self) -> Duration {
+        Duration::from_millis(self.lease_ms as u64 * 3)
     }
 
     /// Block requests per second of a voter in an otherwise idle cluster, rounded up: reads of all

@@ -324,6 +324,8 @@ pub struct Voter<'m> {
     claim_from: Instant,
     /// No write before this.
     retry_at: Instant,
+    /// Blocks are read more often until this.
+    alert_until: Instant,
     /// Number of the last write of the own block.
     seq: u64,
     /// The last term this slot was elected in.
@@ -366,6 +368,7 @@ impl<'m> Voter<'m> {
             joined_at: Instant::default(),
             claim_from: Instant::default(),
             retry_at: Instant::default(),
+            alert_until: Instant::default(),
             seq: 0,
             held: Term::NONE,
             highest_round: 0,
@@ -432,6 +435,13 @@ impl<'m> Voter<'m> {
     /// Takes note of how many mounts reach this voter, its own counted.
     pub fn mounts_reaching(&mut self, mounts: u32) {
         self.mounts = mounts;
+    }
+
+    /// Takes note that somebody has lost the leader: for a short while a voter that follows reads
+    /// all blocks as often as it would after a failure. What it then sees of a leader that was
+    /// killed is its last renewal, and one that was stopped says so.
+    pub fn watch_closely(&mut self, now: Instant) {
+        self.alert_until = now.plus(ms(self.config.timing.renew_ms) * 2);
     }
 
     /// Raises the unmount barrier, which the next write then shows; a leader writes at once. See

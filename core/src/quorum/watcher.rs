@@ -6,8 +6,9 @@
 //!   elected: a connection attempt to it would find nobody, or somebody deposed.
 //! * Blocks that are invalid or can't be read count as no leader. A watcher decides nothing, so it
 //!   need not be careful.
-//! * While it looks it reads the voters' blocks once per interval, however often it is asked, and
-//!   with growing intervals while the device fails. While it rests it reads nothing.
+//! * While it looks it reads the voters' blocks once per interval, however often it is asked. The
+//!   interval is short at first and grows up to the usual one, and beyond that while the device
+//!   fails. While it rests it reads nothing.
 //!
 //! What this module deliberately doesn't know: whether the leader it reports is alive. Its block
 //! stands as it wrote it last; connecting is the test, and [`Leader::seq`] tells whether it writes.
@@ -19,6 +20,10 @@ use crate::format::Term;
 use crate::format::block::Volume;
 use crate::format::quorum::{SLOTS, Slot, State};
 use outrider_hal::{BlockNo, BlockRequest, Completion, Endpoint, Instant};
+
+/// Readings at the same interval, before it doubles: while a leader hands over, or is about to be
+/// replaced, somebody waits.
+const READINGS: u32 = 8;
 
 /// A leader that accepts connections, as its block says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub struct Watcher<'m> {
     timing: Timing,
     scan: Scan<'m>,
     looking: bool,
+    /// Readings since it began to look.
+    readings: u32,
     failures: u32,
     leader: Option<Leader>,
 }
@@ -64,11 +71,14 @@ impl<'m> Watcher<'m> {
     ) -> Result<Watcher<'m>, TimingError> {
         timing.validate()?;
         let scan = Scan::new(volume, base, tag_base, blocks.0);
-        Ok(Watcher { timing, scan, looking: true, failures: 0, leader: None })
+        Ok(Watcher { timing, scan, looking: true, readings: 0, failures: 0, leader: None })
     }
 
     /// Looks for a leader from now on.
     pub fn look(&mut self) {
+        if !self.looking {
+            self.readings = 0;
+        }
         self.looking = true;
     }
 
@@ -112,6 +122,7 @@ impl<'m> Watcher<'m> {
     pub fn poll_request(&mut self, now: Instant) -> Option<BlockRequest<'m>> {
         if self.scan.is_idle() && self.poll_timeout().is_some_and(|due| due <= now) {
             self.scan.begin(now);
+            self.readings = self.readings.saturating_add(1);
         }
         self.scan.poll_request()
     }
@@ -125,7 +136,9 @@ impl<'m> Watcher<'m> {
         if self.scan.number() == 0 {
             return Some(Instant::default());
         }
-        let interval = ms(self.timing.scan_ms).max(self.timing.pause(self.failures));
+        let interval = self.timing.pause(1 + self.readings / READINGS);
+        let interval = interval.min(ms(self.timing.scan_ms));
+        let interval = interval.max(self.timing.pause(self.failures));
         Some(self.scan.began().plus(interval))
     }
 

@@ -38,6 +38,17 @@ impl ServerTiming {
         recovery: Duration::from_secs(30),
         io_lifetime: Duration::from_secs(60),
     };
+
+    /// For a volume, as its super block says.
+    #[must_use]
+    pub fn of(volume: &Super) -> ServerTiming {
+        let limits = &volume.fields().limits;
+        ServerTiming {
+            recovery: limits.recovery(),
+            io_lifetime: Duration::from_millis(limits.io_lifetime_ms.get().into()),
+            ..ServerTiming::NORMAL
+        }
+    }
 }
 
 /// What a server is told at its start.

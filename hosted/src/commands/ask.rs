@@ -66,9 +66,10 @@ impl Target {
 /// The leader that the voters' blocks name.
 pub(crate) fn leader(image: &Image, volume: &Super) -> Result<Option<Leader>, Failure> {
     let blocks = carved(WatcherBlocks::carve)?;
-    let (volume, timing) = (volume.volume(), quorum::Timing::NORMAL);
+    let timing = quorum::Timing::of_lease(volume.fields().limits.lease_ms.get());
+    let volume = volume.volume();
     let mut watcher = Watcher::new(volume, QUORUM_BLKNO, timing, 0, blocks)
-        .expect("the usual timing holds together");
+        .expect("what the super block may say holds together");
     let now = BootClock.now();
     while let Some(mut request) = watcher.poll_request(now) {
         let mut result = Err(IoError::Unsupported);

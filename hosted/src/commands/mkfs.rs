@@ -11,7 +11,8 @@ use clap::Args;
 use outrider_core::error::Error;
 use outrider_core::format::item::Time;
 use outrider_core::format::layout::{BLOCKS_MAX, BLOCKS_MIN, SLOTS};
-use outrider_core::format::super_block::Identity;
+use outrider_core::format::quorum::LEASE_MS_MAX;
+use outrider_core::format::super_block::{ClusterLimits, Identity, LEASE_MS_MIN, RECOVERY_MS_MIN};
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_hal::{BLOCK_BYTES, Endpoint, Entropy};
 use outrider_hosted::clock::SystemEntropy;
@@ -40,6 +41,19 @@ pub(crate) struct Options {
     /// K, M, G or T behind it.
     #[arg(short = 's', value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
+    /// How long the leader's lease runs, in milliseconds: from 100 to 60000, 1000 if not given.
+    ///
+    /// When the leader is killed, another leads after about twice that. A server whose host doesn't
+    /// let it run, or whose device doesn't answer, for about as long loses the lead. 200 suits a
+    /// quick device and hosts with time to spare.
+    #[arg(long, value_name = "MS")]
+    lease_ms: Option<u32>,
+    /// How long the leader waits for a mount that it doesn't hear before it evicts it, in
+    /// milliseconds: at least 6000, and as long as a lease; 30000 if not given.
+    ///
+    /// A mount that reaches no server goes on for a third of that, and then waits for one.
+    #[arg(long, value_name = "MS")]
+    recovery_ms: Option<u32>,
     /// The block device or file.
     device: PathBuf,
 }
@@ -171,6 +185,23 @@ fn voters(given: &[Voter]) -> Result<[Option<Endpoint>; SLOTS], Failure> {
     Ok(voters)
 }
 
+/// What binds all nodes of the volume.
+fn limits(options: &Options) -> Result<ClusterLimits, Failure> {
+    let standard = ClusterLimits::standard();
+    let lease_ms = options.lease_ms.unwrap_or(standard.lease_ms.get());
+    let recovery_ms = options.recovery_ms.unwrap_or(standard.recovery_ms.get());
+    let wrong = |what: String| Err(Failure { status: USAGE, what });
+    if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
+        return wrong(format!("--lease-ms is from {LEASE_MS_MIN} to {LEASE_MS_MAX}"));
+    }
+    let least = lease_ms.max(RECOVERY_MS_MIN);
+    if recovery_ms < least {
+        return wrong(format!("--recovery-ms is at least {least} with this lease"));
+    }
+    let (lease_ms, recovery_ms) = (lease_ms.into(), recovery_ms.into());
+    Ok(ClusterLimits { lease_ms, recovery_ms, ..standard })
+}
+
 fn identity(
     options: &Options,
     voters: [Option<Endpoint>; SLOTS],
@@ -187,6 +218,7 @@ fn identity(
         name_key: [0; 16],
         cluster_key: [0; 32],
         voters,
+        limits: limits(options)?,
     };
     // Neither may be 0.
     while identity.fsid == 0 || identity.crc_seed == 0 {

@@ -27,7 +27,6 @@ use outrider_core::client::op::{Answer, RequestId};
 use outrider_core::format::super_block::Super;
 use outrider_core::format::wire::ErrorCode;
 use outrider_core::pump::PumpLimits;
-use outrider_core::server::ServerTiming;
 use outrider_core::{net, quorum};
 use outrider_hal::{Clock, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
@@ -202,6 +201,8 @@ struct Watch {
     leave: Leave,
     /// Nobody sees its standard error.
     logs: bool,
+    /// What the witness lets pass after the end of a lease.
+    grace: Duration,
     /// How long requests wait while there is no server.
     patience: Option<Duration>,
     /// Since when there is none.
@@ -283,7 +284,7 @@ impl Watch {
         }
         // To end would harm its users more than to go on for a moment without one.
         self.witness.take().into_iter().for_each(Witness::bury);
-        match start_witness(self.logs) {
+        match Witness::start(self.grace, self.logs) {
             Ok(mut witness) => {
                 tell("its witness is gone; here is another");
                 // If that is gone already, it is found out with the next report.
@@ -293,11 +294,6 @@ impl Watch {
             Err(error) => tell(&format!("its witness is gone, and no other starts: {error}")),
         }
     }
-}
-
-fn start_witness(logs: bool) -> io::Result<Witness> {
-    let grace = mount_grace(MountTiming::NORMAL.lease, ServerTiming::NORMAL.recovery);
-    Witness::start(grace, logs)
 }
 
 fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(), Failure> {
@@ -313,11 +309,13 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     let access = if parsed.read_only { Access::ReadOnly } else { Access::ReadWrite };
     let device = FileDevice::open(path, access, bell.clone()).map_err(failed)?;
     let data = DataDevice::open(path, access).map_err(failed)?;
-    let pump = carve(path, &config(parsed, volume)?, device)?;
+    let config = config(parsed, volume)?;
+    let pump = carve(path, &config, device)?;
     let now = Mutex::new(Known::NEW);
     let life = Arc::new(Life { now, given_up: AtomicBool::new(false), over });
     let front = Arc::new(OnceLock::new());
-    let witness = parsed.witness.then(|| start_witness(options.background)).transpose();
+    let grace = mount_grace(config.timing.lease, volume.fields().limits.recovery());
+    let witness = parsed.witness.then(|| Witness::start(grace, options.background)).transpose();
     let witness = witness.map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; -o nowitness does without"))
     })?;
@@ -327,6 +325,7 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
         report: Report::Quiet,
         leave: Leave::Until(Instant(0)),
         logs: options.background,
+        grace,
         front: Arc::clone(&front),
         answers: VecDeque::new(),
         patience: match parsed.no_server {
@@ -363,9 +362,9 @@ fn config(parsed: &MountOptions, volume: &Super) -> Result<MountConfig, Failure>
         .map_err(|error| Failure::new(format!("cannot tell who this host is: {error}")))?;
     Ok(MountConfig {
         volume: *volume,
-        quorum: quorum::Timing::NORMAL,
+        quorum: quorum::Timing::of_lease(volume.fields().limits.lease_ms.get()),
         net: net::Timing::DEFAULT,
-        timing: MountTiming::NORMAL,
+        timing: MountTiming::of_recovery(volume.fields().limits.recovery()),
         nonce,
         machine,
         secret,

@@ -171,9 +171,9 @@ fn config(
         slot: options.slot,
         listen: options.listen.map(Endpoint::from),
         identity,
-        quorum: Timing::NORMAL,
+        quorum: Timing::of_lease(volume.fields().limits.lease_ms.get()),
         net: net::Timing::DEFAULT,
-        timing: ServerTiming::NORMAL,
+        timing: ServerTiming::of(volume),
         secret,
     })
 }
@@ -376,6 +376,11 @@ impl Watch {
                 None => "its trouble with the quorum blocks is over".to_owned(),
                 Some(Trouble::OwnWrite(error)) => {
                     format!("its quorum block can't be written ({error:?}); it tries on")
+                }
+                Some(Trouble::Blind(slot)) if slot == self.slot => {
+                    "its quorum block can't be read or is damaged; a damaged one is written anew \
+                     when the longest lease is over, if nobody else can have used it"
+                        .to_owned()
                 }
                 Some(Trouble::Blind(slot)) => format!(
                     "the quorum block of slot {slot} can't be read or is damaged, so nobody can \

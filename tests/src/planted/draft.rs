@@ -10,7 +10,7 @@ use outrider_core::format::item::{
 use outrider_core::format::key::{FIRST_POS, FileBlock, Key, NameSecret, name_hash};
 use outrider_core::format::records::{ClientRecord, ClientState, Pool};
 use outrider_core::format::root::Extent;
-use outrider_core::format::super_block::{Identity, Super};
+use outrider_core::format::super_block::{ClusterLimits, Identity, Super};
 use outrider_core::format::{BlockNo, Ino, Seq};
 use outrider_hal::Endpoint;
 use std::collections::BTreeMap;
@@ -29,6 +29,7 @@ pub const IDENTITY: Identity = Identity {
     crc_seed: 0x0bad_cafe,
     name_key: [3; 16],
     cluster_key: [4; 32],
+    limits: ClusterLimits::standard(),
     voters: [
         Some(Endpoint { addr: Ipv6Addr::LOCALHOST, port: 7 }),
         None,

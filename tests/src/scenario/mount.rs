@@ -24,7 +24,7 @@ use outrider_core::client::op::OpError;
 use outrider_core::format::item::Time as FileTime;
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot};
-use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
+use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super, Unverified};
 use outrider_core::format::wire::greeting::Machine;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
@@ -151,6 +151,7 @@ fn recipe(servers: u16) -> Recipe {
         name_key: [7; 16],
         cluster_key: [9; 32],
         voters,
+        limits: ClusterLimits::standard(),
     };
     Recipe { identity, now: FileTime { sec: 1_000_000, nsec: 0 } }
 }
@@ -296,6 +297,21 @@ pub fn calm(seed: u64, mounts: u16, limits: MountLimits) -> World {
     let mut world = World::calm(seed, image);
     world.add_host("server", Serving { me: 0, volume });
     for _ in 0..mounts {
+        world.add_host("mount", Mounting { volume, limits, tells_boot: true });
+    }
+    world
+}
+
+/// A world without faults: several servers, and as many mounts as are asked for.
+#[must_use]
+pub fn voters(seed: u64, servers: u16, mounts: u16) -> World {
+    let (image, volume) = formatted(servers);
+    let mut world = World::calm(seed, image);
+    for me in 0..servers {
+        world.add_host("server", Serving { me, volume });
+    }
+    for _ in 0..mounts {
+        let limits = MountLimits::small();
         world.add_host("mount", Mounting { volume, limits, tells_boot: true });
     }
     world

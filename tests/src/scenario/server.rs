@@ -37,7 +37,7 @@ use outrider_core::block::{Limits, RequestId};
 use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
-use outrider_core::format::super_block::{Identity as Volume, Super};
+use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super};
 use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
@@ -111,6 +111,7 @@ pub fn volume() -> Super {
         name_key: [7; 16],
         cluster_key: [9; 32],
         voters,
+        limits: ClusterLimits::standard(),
     };
     Super::new(&identity).expect("a sane volume")
 }

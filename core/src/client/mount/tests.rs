@@ -120,6 +120,10 @@ impl Rig {
                     self.links.closed(stream);
                     self.stream = None;
                 }
+                // Nobody is where it knocks.
+                Action::Connect { attempt, .. } => {
+                    self.mount.handle(self.now, Event::ConnectFailed { attempt });
+                }
                 action => panic!("{action:?}"),
             }
         }

@@ -8,19 +8,23 @@
 //!
 //! # Invariants
 //!
-//! * One connection at a time. An attempt that takes too long is given up, and should it succeed
+//! * One connection to a leader at a time. An attempt that takes too long is given up, and should it succeed
 //!   after all, its connection is closed.
+//! * A leader that was tried in vain is tried again only when its block shows that it lives, and a
+//!   new one at once.
+//! * As long as there is no server, the mount knocks at all voters.
 //! * Pauses double with each failure, up to a bound, and are forgotten once a server has answered.
 //!
 //! What this module deliberately doesn't know: what is said.
 
 use super::MountConfig;
+use super::knocks::Knocks;
 use crate::arena::{Arena, ArenaFull};
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::wire::greeting::{RANDOM_BYTES, Role};
 use crate::net::{Cluster, ClusterKey, End, Link, LinkConfig, LinkLimits};
 use crate::node::{Action, Event};
-use crate::quorum::{Watcher, WatcherBlocks};
+use crate::quorum::{Leader, Watcher, WatcherBlocks};
 use blake2::{Blake2s256, Digest};
 use core::time::Duration;
 use outrider_hal::{Instant, StreamId};
@@ -37,6 +41,7 @@ struct Attempt {
 pub(super) struct Way<'m> {
     pub(super) link: Link<'m>,
     pub(super) watcher: Watcher<'m>,
+    knocks: Knocks<'m>,
     secret: [u8; 32],
     draws: u64,
     redial: Duration,
@@ -44,6 +49,8 @@ pub(super) struct Way<'m> {
     patience: Duration,
     attempt: Option<Attempt>,
     attempts: u32,
+    /// The leader that was last connected to, and its block as it was then.
+    tried: Option<Leader>,
     /// Failures in a row.
     failures: u32,
     dial_at: Instant,
@@ -76,9 +83,11 @@ impl<'m> Way<'m> {
         let blocks = WatcherBlocks::carve(arena)?;
         let watcher = Watcher::new(volume.volume(), QUORUM_BLKNO, config.quorum, tag_base, blocks);
         let Ok(watcher) = watcher else { return Ok(None) };
+        let knocks = Knocks::carve(arena, config)?;
         Ok(Some(Way {
             link,
             watcher,
+            knocks,
             secret: config.secret,
             draws: 0,
             redial: config.timing.redial,
@@ -86,6 +95,7 @@ impl<'m> Way<'m> {
             patience: config.net.greeting,
             attempt: None,
             attempts: 0,
+            tried: None,
             failures: 0,
             dial_at: Instant(0),
             greeted_at: Instant(0),
@@ -116,6 +126,7 @@ impl<'m> Way<'m> {
         self.over = true;
         self.watcher.rest();
         self.link.disconnect();
+        self.knocks.end();
     }
 
     /// Looks for a server again, after [`end`](Self::end).
@@ -130,23 +141,36 @@ impl<'m> Way<'m> {
             Event::Accepted(stream) => self.close(stream),
             Event::Connected { attempt, stream } => self.on_connected(now, attempt, stream),
             Event::ConnectFailed { attempt } => {
+                self.knocks.connect_failed(attempt);
                 if self.attempt.take_if(|at| at.number == attempt).is_some() {
                     self.on_lost(now);
                 }
             }
-            Event::Received { stream, len } => self.link.received(now, stream, len),
-            Event::Sent { stream, len } => self.link.sent(stream, len),
-            Event::Closed(stream) => self.link.closed(stream),
+            Event::Received { stream, len } => match self.knocks.find_mut(stream) {
+                Some(knock) => knock.received(now, stream, len),
+                None => self.link.received(now, stream, len),
+            },
+            Event::Sent { stream, len } => match self.knocks.find_mut(stream) {
+                Some(knock) => knock.sent(stream, len),
+                None => self.link.sent(stream, len),
+            },
+            Event::Closed(stream) => match self.knocks.find_mut(stream) {
+                Some(knock) => knock.closed(stream),
+                None => self.link.closed(stream),
+            },
             Event::Completed(_) | Event::ListenFailed => {}
         }
     }
 
     fn on_connected(&mut self, now: Instant, attempt: u32, stream: StreamId) {
+        let random = self.draw();
+        if self.knocks.connected(now, attempt, stream, random) {
+            return;
+        }
         let awaited = self.attempt.take_if(|at| at.number == attempt).is_some();
         if !awaited || self.over || !self.link.is_idle() {
             return self.close(stream);
         }
-        let random = self.draw();
         self.greeted_at = now;
         self.link.connect(now, stream, random);
     }
@@ -201,33 +225,68 @@ impl<'m> Way<'m> {
 
     /// The next thing to do about connections.
     pub(super) fn poll_action(&mut self, now: Instant) -> Option<Action<'m>> {
-        if let Some(stream) = self.closes.pop_front() {
+        let is_lost = !self.over && !self.link.is_up();
+        self.knocks.step(now, is_lost, self.link.client().is_some());
+        if let Some(stream) = self.closes.pop_front().or_else(|| self.knocks.poll_close()) {
             return Some(Action::Close(stream));
+        }
+        if let Some(to) = self.knocks.poll_connect(now, self.attempts.wrapping_add(1)) {
+            self.attempts = self.attempts.wrapping_add(1);
+            return Some(Action::Connect { attempt: self.attempts, to });
         }
         if self.attempt.is_some_and(|at| at.deadline <= now) {
             self.attempt = None;
             self.on_lost(now);
         }
-        if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at > now {
+        if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at() > now {
             return None;
         }
-        let leader = self.watcher.leader()?;
+        let leader = self.next_leader()?;
+        self.tried = Some(leader);
         self.attempts = self.attempts.wrapping_add(1);
         let number = self.attempts;
         self.attempt = Some(Attempt { number, deadline: now.plus(self.patience) });
         Some(Action::Connect { attempt: number, to: leader.endpoint })
     }
 
+    /// The leader, unless it has not been seen to live since it was tried.
+    fn next_leader(&self) -> Option<Leader> {
+        self.watcher.leader().filter(|leader| self.tried != Some(*leader))
+    }
+
+    /// When it may be connected to: a leader that was never tried, at once.
+    fn dial_at(&self) -> Instant {
+        let is_tried = |leader: Leader| self.tried.is_some_and(|tried| tried.term == leader.term);
+        if self.watcher.leader().is_none_or(is_tried) { self.dial_at } else { Instant(0) }
+    }
+
+    /// Where the next bytes received from a connection go.
+    pub(super) fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
+        match self.knocks.find_mut(stream) {
+            Some(knock) => knock.recv_space(stream),
+            None => self.link.recv_space(stream),
+        }
+    }
+
+    /// The next bytes to send on a connection.
+    pub(super) fn send_bytes(&self, stream: StreamId) -> &[u8] {
+        match self.knocks.find(stream) {
+            Some(knock) => knock.send_bytes(stream),
+            None => self.link.send_bytes(stream),
+        }
+    }
+
     /// When something is due although nothing happens.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let idle = self.link.is_idle() && self.attempt.is_none() && !self.over;
         // Without a leader the watcher's next completion is what happens.
-        let dial = (idle && self.watcher.leader().is_some()).then_some(self.dial_at);
+        let dial = (idle && self.next_leader().is_some()).then_some(self.dial_at());
         let times = [
             dial,
             self.attempt.map(|at| at.deadline),
             self.link.poll_timeout(),
             self.watcher.poll_timeout(),
+            self.knocks.poll_timeout(),
         ];
         times.into_iter().flatten().min()
     }

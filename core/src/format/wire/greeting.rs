@@ -120,7 +120,7 @@ record! {
         requests_max: U16,
         /// Zero.
         reserved_mid: [u8; 2],
-        /// The server's term.
+        /// The server's term; 0 while it does not serve.
         term: U64,
         /// The client's id.
         client: U64,

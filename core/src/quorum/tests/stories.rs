@@ -518,6 +518,9 @@ fn nobody_is_elected_while_a_configured_block_is_damaged_and_its_voter_heals_it(
     assert_eq!(role(&sim, 1), Role::Refused(Refusal::Damaged));
     sim.crash(1);
     sim.start_in(1, Slot::ALL[1], Vouched::Anyone);
+    // The block may have spoken of any lease.
+    let now = sim.now + 80 * SECOND;
+    sim.run_until(now);
     sim.run_until_led();
     assert!(parse(&sim.blocks[1], &VOLUME, BASE, Slot::ALL[1]).is_ok());
     // Who has looked in vain for long looks less often.

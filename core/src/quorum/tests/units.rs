@@ -15,6 +15,10 @@ use std::vec::Vec;
 fn the_shipped_constants_hold_and_each_broken_one_has_its_name() {
     assert_eq!(Timing::NORMAL.validate(), Ok(()));
     assert_eq!(Timing::FAST.validate(), Ok(()));
+    assert!((20..=60_000).all(|lease_ms| Timing::of_lease(lease_ms).validate() == Ok(())));
+    for wrong in [0, 19, 60_001, u32::MAX] {
+        assert!(Timing::of_lease(wrong).validate().is_err(), "{wrong}");
+    }
     assert!(Timing::NORMAL.failover_ms() <= 2000);
     assert!(Timing::NORMAL.idle_requests_per_second(true) < 20);
     assert!(Timing::NORMAL.idle_requests_per_second(false) < 20);
@@ -152,7 +156,8 @@ fn a_watcher_reads_once_an_interval_less_often_on_a_dead_disk_and_not_at_rest() 
         for ms in 0..10_000 {
             reads += serve(watcher, Instant(ms * MS), &blocks);
         }
-        assert_eq!(reads, 20 * SLOTS);
+        // 7 pauses of 50 ms, 8 each of 100, 200 and 400, and then 500.
+        assert_eq!(reads, 40 * SLOTS);
         let dead: Vec<Option<Block>> = (0..SLOTS).map(|_| None).collect();
         let mut reads = 0;
         for ms in 10_000..50_000 {

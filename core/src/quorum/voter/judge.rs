@@ -20,7 +20,8 @@ impl Voter<'_> {
         }
         let timing = &self.config.timing;
         let began = self.scan.began();
-        let usual = began.plus(ms(timing.scan_ms).max(timing.pause(self.reads_failed)));
+        let interval = if began < self.alert_until { timing.retry_ms } else { timing.scan_ms };
+        let usual = began.plus(ms(interval).max(timing.pause(self.reads_failed)));
         let later = |at: Instant| (at > began).then_some(at);
         match &self.phase {
             Phase::Watching { .. } => {
@@ -170,11 +171,21 @@ impl Voter<'_> {
     /// and its last user is proven gone.
     fn on_scan_watching(&mut self) {
         let slot = self.config.slot;
-        self.phase = Phase::Watching { since: self.scan.unchanged_since(slot) };
+        let since = self.scan.unchanged_since(slot);
+        self.phase = Phase::Watching { since };
+        let Identity { vouched, exclusion, .. } = self.identity;
+        let anyone_is_gone = vouched == Vouched::Anyone || exclusion == Exclusion::Volume;
+        if matches!(self.scan.sight(slot), Sight::Invalid(_)) && !anyone_is_gone {
+            // Whoever runs in it heals it soon, and the next reading may show that it is sound.
+            let patience = self.config.timing.observe();
+            if since.is_some_and(|since| since.plus(patience) <= self.scan.began()) {
+                self.end(Some(Refusal::Damaged));
+            }
+            return;
+        }
         if !self.is_alone() && !self.scan.is_quiet(slot, &self.config.timing) {
             return;
         }
-        let vouched = self.identity.vouched;
         match *self.scan.sight(slot) {
             Sight::Blank => {}
             Sight::Valid(last) => {
@@ -190,11 +201,8 @@ impl Voter<'_> {
                 self.seq = last.seq;
                 self.held = last.held;
             }
-            Sight::Invalid(_) if vouched == Vouched::Anyone => {}
-            Sight::Invalid(_) => {
-                self.end(Some(Refusal::Damaged));
-                return;
-            }
+            // Whoever it was, it is gone.
+            Sight::Invalid(_) => {}
             Sight::Unread | Sight::Unreadable(_) => unreachable!("it was seen not to change"),
         }
         self.phase = Phase::Joining { watched: self.scan.began() };
@@ -270,15 +278,30 @@ impl Voter<'_> {
         })
     }
 
-    /// How long to hold back for others that may be about to claim.
+    /// How many other configured voters that write come before this one.
+    fn rank(&self) -> u32 {
+        let before = self.others().filter(|ballot| {
+            ballot.slot < self.config.slot
+                && self.config.voters.contains(ballot.slot)
+                && ballot.state != State::Stopped
+                && !self.scan.is_quiet(ballot.slot, &self.config.timing)
+        });
+        before.fold(0, |rank, _| rank + 1)
+    }
+
+    /// How long to hold back for others that may be about to claim: they all see at about the same
+    /// time that nobody leads, and come one after the other.
     fn handicap(&mut self) -> Duration {
         if !self.has_company() {
             return Duration::ZERO;
         }
-        let jitter = self.draw(ms(self.config.timing.renew_ms));
+        let most = ms(self.config.timing.renew_ms);
+        let turn = most * self.rank() / 4;
+        let jitter = if turn.is_zero() { turn } else { self.draw(most / 8) };
+        let wait = (turn + jitter).min(most);
         match self.better_reached() {
-            Some(_) => jitter + self.config.timing.observe(),
-            None => jitter,
+            Some(_) => wait + self.config.timing.observe(),
+            None => wait,
         }
     }
 

@@ -9,7 +9,7 @@ use outrider_core::format::item::Time;
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::records::{ManifestEntry, ManifestKey};
 use outrider_core::format::run::{Items, Value};
-use outrider_core::format::super_block::{Identity, Super, Unverified};
+use outrider_core::format::super_block::{ClusterLimits, Identity, Super, Unverified};
 use outrider_core::lsm::manifest::Run;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::node::{Action, Event, Node};
@@ -33,6 +33,7 @@ pub(crate) fn format(device: &mut Device) -> Super {
         name_key: [7; 16],
         cluster_key: [9; 32],
         voters,
+        limits: ClusterLimits::standard(),
     };
     let recipe = Recipe { identity, now: Time { sec: 1_000_000, nsec: 0 } };
     let mut measure = Arena::measuring();
