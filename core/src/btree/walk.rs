@@ -19,8 +19,19 @@ pub struct Item<'c> {
     pub value: &'c [u8],
 }
 
+/// What a leaf says of the items above a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Above {
+    /// The next one has this key.
+    Item(Key),
+    /// It is in another leaf, and its key is not below this one. There may be none.
+    Leaf(Key),
+    /// There is none.
+    Nothing,
+}
+
 /// A key of its own, for when the one in a node can't be borrowed.
-pub(super) type Key = Vec<u8, KEY_BYTES_MAX>;
+pub type Key = Vec<u8, KEY_BYTES_MAX>;
 
 /// A copy of a key that is no longer than keys may be.
 pub(super) fn owned(key: &[u8]) -> Key {
@@ -148,6 +159,27 @@ impl Tree {
         };
         let (key, value) = node(cache, frame).item(index);
         Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
+    }
+
+    /// What is above this key, as far as the leaf can tell that the key belongs to: for those who
+    /// have obtained it, and would not read another to know exactly.
+    pub fn above(
+        &self,
+        key: &[u8],
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Above, Stop> {
+        let path = self.walk(Probe::At(key), cache, pins)?;
+        let Some(leaf) = path.last() else { return Ok(Above::Nothing) };
+        let leaf_node = node(cache, leaf.frame);
+        let index = leaf_node.search(key).map_or_else(|above| above, |at| at + 1);
+        if index < leaf_node.count() {
+            return Ok(Above::Item(owned(leaf_node.key(index))));
+        }
+        Ok(match leaf.range.high {
+            Some((parent, slot)) => Above::Leaf(owned(node(cache, parent).key(slot))),
+            None => Above::Nothing,
+        })
     }
 
     /// The item with the lowest key.
