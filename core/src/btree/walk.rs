@@ -200,6 +200,25 @@ impl Tree {
         self.prev(&[0xff; KEY_BYTES_MAX], cache, pins)
     }
 
+    /// Obtains the root and its child of this number, for what is to be done with them later.
+    /// Whether there is such a child.
+    pub fn has_upper(
+        &self,
+        child: usize,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<bool, Stop> {
+        let Some(below) = self.height.checked_sub(2) else { return Ok(false) };
+        let frame = self.fetch(self.node, below + 1, Range::default(), cache, pins)?;
+        let root = node(cache, frame);
+        if child >= root.count() {
+            return Ok(false);
+        }
+        let (at, range) = (root.child(child), Range::default().of_child(frame, &root, child));
+        self.fetch(at, below, range, cache, pins)?;
+        Ok(true)
+    }
+
     /// Obtains the nodes from the root to the leaf. Empty if the tree is.
     pub(super) fn walk(
         &self,

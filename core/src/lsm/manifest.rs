@@ -290,6 +290,16 @@ impl Manifest {
         })
     }
 
+    /// Obtains the tree's root and this child of it. Whether there is one.
+    pub fn has_upper(
+        &self,
+        child: usize,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<bool, Stop> {
+        self.tree.has_upper(child, cache, pins)
+    }
+
     /// The last level that has a run.
     pub fn deepest(&self, cache: &mut Cache<'_>, pins: &mut Pins<'_>) -> Result<Option<u8>, Stop> {
         let item = self.tree.last(cache, pins)?;
