@@ -55,7 +55,7 @@ mod node;
 mod update;
 mod walk;
 
-pub use walk::Item;
+pub use walk::{Above, Item, Key};
 
 use crate::error::Corruption;
 use crate::format::btree::{BlockRef, HEIGHT_MAX, INNER_ITEMS_MAX, TreeRoot};

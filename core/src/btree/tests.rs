@@ -4,13 +4,14 @@ extern crate std;
 
 use super::node::{NodeMut, cost, fits};
 use super::rig::{Counts, Disk, Durable, Op, Rig, Rng, Setup, VOLUME};
-use super::{CREATES_PER_UPDATE, Item, PINS_PER_UPDATE, Tree, TreeKind, UPDATES_MAX};
+use super::{Above, CREATES_PER_UPDATE, Item, PINS_PER_UPDATE, Tree, TreeKind, UPDATES_MAX};
 use crate::block::Limits;
 use crate::error::{Corruption, Error, Stop};
 use crate::format::block::{Magic, Promise, open, seal};
 use crate::format::btree::{
     BlockRef, HEIGHT_MAX, KEY_BYTES_MAX, NODE_BYTES, Node, TreeRoot, VALUE_BYTES_MAX, parse,
 };
+use core::ops::Bound;
 use outrider_hal::{Block, BlockNo};
 use proptest::prelude::*;
 use std::boxed::Box;
@@ -125,6 +126,15 @@ fn reads(tree: usize, key: Vec<u8>) -> Op<World> {
         assert_eq!(next, model.range(key.clone()..).next().map(pair));
         let prev = of.prev(&key, cache, pins)?.map(owned);
         assert_eq!(prev, model.range(..=key.clone()).next_back().map(pair));
+        let after = (Bound::Excluded(key.clone()), Bound::Unbounded);
+        let after = model.range(after).next().map(|(key, _)| key.as_slice());
+        match of.above(&key, cache, pins)? {
+            Above::Item(above) => assert_eq!(Some(&above[..]), after),
+            Above::Leaf(above) => {
+                assert!(key < above.to_vec() && after.is_none_or(|after| *above <= *after));
+            }
+            Above::Nothing => assert_eq!(after, None),
+        }
         Ok(())
     })
 }

@@ -19,8 +19,19 @@ pub struct Item<'c> {
     pub value: &'c [u8],
 }
 
+/// What a leaf says of the items above a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Above {
+    /// The next one has this key.
+    Item(Key),
+    /// It is in another leaf, and its key is not below this one. There may be none.
+    Leaf(Key),
+    /// There is none.
+    Nothing,
+}
+
 /// A key of its own, for when the one in a node can't be borrowed.
-pub(super) type Key = Vec<u8, KEY_BYTES_MAX>;
+pub type Key = Vec<u8, KEY_BYTES_MAX>;
 
 /// A copy of a key that is no longer than keys may be.
 pub(super) fn owned(key: &[u8]) -> Key {
@@ -150,6 +161,27 @@ impl Tree {
         Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
     }
 
+    /// What is above this key, as far as the leaf can tell that the key belongs to: for those who
+    /// have obtained it, and would not read another to know exactly.
+    pub fn above(
+        &self,
+        key: &[u8],
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Above, Stop> {
+        let path = self.walk(Probe::At(key), cache, pins)?;
+        let Some(leaf) = path.last() else { return Ok(Above::Nothing) };
+        let leaf_node = node(cache, leaf.frame);
+        let index = leaf_node.search(key).map_or_else(|above| above, |at| at + 1);
+        if index < leaf_node.count() {
+            return Ok(Above::Item(owned(leaf_node.key(index))));
+        }
+        Ok(match leaf.range.high {
+            Some((parent, slot)) => Above::Leaf(owned(node(cache, parent).key(slot))),
+            None => Above::Nothing,
+        })
+    }
+
     /// The item with the lowest key.
     pub fn first<'c>(
         &self,
@@ -166,6 +198,25 @@ impl Tree {
         pins: &mut Pins<'_>,
     ) -> Result<Option<Item<'c>>, Stop> {
         self.prev(&[0xff; KEY_BYTES_MAX], cache, pins)
+    }
+
+    /// Obtains the root and its child of this number, for what is to be done with them later.
+    /// Whether there is such a child.
+    pub fn has_upper(
+        &self,
+        child: usize,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<bool, Stop> {
+        let Some(below) = self.height.checked_sub(2) else { return Ok(false) };
+        let frame = self.fetch(self.node, below + 1, Range::default(), cache, pins)?;
+        let root = node(cache, frame);
+        if child >= root.count() {
+            return Ok(false);
+        }
+        let (at, range) = (root.child(child), Range::default().of_child(frame, &root, child));
+        self.fetch(at, below, range, cache, pins)?;
+        Ok(true)
     }
 
     /// Obtains the nodes from the root to the leaf. Empty if the tree is.

@@ -36,6 +36,11 @@
 //! it reads as little as it can, and brings what comes along ([`Reach::Point`]). So a scan takes a
 //! fill for each block's worth of items, even where filters know single keys.
 //!
+//! # What is read before anybody asks
+//!
+//! When the first root is known, and no fill has anything to do, the manifest's upper nodes and the
+//! filters of the upper levels are read, up to [`ReaderLimits::ahead`] blocks.
+//!
 //! # Progress
 //!
 //! A fill that was overtaken is begun again by who waits for it, under a root that is newer, and
@@ -44,6 +49,7 @@
 //!
 //! What this module deliberately doesn't know: locks, requests, time, and the server.
 
+mod ahead;
 mod job;
 
 use super::items::fill::one_key;
@@ -64,6 +70,7 @@ use crate::lsm::read::{PINS_PER_FILL, Reach};
 use crate::lsm::window::{Window, WindowLimits, WindowLimitsError};
 use crate::node::More;
 use crate::txn::trees::MANIFEST;
+use ahead::Ahead;
 use core::fmt;
 use job::{Job, Root, State, What};
 use outrider_hal::{BlockRequest, Completion};
@@ -84,6 +91,9 @@ pub struct ReaderLimits {
     /// Blocks in memory: what the fills and the search at work have obtained, and what is kept of
     /// runs and of the manifest so that it needn't be read again.
     pub frames: u32,
+    /// Blocks that are read ahead when the first root is known: of the manifest and of filters,
+    /// those first that most reads will need.
+    pub ahead: u32,
     /// What one fill brings at the most. There are as many windows as fills, and one for the
     /// search or scan.
     pub window: WindowLimits,
@@ -118,6 +128,7 @@ impl ReaderLimits {
     pub const LEAST: ReaderLimits = ReaderLimits {
         fills: 1,
         frames: PINS_PER_FILL,
+        ahead: 0,
         window: WindowLimits { items: 1, bytes: crate::lsm::window::ITEM_BYTES_MAX },
     };
 
@@ -137,7 +148,7 @@ impl ReaderLimits {
             dirty: 0,
             pins: PINS_PER_FILL,
             creates: 0,
-            requests: self.fills + 1,
+            requests: self.fills + 2,
             fresh: 0,
             freed: 0,
         }
@@ -272,6 +283,8 @@ pub struct Reader<'m> {
     jobs: &'m mut [Option<Job<'m>>],
     slots: &'m mut [Slot],
     search: Search,
+    /// What is done when there is nothing else to do. Its request comes after those of all jobs.
+    ahead: Ahead<'m>,
     /// The job whose turn it is.
     turn: usize,
     /// A want was turned away because no root known is new enough.
@@ -305,8 +318,9 @@ impl<'m> Reader<'m> {
     ) -> Result<Reader<'m>, ArenaFull> {
         assert!(limits.validate().is_ok(), "the node checks its limits before");
         let (cache, key) = (limits.cache(), &volume.fields().name_key);
-        let jobs = arena.slice(cache.requests, |_| None)?;
-        for index in 0..cache.requests {
+        let count = limits.fills + 1;
+        let jobs = arena.slice(count, |_| None)?;
+        for index in 0..count {
             let job = Job::carve(arena, index, &cache, &limits.window, key)?;
             // A measuring arena has no jobs, but counts what each would have.
             if let Some(place) = jobs.get_mut(index as usize) {
@@ -329,6 +343,7 @@ impl<'m> Reader<'m> {
             jobs,
             slots,
             search: Search::Idle,
+            ahead: Ahead::carve(arena, count, &cache, limits.ahead)?,
             turn: 0,
             starved: false,
             asking: false,
@@ -360,6 +375,9 @@ impl<'m> Reader<'m> {
         }
         if self.newest.is_none_or(|newest| newest.commit < root.commit) {
             let manifest = Manifest::new(tree, self.volume_blocks);
+            if self.newest.is_none() {
+                self.ahead.begin();
+            }
             self.newest = Some(Root { commit: root.commit, manifest });
             self.starved = false;
         }
@@ -480,7 +498,7 @@ impl<'m> Reader<'m> {
         let mut left = budget;
         loop {
             self.wake();
-            let Some(index) = self.next_runnable() else { return More::No };
+            let Some(index) = self.next_runnable() else { return self.read_ahead(left) };
             if left == 0 {
                 return More::Yes;
             }
@@ -495,8 +513,19 @@ impl<'m> Reader<'m> {
         }
     }
 
+    fn read_ahead(&mut self, budget: u32) -> More {
+        match &self.newest {
+            Some(root) => self.ahead.step(budget, &root.manifest, &mut self.cache),
+            None => More::No,
+        }
+    }
+
     fn wake(&mut self) {
         while let Some(RequestId { index, generation }) = self.cache.poll_wake() {
+            if index as usize == self.jobs.len() {
+                self.ahead.wake();
+                continue;
+            }
             let job = job(self.jobs, index as usize);
             if job.id.generation == generation && job.state == State::Asleep {
                 job.state = State::Ready;

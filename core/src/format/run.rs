@@ -380,16 +380,21 @@ impl<'b> Index<'b> {
 #[must_use]
 pub fn filter_hash(secret: &[u8; 16], key: &KeyBytes) -> u64 {
     let key = Key::from(*key);
-    let by_name = key.zone == Zone::Fs as u8
-        && (key.kind == super::key::FsKind::Dirent as u8
-            || key.kind == super::key::FsKind::Xattr as u8);
-    let (kind, second) = if by_name { (key.kind, key.second) } else { (0, 0) };
+    let (kind, second) = if is_by_name(&key) { (key.kind, key.second) } else { (0, 0) };
     let mut bytes = [0; 18];
     bytes[0] = key.zone;
     bytes[1] = kind;
     bytes[2..10].copy_from_slice(&key.first.to_le_bytes());
     bytes[10..].copy_from_slice(&second.to_le_bytes());
     SipHasher13::new_with_key(secret).hash(&bytes)
+}
+
+/// Whether who looks for this item knows a name, and not yet whether anything has it.
+#[must_use]
+pub fn is_by_name(key: &Key) -> bool {
+    key.zone == Zone::Fs as u8
+        && (key.kind == super::key::FsKind::Dirent as u8
+            || key.kind == super::key::FsKind::Xattr as u8)
 }
 
 /// Which of `blocks` filter blocks has the bits of this hash. The other bits of the hash choose

@@ -11,9 +11,9 @@
 //!
 //! What this module deliberately doesn't know: what is in the runs, and which are to be merged.
 
-use super::range::KeyRange;
+use super::range::{KeyRange, after, before};
 use crate::block::{Cache, Pins, Plan, Reservation};
-use crate::btree::{self, Item, PINS_PER_UPDATE, Tree, UPDATES_MAX};
+use crate::btree::{self, Above, Item, PINS_PER_UPDATE, Tree, UPDATES_MAX};
 use crate::error::{Corruption, Error, Stop};
 use crate::format::key::{Key, KeyBytes};
 use crate::format::records::{ManifestEntry, ManifestKey};
@@ -93,6 +93,24 @@ impl Run {
     pub fn range(&self) -> KeyRange {
         let (first, last) = self.entry.range().expect("checked: a run has items");
         KeyRange { first, last }
+    }
+
+    /// The keys around this one that it has nothing at, as its ranges say; none if one of them has
+    /// the key.
+    #[must_use]
+    pub fn gap(&self, key: &KeyBytes) -> Option<KeyRange> {
+        let mut gap = KeyRange::all();
+        for zone in self.entry.zones.iter().filter(|zone| !zone.is_empty()) {
+            if zone.last < *key {
+                gap.first = after(&zone.last).expect("below another key");
+            } else if zone.first > *key {
+                gap.last = before(&zone.first).expect("above another key");
+                break;
+            } else {
+                return None;
+            }
+        }
+        Some(gap)
     }
 
     /// Its rank among the runs of its level.
@@ -193,7 +211,7 @@ pub fn key_after(key: &ManifestKey) -> Option<ManifestKey> {
     if let Some(order) = key.order.get().checked_add(1) {
         return Some(ManifestKey { order: order.into(), ..*key });
     }
-    let (first, level) = match super::range::after(&key.first) {
+    let (first, level) = match after(&key.first) {
         Some(first) => (first, key.level),
         None => (Key::MIN.into(), key.level.checked_add(1)?),
     };
@@ -245,6 +263,60 @@ impl Manifest {
         let run = item.map(|item| Run::open(&item, self.volume_blocks)).transpose()?;
         Ok(run.filter(|run| run.level == level))
     }
+
+    /// What [`floor`](Self::floor) can tell of the run after the one it finds without obtaining
+    /// another block.
+    pub fn ceiling(
+        &self,
+        level: u8,
+        at: &KeyBytes,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Ceiling, Stop> {
+        let probe = key(level, &Rank { order: u64::MAX, first: *at });
+        let parse = |above: &btree::Key| {
+            // What leads to a leaf may be the beginning of a key.
+            let mut bytes = [0; size_of::<ManifestKey>()];
+            match bytes.get_mut(..above.len()) {
+                Some(start) => start.copy_from_slice(above),
+                None => return Err(self.corrupt(Corruption::Bounds)),
+            }
+            Ok(zerocopy::transmute!(bytes))
+        };
+        Ok(match self.tree.above(probe.as_bytes(), cache, pins)? {
+            Above::Item(above) => Ceiling::At(parse(&above)?),
+            Above::Leaf(above) => Ceiling::From(parse(&above)?),
+            Above::Nothing => Ceiling::Nothing,
+        })
+    }
+
+    /// Obtains the tree's root and this child of it. Whether there is one.
+    pub fn has_upper(
+        &self,
+        child: usize,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<bool, Stop> {
+        self.tree.has_upper(child, cache, pins)
+    }
+
+    /// The last level that has a run.
+    pub fn deepest(&self, cache: &mut Cache<'_>, pins: &mut Pins<'_>) -> Result<Option<u8>, Stop> {
+        let item = self.tree.last(cache, pins)?;
+        let run = item.map(|item| Run::open(&item, self.volume_blocks)).transpose()?;
+        Ok(run.map(|run| run.level))
+    }
+}
+
+/// What is known of the run that comes after a key, in this level or another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ceiling {
+    /// This is its key.
+    At(ManifestKey),
+    /// Its key is not below this one, if there is one.
+    From(ManifestKey),
+    /// There is none.
+    Nothing,
 }
 
 /// Runs that go and runs that come, at once.

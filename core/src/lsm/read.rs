@@ -22,7 +22,15 @@
 //!   the run's ends.
 //!
 //! A level below 0 is looked at in the same way: the run that holds the key, or the gap it lies in,
-//! ends where the next run begins.
+//! ends where the next run begins, or where the manifest's leaf ends that would have to say so.
+//!
+//! # What is not read
+//!
+//! * Another leaf of the manifest, by a [`Reach::Point`] fill, only to see how far a gap goes.
+//! * The filter of the deepest level's run, unless a name is looked for. Who has an inode's number
+//!   looks for what there is: if no other level has it, it is there, and the filter, the largest of
+//!   all, would say no more than that.
+//! * The first of a run's two index blocks, if the key is more likely in the second.
 //!
 //! # Invariants
 //!
@@ -39,7 +47,7 @@
 //!
 //! What this module deliberately doesn't know: locks, what items mean, and where roots come from.
 
-use super::manifest::{self, Manifest, Rank, Run, RunPlace};
+use super::manifest::{self, Ceiling, Manifest, Rank, Run, RunPlace};
 use super::range::{KeyRange, after, before, filter_class};
 use super::window::{Window, WindowLimits};
 use crate::arena::{Arena, ArenaFull};
@@ -51,10 +59,11 @@ use crate::format::key::{Key, KeyBytes};
 use crate::format::records::ManifestKey;
 use crate::format::root::LEVELS;
 use crate::format::run::{
-    Filter, INDEX_KEYS, Index, Items, RunBlock, Value, filter_block, filter_hash,
+    Filter, INDEX_KEYS, Index, Items, RunBlock, Value, filter_block, filter_hash, is_by_name,
 };
 use crate::node::More;
 use heapless::Vec;
+use zerocopy::IntoBytes;
 
 /// Runs of level 0 that are collected at a time.
 pub const WIDTH: usize = 8;
@@ -82,6 +91,8 @@ struct Candidate {
     range: KeyRange,
     /// Where what the run doesn't have is not there.
     scope: KeyRange,
+    /// There are no runs below its level.
+    deepest: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +118,8 @@ pub struct Fill<'m> {
     cursor: ManifestKey,
     /// Runs of level 0 of this rank or a higher one have been looked at.
     below: Option<Rank>,
+    /// The last level that has a run, once that matters.
+    deepest: Option<u8>,
     /// What has been collected: the oldest first.
     batch: Vec<Candidate, WIDTH>,
     /// More runs were found than the batch takes.
@@ -149,6 +162,7 @@ impl<'m> Fill<'m> {
             phase: Phase::Done,
             cursor: start_of_level_0(),
             below: None,
+            deepest: None,
             batch: Vec::new(),
             overflowed: false,
             hinted: false,
@@ -160,7 +174,7 @@ impl<'m> Fill<'m> {
 
     /// Starts to read around a key in this range, from the runs of this root.
     pub fn begin(&mut self, manifest: &Manifest, key: &KeyBytes, range: &KeyRange, reach: Reach) {
-        self.manifest = *manifest;
+        (self.manifest, self.deepest) = (*manifest, None);
         (self.sought, self.reads) = (None, 0);
         self.start(key, range, reach);
     }
@@ -168,7 +182,7 @@ impl<'m> Fill<'m> {
     /// Starts to look for the first item of this range: one wide fill behind the other, until there
     /// is an item in the window or the range has ended.
     pub fn begin_search(&mut self, manifest: &Manifest, range: &KeyRange) {
-        self.manifest = *manifest;
+        (self.manifest, self.deepest) = (*manifest, None);
         (self.sought, self.reads) = (Some(range.last), 0);
         self.start(&range.first, range, Reach::Wide);
     }
@@ -285,8 +299,8 @@ impl<'m> Fill<'m> {
                 continue;
             }
             self.extras += u32::from(!range.contains(&key));
-            let scope = KeyRange::all();
-            self.enlist(Candidate { rank: run.rank(), place: run.place(), range, scope });
+            let (rank, place, scope) = (run.rank(), run.place(), KeyRange::all());
+            self.enlist(Candidate { rank, place, range, scope, deepest: false });
         }
     }
 
@@ -335,10 +349,13 @@ impl<'m> Fill<'m> {
 
     /// Lets the cache read at once what each run of the batch will be asked for first.
     fn hint(&self, cache: &mut Cache<'_>) {
-        for Candidate { place, .. } in self.batch.iter().rev() {
-            match self.filter_of(place).filter(|_| self.reach == Reach::Point) {
+        for run in self.batch.iter().rev() {
+            match self.filter_of(run) {
                 Some((at, _)) => cache.hint_run(&at, Magic::RunFilter),
-                None => cache.hint_run(&place.index(0), Magic::RunIndex),
+                None => {
+                    let nth = likely_index(run, self.window.key());
+                    cache.hint_run(&run.place.index(nth), Magic::RunIndex);
+                }
             }
         }
     }
@@ -371,49 +388,98 @@ impl<'m> Fill<'m> {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<(), Stop> {
-        let key = *self.window.key();
-        let floor = self.manifest.floor(level, &key, cache, pins)?;
-        let from = manifest::key(level, &Rank { order: u64::MAX, first: key });
-        let next = match manifest::key_after(&from) {
-            Some(from) => self.manifest.next(&from, cache, pins)?,
-            None => None,
+        let deepest = match self.deepest {
+            Some(deepest) => deepest,
+            None => *self.deepest.insert(self.manifest.deepest(cache, pins)?.unwrap_or(0)),
         };
-        let ceiling = next.filter(|next| next.level == level);
-        if let (Some(floor), Some(ceiling)) = (&floor, &ceiling)
-            && floor.range().last >= ceiling.range().first
-        {
-            return Err(self.manifest.corrupt(Corruption::Order).into());
+        if level > deepest {
+            self.finish();
+            return Ok(());
         }
+        let key = *self.window.key();
+        let mark = pins.mark();
+        let next = match self.reach {
+            Reach::Wide => self.next_run(level, cache, pins)?,
+            Reach::Point => None,
+        };
+        pins.drop_to(mark);
+        let floor = self.manifest.floor(level, &key, cache, pins)?;
+        let ceiling = match &next {
+            Some(next) => Ceiling::At(next.key()),
+            None => self.manifest.ceiling(level, &key, cache, pins)?,
+        };
+        let mut scope = self.between(level, &floor, &ceiling)?;
         self.phase = Phase::Probe(level);
-        let mut scope = KeyRange::all();
-        if let Some(run) = &ceiling {
-            scope.last = before(&run.range().first).unwrap_or(scope.first);
-        }
-        if let Some(run) = floor {
-            if run.range().contains(&key) {
+        let candidate = |run: &Run, scope: KeyRange| {
+            let (rank, place, range) = (run.rank(), run.place(), run.range());
+            Candidate { rank, place, range, scope, deepest: level == deepest }
+        };
+        let next = next.filter(|next| next.level == level);
+        let mut touches_next = true;
+        if let Some(run) = &floor {
+            let Some(gap) = run.gap(&key) else {
                 scope.first = run.range().first;
-                let (rank, place, range) = (run.rank(), run.place(), run.range());
-                self.enlist(Candidate { rank, place, range, scope });
+                self.enlist(candidate(run, scope));
                 return Ok(());
-            }
-            scope.first = after(&run.range().last).unwrap_or(scope.last);
+            };
+            touches_next = gap.last >= scope.last;
+            scope = scope.common(&gap).expect("both have the key");
         }
-        let ceiling = ceiling.filter(|run| run.range().overlaps(self.window.range()));
-        match ceiling.filter(|_| self.reach == Reach::Wide) {
+        match next.filter(|run| touches_next && run.range().overlaps(self.window.range())) {
             Some(run) => {
                 scope.last = run.range().last;
-                let (rank, place, range) = (run.rank(), run.place(), run.range());
-                self.enlist(Candidate { rank, place, range, scope });
+                self.enlist(candidate(&run, scope));
             }
             None => self.window.narrow(&scope),
         }
         // Levels without any run needn't be looked for one by one.
-        match next {
-            Some(next) if next.level > level && floor.is_none() => self.descend(next.level),
-            None if self.batch.is_empty() => self.finish(),
-            Some(_) | None => {}
+        if let Ceiling::At(next) | Ceiling::From(next) = &ceiling
+            && next.level > level
+            && floor.is_none()
+        {
+            self.descend(next.level);
         }
         Ok(())
+    }
+
+    /// The run that comes after those of this level that begin at the key or before it.
+    fn next_run(
+        &self,
+        level: u8,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<Run>, Stop> {
+        let from = manifest::key(level, &Rank { order: u64::MAX, first: *self.window.key() });
+        match manifest::key_after(&from) {
+            Some(from) => self.manifest.next(&from, cache, pins),
+            None => Ok(None),
+        }
+    }
+
+    /// The keys around the window's that no run of this level has but the floor.
+    fn between(
+        &self,
+        level: u8,
+        floor: &Option<Run>,
+        ceiling: &Ceiling,
+    ) -> Result<KeyRange, Error> {
+        let mut between = KeyRange::all();
+        if let Ceiling::At(next) | Ceiling::From(next) = ceiling
+            && next.level == level
+        {
+            between.last = before(&next.first).expect("above the key");
+        }
+        let Some(last) = floor.as_ref().map(|floor| floor.range().last) else {
+            return Ok(between);
+        };
+        if last > between.last {
+            // The end of a leaf stays where it was when runs come and go.
+            match ceiling {
+                Ceiling::At(_) => return Err(self.manifest.corrupt(Corruption::Order)),
+                Ceiling::From(_) | Ceiling::Nothing => between.last = last,
+            }
+        }
+        Ok(between)
     }
 
     /// Puts what the run has near the key into the window.
@@ -429,12 +495,12 @@ impl<'m> Fill<'m> {
             return Ok(());
         }
         let key = *self.window.key();
-        if self.reach == Reach::Point && self.is_denied(&run.place, cache, pins)? {
+        if self.is_denied(run, cache, pins)? {
             let class = filter_class(&key);
             self.window.narrow(&class.common(&run.scope).expect("both have the key"));
             return Ok(());
         }
-        let (at, slice) = find_items(&run.place, &key, cache, pins)?;
+        let (at, slice) = find_items(run, &key, cache, pins)?;
         let frame = get_items(&at, &slice, cache, pins)?;
         let items = Items::opened(cache.block(frame));
         let known = slice.known.common(&run.scope).expect("both have the key");
@@ -448,10 +514,10 @@ impl<'m> Fill<'m> {
         Ok(())
     }
 
-    /// Whether the run's filter says that the key is not in it.
+    /// Whether the run's filter is asked, and says that the key is not in it.
     fn is_denied(
         &self,
-        run: &RunPlace,
+        run: &Candidate,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<bool, Stop> {
@@ -460,12 +526,17 @@ impl<'m> Fill<'m> {
         Ok(!Filter::opened(cache.block(frame)).may_contain(hash))
     }
 
-    /// The filter block that knows of the key, and the hash it knows it by; a run may have no
-    /// filter.
-    fn filter_of(&self, run: &RunPlace) -> Option<(RunBlock, u64)> {
-        let hash = filter_hash(&self.filter_key, self.window.key());
-        let blocks = u32::from(run.filter_blocks());
-        (blocks > 0).then(|| (run.filter(filter_block(hash, blocks) as u16), hash))
+    /// The filter block that is to be asked for the key, and the hash it knows it by; a run may
+    /// have no filter.
+    fn filter_of(&self, run: &Candidate) -> Option<(RunBlock, u64)> {
+        let key = self.window.key();
+        let is_expected = run.deepest && !is_by_name(&Key::from(*key));
+        let blocks = u32::from(run.place.filter_blocks());
+        if self.reach == Reach::Wide || is_expected || blocks == 0 {
+            return None;
+        }
+        let hash = filter_hash(&self.filter_key, key);
+        Some((run.place.filter(filter_block(hash, blocks) as u16), hash))
     }
 }
 
@@ -487,37 +558,63 @@ struct Slice {
     known: KeyRange,
 }
 
-/// Finds the item block of a run that holds the key, if any does.
+/// Finds the item block of a run that holds the key, if any does: by the index block that most
+/// likely knows, and its neighbour if it doesn't.
 fn find_items(
-    run: &RunPlace,
+    run: &Candidate,
     key: &KeyBytes,
     cache: &mut Cache<'_>,
     pins: &mut Pins<'_>,
 ) -> Result<(RunBlock, Slice), Stop> {
-    let (mut found, mut slice) = (0, Slice { first: KeyBytes::ZERO, known: KeyRange::all() });
-    for nth in 0..run.index_blocks() {
+    let (run, mut nth) = (&run.place, likely_index(run, key));
+    let mut known = KeyRange::all();
+    let mut found: Option<(usize, KeyBytes)> = None;
+    let (found, first) = loop {
         let frame = get_index(run, nth, cache, pins)?;
         let keys = Index::opened(cache.block(frame)).keys();
-        let child = match keys.partition_point(|first| first <= key).checked_sub(1) {
-            Some(child) => child,
-            // The run's first block answers for what lies before it too.
-            None if nth == 0 => 0,
-            // The last block of the index before has it, and ends here.
-            None => {
-                slice.known.last = before(&keys[0]).expect("above the key");
-                break;
+        let child = keys.partition_point(|first| first <= key).checked_sub(1);
+        if child.is_none() && nth > 0 {
+            // The last item block of those that the index block before stands for.
+            known.last = before(&keys[0]).expect("above the key");
+            match found {
+                Some(found) => break found,
+                None => nth -= 1,
             }
-        };
-        (found, slice.first) = (usize::from(nth) * INDEX_KEYS + child, keys[child]);
-        if let Some(next) = keys.get(child + 1) {
-            slice.known.last = before(next).expect("above another key");
-            break;
+            continue;
         }
-    }
+        // The run's first block answers for what lies before it too.
+        let child = child.unwrap_or(0);
+        let here = (usize::from(nth) * INDEX_KEYS + child, keys[child]);
+        if let Some(next) = keys.get(child + 1) {
+            known.last = before(next).expect("above another key");
+            break here;
+        }
+        if nth + 1 == run.index_blocks() || known.last < KeyRange::all().last {
+            break here;
+        }
+        found = Some(here);
+        nth += 1;
+    };
     if found > 0 {
-        slice.known.first = slice.first;
+        known.first = first;
     }
-    Ok((run.items(found as u16), slice))
+    Ok((run.items(found as u16), Slice { first, known }))
+}
+
+/// Which of the run's index blocks to look at first: where the key would be if all were as far from
+/// each other.
+fn likely_index(run: &Candidate, key: &KeyBytes) -> u16 {
+    let number = |key: &KeyBytes| {
+        let (start, _) = key.as_bytes().split_first_chunk().expect("a key is longer");
+        u128::from_be_bytes(*start)
+    };
+    let (first, last) = (number(&run.range.first), number(&run.range.last));
+    let (width, at) = (last - first, number(key).clamp(first, last) - first);
+    // So that a product with a number of blocks is not too large.
+    let shift = (u128::BITS - width.leading_zeros()).saturating_sub(64);
+    let blocks = u128::from(run.place.item_blocks());
+    let block = (at >> shift) * blocks / ((width >> shift) + 1);
+    block as u16 / INDEX_KEYS as u16
 }
 
 fn get_index(

@@ -82,6 +82,7 @@ impl MountLimits {
             ReaderLimits {
                 fills: 32,
                 frames: 4096,
+                ahead: 512,
                 window: WindowLimits { items: 1024, bytes: 1 << 16 },
             },
         )
@@ -100,7 +101,7 @@ impl MountLimits {
             change: fs::change_needs(),
         };
         let window = WindowLimits { items: 64, bytes: 1 << 14 };
-        let reader = ReaderLimits { fills: 4, frames: 256, window };
+        let reader = ReaderLimits { fills: 4, frames: 256, ahead: 32, window };
         MountLimits::of(16, items, fs::Limits { inodes: 1024, handles: 256 }, reader)
     }
 

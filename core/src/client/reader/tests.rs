@@ -23,8 +23,12 @@ use std::string::String;
 use std::vec::Vec;
 use zerocopy::transmute;
 
-const ROOMY: ReaderLimits =
-    ReaderLimits { fills: 4, frames: 256, window: WindowLimits { items: 256, bytes: 1 << 15 } };
+const ROOMY: ReaderLimits = ReaderLimits {
+    fills: 4,
+    frames: 256,
+    ahead: 0,
+    window: WindowLimits { items: 256, bytes: 1 << 15 },
+};
 
 fn bytes(key: Fields) -> Key {
     transmute!(KeyBytes::from(key))
@@ -258,6 +262,28 @@ fn a_root_that_can_not_be_is_refused() {
     let empty = ManifestRoot { commit, height: 0, ..root };
     assert_eq!(bench.reader.set_root(&empty), Err(Corruption::Mismatch));
     assert!(bench.lookup(inode(1)).is_some());
+}
+
+#[test]
+fn what_was_read_ahead_is_not_read_again() {
+    let run = |owner: u64| -> Items {
+        (0..20)
+            .map(|n| (KeyBytes::from(Fields::inode(Ino(owner + 16 * n))), Some(Vec::new())))
+            .collect()
+    };
+    for (ahead, reads) in [(0, 0), (3, 3), (64, 9)] {
+        let mut bench = Bench::new(5, &ReaderLimits { ahead, ..ROOMY }, &item_limits(4));
+        bench.record((1..9).map(run));
+        assert_eq!(bench.root().height, 1);
+        bench.reader.set_root(&bench.root()).unwrap();
+        assert_eq!(bench.settle(), []);
+        // The manifest, and eight filters.
+        assert_eq!(bench.reader.counters().reads, reads);
+        bench.reader.want(&mut bench.items, inode(19), one(inode(19))).unwrap();
+        assert_eq!(bench.settle().len(), 1);
+        assert_eq!(bench.value(inode(19)), Ok(Some(Vec::new())));
+        assert_eq!(bench.reader.counters().reads, 11, "an index block and an item block more");
+    }
 }
 
 #[test]

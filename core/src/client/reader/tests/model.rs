@@ -98,7 +98,8 @@ impl Mount {
         let reader = if tight { ReaderLimits::LEAST } else { ROOMY };
         let window = WindowLimits { items: 1 + rng.below(12) as u32, ..reader.window };
         let window = if rng.one_in(2) { window } else { reader.window };
-        let limits = ReaderLimits { fills: 1 + rng.below(4) as u32, window, ..reader };
+        let ahead = [0, 3, 40][seed as usize % 3];
+        let limits = ReaderLimits { fills: 1 + rng.below(4) as u32, window, ahead, ..reader };
         let least = Limits::least(Needs { items: 4, value_bytes: 4 * 512 });
         let room = if rng.one_in(2) { 0 } else { rng.below(200) as u32 };
         let items = Limits {
