@@ -118,7 +118,7 @@ impl Records {
             TreeName::Loans => {
                 let extents = list(value)?;
                 match Pool::parse(whole::<LoanKey>(key)?.pool)? {
-                    Pool::Data | Pool::Runs => self.claim_list(extents),
+                    Pool::Data | Pool::Runs | Pool::Compaction => self.claim_list(extents),
                     Pool::Inodes | Pool::RunIds => Ok(()),
                 }
             }

@@ -174,7 +174,7 @@ impl Mount<'_> {
             self.life = Life::Left;
             return self.way.end();
         }
-        let idle = self.slots.used() == 0 && self.orphans.is_empty();
+        let idle = self.slots.used() == 0 && self.orphans.is_empty() && self.compactor.is_idle();
         let durable = self.committer.is_idle() && self.items.usage().dirty_items == 0;
         if !idle || !durable {
             return;
