@@ -29,6 +29,8 @@ pub fn hunt(mutant: Mutant) -> Option<Hunt> {
         | Mutant::NoCommitReserve
         | Mutant::LevelZeroOutOfOrder
         | Mutant::MergeSpaceUnowned
+        | Mutant::CompactionSpaceUnowned
+        | Mutant::CompactionBusyIgnored
         | Mutant::InputsFreedEarly
         | Mutant::LoansNotShrunk
         | Mutant::OrphansBeforeRecovery

@@ -3,6 +3,7 @@
 //! What a crashed voter may still write is bounded as in the scenario of servers, and what a
 //! crashed mount may by the lifetime that servers are told.
 
+use crate::check::compaction::{BEGUN, COMPLETED, Compactions, DROPPED, EVICTED, LOST};
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
 use crate::model::walk::Executes;
@@ -22,6 +23,7 @@ use outrider_core::format::item::Time;
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot};
 use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
+use outrider_core::lsm::choose::Policy;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
 use outrider_core::node::{Action, Event, More, Node};
@@ -55,6 +57,7 @@ const TIMING: ServerTiming = ServerTiming {
 pub const SCENARIO: Scenario = Scenario {
     name: "mount",
     demands,
+    demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, DROPPED],
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(6),
@@ -100,6 +103,7 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
     let rng = Rng::new(seed).fork("users");
     world.set_workload(Users::new(mounts.into_iter(), rng, Rc::clone(&log)));
     world.add_checker(Mounts::new(log));
+    world.add_checker(Compactions::default());
     world
 }
 
@@ -163,6 +167,12 @@ pub fn formatted(servers: u16) -> (Image, Super) {
     (image, volume)
 }
 
+/// Limits with which the mounts have something to merge all the time.
+fn limits() -> ServerLimits {
+    let merging = Policy { level_0_runs: 2, level_0_blocks: 64, small_blocks: 2, fanout: 2 };
+    ServerLimits { merging, run_blocks: 16, ..ServerLimits::for_clients(CLIENTS) }
+}
+
 /// A server's program.
 pub struct Serving {
     /// Its slot.
@@ -204,7 +214,7 @@ impl Program for Serving {
 
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = limits();
         drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
         arena.bytes_used()
     }
@@ -212,7 +222,7 @@ impl Program for Serving {
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
         let config = self.config(&mut boot.entropy, boot.boots);
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = limits();
         Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
     }
 }
