@@ -68,6 +68,8 @@ mutants! {
     WriteOnlyItemsKept,
     /// A mount goes on answering when its lease is over.
     AnswerAfterLease,
+    /// A number is called stable although changes made during a commit bear it.
+    StableTooEarly,
 }
 
 #[cfg(any(test, outrider_mutants))]

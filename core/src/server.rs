@@ -176,11 +176,9 @@ enum Phase {
     },
 }
 
-/// The last numbers such that no transaction up to them is open.
+/// The last numbers such that what is still to become durable bears later ones.
 #[derive(Debug, Clone, Copy, Default)]
 struct Stable {
-    /// As the open commit has it.
-    open: Seq,
     /// As the commit under way has it.
     closed: Seq,
     /// As the confirmed one has it.
@@ -521,18 +519,13 @@ impl<'m> Server<'m> {
                 let lent = Extents::new(&slot.loan.lent).expect("of our own making");
                 ServerAnswer::Loan(Loan { number: slot.number, lent })
             }
-            Work::Transaction { seq_next } => {
-                if let Some(member) = self.members.find(client) {
-                    member.seq = *seq_next;
-                }
-                ServerAnswer::Transaction(TransactionDone {
-                    number: slot.number,
-                    seq_next: *seq_next,
-                    seq_stable: self.stable.confirmed,
-                    root,
-                    lent: Extents::default(),
-                })
-            }
+            Work::Transaction { seq_next } => ServerAnswer::Transaction(TransactionDone {
+                number: slot.number,
+                seq_next: *seq_next,
+                seq_stable: self.stable.confirmed,
+                root,
+                lent: Extents::default(),
+            }),
             Work::Farewell => {
                 self.members.remove(client);
                 self.locks.server.release_ghost(client);
@@ -884,7 +877,7 @@ impl<'m> Server<'m> {
             let before = self.store.open_commit();
             more = self.store.step();
             if before.is_some() && self.store.open_commit() != before {
-                self.stable.closed = self.stable.open;
+                self.stable.closed = self.members.stable(self.store.trees.next_seq);
                 self.commit_at = None;
             }
             match self.store.poll_event() {

@@ -90,6 +90,7 @@ records! { disk:
     records::ClientRecord,
     records::LoanKey,
     records::OpenSeqKey,
+    records::OpenSeq,
     records::FreedKey,
     records::QuarantineKey,
     key::KeyBytes,

@@ -13,6 +13,7 @@ mod commands;
 use clap::Parser;
 use clap::error::ErrorKind;
 use commands::{Command, Failure, Program, USAGE};
+use outrider_hosted::report::tell;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     match commands::run(program) {
         Ok(status) => ExitCode::from(status),
         Err(Failure { status, what }) => {
-            eprintln!("outrider: {what}");
+            tell(&what);
             ExitCode::from(status)
         }
     }

@@ -43,6 +43,7 @@ mod sink;
 
 pub use data::DataDevice;
 pub use memory::Piece;
+pub use movers::Leave;
 pub use options::{MountOptions, NoServer, OptionError};
 pub use report::{COUNTERS_XATTR, PID_XATTR};
 pub use sink::Sink;

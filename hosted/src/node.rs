@@ -47,6 +47,8 @@ pub enum Next {
     Again,
     /// It sleeps, if the node has nothing to do.
     Sleep,
+    /// The same, but until then at the latest.
+    SleepUntil(Instant),
     /// It ends. The node is not driven any more.
     End,
 }
@@ -165,9 +167,11 @@ fn drive<N: Node<'static>>(shared: &Shared<N>, owner: &mut impl Owner<N>) -> io:
         owner.deliver();
         let until = match (next, wake) {
             (Next::End, _) => return Ok(()),
-            (Next::Again, _) | (Next::Sleep, Wake::Now) => continue,
+            (Next::Again, _) | (Next::Sleep | Next::SleepUntil(_), Wake::Now) => continue,
             (Next::Sleep, Wake::At(at)) => Some(at),
             (Next::Sleep, Wake::Event) => None,
+            (Next::SleepUntil(until), Wake::At(at)) => Some(at.min(until)),
+            (Next::SleepUntil(until), Wake::Event) => Some(until),
         };
         wait(&shared.bell, &[sockets.as_fd()], BootClock.now(), until)?;
     }

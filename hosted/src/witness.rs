@@ -14,19 +14,23 @@
 //!
 //! No process can see that it is about to be stopped, between a look at its clock and the write
 //! that the look allowed. What it does when it goes on, an hour later, is as if it were still the
-//! leader. For what is durable that is harmless by design. The witness is for the rest: that an old
-//! leader, stopped and woken, tells anybody anything.
+//! leader, or still had its locks. For metadata that is harmless by design. The witness is for the
+//! rest: that an old leader, stopped and woken, tells anybody anything, or that an old mount answers
+//! what it had read, or writes into a file that is another's by now.
 //!
 //! # What it gives
 //!
 //! * A node that is stopped (SIGSTOP, a debugger, the freezer), stuck, or starved, and therefore
-//!   doesn't report in time, is killed [`grace`] after the lease that it reported last. SIGKILL
+//!   doesn't report in time, is killed a while after the lease that it reported last: a server
+//!   [`grace`] later, before another may lead; a mount [`mount_grace`] later, before another may
+//!   have its locks. SIGKILL
 //!   ends what is stopped, and after the process has ended nothing of it is submitted or answered
 //!   any more: transfers that the system had already begun are over by then. A node reports a lease
 //!   before it acts under it.
 //! * A node that reports itself suspended while transfers are under way has
 //!   [`SUSPENDED_FOR`] to see them end. A slow device is no reason to kill it; one that hangs
-//!   for longer is, so that whoever restarts servers does so.
+//!   for longer is, so that whoever restarts servers does so. A mount repeats that report as long
+//!   as it lives: to kill it would not end a transfer that hangs, and would lose what it keeps.
 //! * The end of a process that was killed is told on standard error. It is also proven to whoever
 //!   starts in its slot on this host, by the lock on the slot, and by that one's first write to the
 //!   other voters.
@@ -34,7 +38,8 @@
 //! # What it doesn't give
 //!
 //! * If the whole host stands still, the witness does too. It wakes first or second.
-//! * If the witness is killed the node ends itself in good order: [`Witness::report`] fails.
+//! * If the witness is killed, [`Witness::report`] fails. A server then ends itself in good order;
+//!   a mount starts another.
 //!
 //! What this module deliberately doesn't know: what the node is, and its clockwork; deadlines are
 //! absolute times of `CLOCK_BOOTTIME`, which both read.
@@ -67,6 +72,14 @@ pub const SUSPENDED_FOR: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn grace(lease: Duration) -> Duration {
     lease / 10
+}
+
+/// The same for a mount. A server gives its locks to others when it has not heard it for a recovery
+/// window, which is no shorter counted from when the lease was asked for. So this is most of what
+/// lies between the two: a mount that was stopped for less can go on.
+#[must_use]
+pub fn mount_grace(lease: Duration, recovery: Duration) -> Duration {
+    recovery.saturating_sub(lease) * 3 / 4
 }
 
 /// How a node stands.
@@ -126,19 +139,25 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Starts the witness of this process, for a node whose leases last so long.
+    /// Starts the witness of this process, which may be late by so much. If nobody is to see its
+    /// standard error, it tells what it does in the system's log.
     ///
     /// # Errors
     ///
     /// If the program can't be started a second time.
-    pub fn start(lease: Duration) -> io::Result<Witness> {
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("outrider")
-            .arg(COMMAND)
+    pub fn start(grace: Duration, logs: bool) -> io::Result<Witness> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("outrider").arg(COMMAND);
+        if logs {
+            command.arg("--log").stderr(Stdio::null());
+        }
+        let mut child = command
             .arg(std::process::id().to_string())
-            .arg(grace(lease).as_millis().to_string())
+            .arg(grace.as_millis().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // It is in nobody's way.
+            .current_dir("/")
             // What is typed at the terminal is for the node, which then dismisses its witness.
             .process_group(0)
             .spawn()?;
@@ -159,6 +178,13 @@ impl Witness {
             self.last = report;
         }
         Ok(())
+    }
+
+    /// Waits for the end of a witness that doesn't listen any more.
+    pub fn bury(mut self) {
+        // If it still runs, it is of no use.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Its process.
@@ -290,8 +316,10 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use super::{Report, SUSPENDED_FOR, grace};
+    use super::{Report, SUSPENDED_FOR, grace, mount_grace};
+    use outrider_core::client::mount::MountTiming;
     use outrider_core::quorum::{DRIFT_PERCENT, Timing};
+    use outrider_core::server::ServerTiming;
     use outrider_hal::Instant;
     use std::time::Duration;
 
@@ -313,6 +341,9 @@ mod tests {
             let fast = Duration::from_millis(timing.observe_ms.into()) * (100 - DRIFT_PERCENT);
             assert!(slow < fast, "{timing:?}");
         }
+        let (lease, recovery) = (MountTiming::NORMAL.lease, ServerTiming::NORMAL.recovery);
+        let grace = mount_grace(lease, recovery);
+        assert!((lease + grace) * (100 + DRIFT_PERCENT) < recovery * (100 - DRIFT_PERCENT));
         assert_eq!(Report::Quiet.deadline(Duration::ZERO), None);
         let suspended = Report::Suspended(Instant(5)).deadline(Duration::ZERO);
         assert_eq!(suspended, Some(Instant(5).plus(SUSPENDED_FOR)));

@@ -9,6 +9,8 @@
 
 pub mod compaction;
 pub mod counter;
+pub mod feed;
+pub mod leaders;
 pub mod scrub;
 pub mod server;
 

@@ -244,6 +244,16 @@ impl Disk {
         })
     }
 
+    /// Every write that may still land, zombies' included: whose it is, and where it goes.
+    pub fn writes(&self) -> impl Iterator<Item = (HostId, BlockNo)> + '_ {
+        self.flying.values().filter(|flying| !flying.landed).filter_map(|flying| {
+            match flying.command {
+                Command::Write(blkno, _) => Some((flying.owner.host, blkno)),
+                Command::Read(_) | Command::Flush => None,
+            }
+        })
+    }
+
     /// How many requests are in flight, zombies' included.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -42,7 +42,7 @@ pub fn hunt(mutant: Mutant) -> Option<Hunt> {
         | Mutant::AnswerBeforeReread
         | Mutant::QuarantineEndsByTime => server(100),
         Mutant::ReserveNotQuarantined => server(200),
-        Mutant::WriteOnlyItemsKept | Mutant::AnswerAfterLease => mount(40),
+        Mutant::WriteOnlyItemsKept | Mutant::AnswerAfterLease | Mutant::StableTooEarly => mount(40),
         Mutant::SharedRoots
         | Mutant::RootBeforeFlush
         | Mutant::LeaseFromCompletion

@@ -289,6 +289,7 @@ impl Model {
             | Op::Listxattr { .. }
             | Op::Removexattr { .. } => self.xattr(asked),
             Op::Statfs => Ok(Reply::Statfs(self.statfs()).into()),
+            Op::Query(_) => Err(OpError::NotSupported),
         }
     }
 

@@ -186,6 +186,7 @@ impl Platform {
                     | Op::Readdir { .. }
                     | Op::Getxattr { .. }
                     | Op::Listxattr { .. }
+                    | Op::Query(_)
             );
             let lent = if brings || takes { self.lent.pop() } else { None };
             let lent = lent.map(|buf| {

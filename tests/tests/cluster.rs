@@ -4,113 +4,46 @@
 //! Needs user 0 and /dev/fuse, and says so where they are lacking.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use process::{Process, memory_dir, program, until, unused_port};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, channel};
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
-/// Longer than anything takes on a machine that does other things as well.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How often what is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+#[path = "common/process.rs"]
+mod process;
+
 const FILES: u32 = 300;
 
-/// The program, built first: cargo builds only the programs of the package that is tested.
-fn program() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let target = test.parent().and_then(Path::parent).unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "outrider-hosted", "--bin", "outrider"]);
-        cargo.arg("--target-dir").arg(target.parent().unwrap());
-        if target.ends_with("release") {
-            cargo.arg("--release");
-        }
-        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        assert!(cargo.status().unwrap().success(), "the program can't be built");
-        target.join("outrider")
-    })
+/// A mount that is of use, and is gone with this, whatever comes.
+struct Mount {
+    process: Process,
+    at: PathBuf,
 }
 
-/// A process of the program that has come to where it is of use.
-struct Process {
-    child: Child,
-    /// What it says goes somewhere as long as this lives.
-    lines: Receiver<String>,
-    /// Where it is mounted.
-    at: Option<PathBuf>,
-}
-
-impl Process {
-    /// Starts one, and waits for a line that says this.
-    fn start(args: &[&Path], says: &str, at: Option<PathBuf>) -> Process {
-        let mut command = Command::new(program());
-        let mut child = command.args(args).stderr(Stdio::piped()).spawn().unwrap();
-        let (told, lines) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn(move || {
-            for line in stderr.lines() {
-                // Nobody listens once it is of use; it must be able to speak all the same.
-                let _ = told.send(line.unwrap());
-            }
-        });
-        // It ends with this, whatever comes.
-        let process = Process { child, lines, at };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = process.lines.recv_timeout(left);
-            if line.unwrap_or_else(|_| panic!("it never said {says:?}")).contains(says) {
-                return process;
-            }
-        }
-    }
-
+impl Mount {
     fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.kill();
     }
 
-    /// Ends in order, as a signal has it.
     fn stop(mut self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        let child = &mut self.child;
-        let status = until("it ends", || child.try_wait().unwrap());
-        assert!(status.success(), "{status}");
+        self.process.stop();
     }
 }
 
-impl Drop for Process {
+impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(at) = &self.at {
-            let mut umount = Command::new("umount");
-            let _ = umount.arg("-l").arg(at).stderr(Stdio::null()).status();
-        }
+        self.process.kill();
+        let mut umount = Command::new("umount");
+        let _ = umount.arg("-l").arg(&self.at).stderr(Stdio::null()).status();
     }
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited for ever until {what}");
-        thread::sleep(LOOK);
-    }
-}
-
-/// A volume in memory if possible: a lease is short, and a busy disk's flush is not.
 struct Volume {
     dir: TempDir,
 }
@@ -123,11 +56,8 @@ impl Volume {
             println!("skipped: needs {}", if root { "/dev/fuse" } else { "root" });
             return None;
         }
-        let memory = Path::new("/dev/shm");
-        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        let volume = Volume { dir: dir.unwrap() };
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let voter = format!("0,127.0.0.1,{port}");
+        let volume = Volume { dir: memory_dir() };
+        let voter = format!("0,127.0.0.1,{}", unused_port());
         let mut mkfs = Command::new(program());
         mkfs.args(["mkfs", "-s", size, "-Q", &voter]).arg(volume.device());
         assert!(mkfs.stdout(Stdio::null()).status().unwrap().success());
@@ -139,16 +69,21 @@ impl Volume {
     }
 
     fn serve(&self) -> Process {
-        let device = self.device();
-        let args = ["server", "--slot", "0"].map(Path::new);
-        Process::start(&[&args[..], &[&device]].concat(), "listens at", None)
+        let mut command = Command::new(program());
+        command.args(["server", "--slot", "0"]).arg(self.device());
+        let mut server = Process::start(&mut command);
+        server.hear("listens at");
+        server
     }
 
-    fn mount(&self, name: &str) -> (Process, PathBuf) {
-        let (device, at) = (self.device(), self.dir.path().join(name));
+    fn mount(&self, name: &str) -> (Mount, PathBuf) {
+        let at = self.dir.path().join(name);
         fs::create_dir_all(&at).unwrap();
-        let args = [Path::new("mount"), Path::new("-f"), &device, &at];
-        (Process::start(&args, "is mounted at", Some(at.clone())), at)
+        let mut command = Command::new(program());
+        command.args(["mount", "-f"]).arg(self.device()).arg(&at);
+        let mut mount = Mount { process: Process::start(&mut command), at: at.clone() };
+        mount.process.hear("is mounted at");
+        (mount, at)
     }
 
     /// That all is where it belongs, once nobody uses the volume.
@@ -191,7 +126,7 @@ fn bytes_free(at: &Path) -> u64 {
 #[test]
 fn a_copy_goes_on_when_the_server_is_killed_and_comes_back() {
     let Some(volume) = Volume::make("256M") else { return };
-    let server = volume.serve();
+    let mut server = volume.serve();
     let ((one, at_one), (two, at_two)) = (volume.mount("one"), volume.mount("two"));
     let dir = at_one.clone();
     let copy = thread::spawn(move || {
@@ -205,7 +140,7 @@ fn a_copy_goes_on_when_the_server_is_killed_and_comes_back() {
     });
     until("part of it is copied", || path(&at_one, FILES / 3).exists().then_some(()));
     server.kill();
-    let server = volume.serve();
+    let mut server = volume.serve();
     copy.join().unwrap();
     assert_there(&at_two, 0..FILES);
     one.stop();
@@ -217,7 +152,7 @@ fn a_copy_goes_on_when_the_server_is_killed_and_comes_back() {
 #[test]
 fn what_a_killed_mount_had_synced_is_there_on_another() {
     let Some(volume) = Volume::make("256M") else { return };
-    let server = volume.serve();
+    let mut server = volume.serve();
     let ((one, at_one), (two, at_two)) = (volume.mount("one"), volume.mount("two"));
     for number in 0..FILES {
         let file = write(&at_one, number).unwrap();
@@ -242,10 +177,48 @@ fn what_a_killed_mount_had_synced_is_there_on_another() {
     volume.check();
 }
 
+/// A process that this one has started.
+fn child_of(pid: u32) -> Option<Pid> {
+    let mut tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.find_map(|task| {
+        let children = fs::read_to_string(task.unwrap().path().join("children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().unwrap())
+    })
+}
+
+#[test]
+fn a_mount_that_is_stopped_for_too_long_is_killed() {
+    let Some(volume) = Volume::make("256M") else { return };
+    let mut server = volume.serve();
+    let (mut mount, at) = volume.mount("mount");
+    write(&at, 0).unwrap().sync_all().unwrap();
+    // Past its lease, and back before others might have its locks.
+    mount.process.signal(Signal::STOP);
+    thread::sleep(Duration::from_secs(12));
+    mount.process.signal(Signal::CONT);
+    write(&at, 1).unwrap().sync_all().unwrap();
+    // It is never without a witness for long.
+    let pid = mount.process.id();
+    let witness = child_of(pid).unwrap();
+    kill_process(witness, Signal::KILL).unwrap();
+    mount.process.hear("here is another");
+    until("there is another", || child_of(pid).filter(|found| *found != witness));
+    write(&at, 2).unwrap().sync_all().unwrap();
+    mount.process.signal(Signal::STOP);
+    assert_eq!(mount.process.end().signal(), Some(9));
+    mount.process.hear("is killed");
+    drop(mount);
+    let (mount, at) = volume.mount("again");
+    assert_there(&at, 0..3);
+    mount.stop();
+    server.stop();
+    volume.check();
+}
+
 #[test]
 fn what_one_mount_removes_gives_its_space_back_though_another_has_read_it() {
     let Some(volume) = Volume::make("256M") else { return };
-    let server = volume.serve();
+    let mut server = volume.serve();
     let ((one, at_one), (two, at_two)) = (volume.mount("one"), volume.mount("two"));
     let large = vec![7; 32 << 20];
     fs::write(at_one.join("large"), &large).unwrap();
@@ -271,7 +244,7 @@ fn what_one_mount_removes_gives_its_space_back_though_another_has_read_it() {
 #[test]
 fn a_full_device_says_so_and_is_of_use_again_when_something_was_removed() {
     let Some(volume) = Volume::make("96M") else { return };
-    let server = volume.serve();
+    let mut server = volume.serve();
     let (one, at) = volume.mount("one");
     let mebibyte = vec![5; 1 << 20];
     let mut files = 0;

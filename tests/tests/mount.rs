@@ -2,10 +2,12 @@
 //! simulated disk.
 #![allow(clippy::unwrap_used)] // A test that can't go on has failed.
 
-use outrider_core::client::mount::MountLimits;
+use outrider_core::client::mount::{MountLimits, MountState};
 use outrider_core::client::op::OpError;
+use outrider_core::server::{Server, ServerEvent};
 use outrider_tests::model::script::{Cast, Random, Script, Snapshot, Space, Step, Subject};
 use outrider_tests::model::walk::Walk;
+use outrider_tests::platform::Platform;
 use outrider_tests::scenario::mount::{SCENARIO, Shown, calm, fair_weather};
 use outrider_tests::trace::HostId;
 use std::cell::RefCell;
@@ -88,6 +90,42 @@ fn a_mount_comes_and_goes() {
     mount.restart();
     mount.mount();
     mount.unmount();
+}
+
+/// A mount is not heard for so long that it is evicted. When it hears of that nothing of it is under
+/// way, and it says so: what it was lent is quarantined no longer than that.
+#[test]
+fn an_evicted_mount_says_farewell_and_what_it_was_lent_is_free() {
+    let (server, host) = (HostId(0), HostId(1));
+    let mounts = mounts(11, 1);
+    let shown = mounts[0].model.clone();
+    let mut seen = Vec::new();
+    let mut look = |shown: &Shown| {
+        let mut world = shown.world.borrow_mut();
+        let events = world.with(server, |at: &mut Server<'_>, _| {
+            std::iter::from_fn(|| at.poll_event()).collect::<Vec<_>>()
+        });
+        seen.extend(events.into_iter().flatten().filter_map(|event| match event {
+            ServerEvent::Evicted(_) => Some("evicted"),
+            ServerEvent::Left(_) => Some("left"),
+            _ => None,
+        }));
+        seen.clone()
+    };
+    assert_eq!(look(&shown), [""; 0]);
+    {
+        let mut world = shown.world.borrow_mut();
+        world.block(server, host, Duration::from_secs(20));
+        world.block(host, server, Duration::from_secs(20));
+        world.run(Duration::from_secs(15)).unwrap();
+    }
+    assert_eq!(look(&shown), ["evicted"]);
+    shown.until("farewell", |at| at.mount.has_parted());
+    assert_eq!(look(&shown), ["evicted", "left"]);
+    assert!(matches!(shown.world.borrow().guest::<Platform>(host), Some(at)
+        if at.mount.state() == MountState::Evicted));
+    shown.restart();
+    shown.mount();
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn inos_of(op: &mut Op) -> Vec<&mut Ino> {
         | Op::Setxattr { ino, .. }
         | Op::Listxattr { ino }
         | Op::Removexattr { ino, .. } => vec![ino],
-        Op::Statfs => vec![],
+        Op::Statfs | Op::Query(_) => vec![],
     }
 }
 

@@ -3,35 +3,20 @@
 //! agrees on what the bytes mean.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use process::program;
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 use tempfile::TempDir;
+
+#[path = "common/process.rs"]
+mod process;
 
 const BLOCK: u64 = 4096;
 /// The smallest volume.
 const BLOCKS: u64 = 16384;
-
-/// The program, built first: cargo builds only the programs of the package that is tested.
-fn program() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let target = test.parent().and_then(Path::parent).unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "outrider-hosted", "--bin", "outrider"]);
-        cargo.arg("--target-dir").arg(target.parent().unwrap());
-        if target.ends_with("release") {
-            cargo.arg("--release");
-        }
-        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        assert!(cargo.status().unwrap().success(), "the program can't be built");
-        target.join("outrider")
-    })
-}
 
 fn outrider(dir: &Path, args: &[&str]) -> Output {
     Command::new(program()).args(args).current_dir(dir).output().unwrap()

@@ -3,52 +3,31 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use outrider_core::format::layout::SUPER_BLKNO;
+use process::{PATIENCE, Process, memory_dir, program, unused_port};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Instant;
 use tempfile::TempDir;
 
-/// Longer than anything takes on a machine that does other things as well.
-const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "common/process.rs"]
+mod process;
 
-/// The program, built first: cargo builds only the programs of the package that is tested.
-fn program() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let target = test.parent().and_then(Path::parent).unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "outrider-hosted", "--bin", "outrider"]);
-        cargo.arg("--target-dir").arg(target.parent().unwrap());
-        if target.ends_with("release") {
-            cargo.arg("--release");
-        }
-        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        assert!(cargo.status().unwrap().success(), "the program can't be built");
-        target.join("outrider")
-    })
-}
-
-/// A volume in the file `v`, with a server at a port nobody uses. In memory if possible: a lease is
-/// short, and a busy disk's flush is not.
+/// A volume in the file `v`, with a server at a port nobody uses.
 struct Volume {
     dir: TempDir,
     port: u16,
 }
 
 fn volume() -> Volume {
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let volume = Volume { dir: dir.unwrap(), port };
-    let voter = format!("0,127.0.0.1,{port}");
+    let volume = Volume { dir: memory_dir(), port: unused_port() };
+    let voter = format!("0,127.0.0.1,{}", volume.port);
     let made = volume.outrider(&["mkfs", "-s", "64M", "-Q", &voter, "v"]);
     assert!(made.status.success(), "{made:?}");
     volume
@@ -68,30 +47,15 @@ impl Volume {
     }
 
     /// A server, which need not have come to anything yet.
-    fn start(&self, args: &[&str]) -> Server {
-        let mut child = Command::new(program())
-            .args(["server", "--slot", "0"])
-            .args(args)
-            .arg("v")
-            .current_dir(self.dir.path())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (told, lines) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stderr.lines() {
-                if told.send(line.unwrap()).is_err() {
-                    return;
-                }
-            }
-        });
-        Server { child, lines }
+    fn start(&self) -> Process {
+        let mut command = Command::new(program());
+        command.args(["server", "--slot", "0", "v"]).current_dir(self.dir.path());
+        Process::start(&mut command)
     }
 
     /// A server that listens.
-    fn serve(&self) -> Server {
-        let mut server = self.start(&[]);
+    fn serve(&self) -> Process {
+        let mut server = self.start();
         server.hear("listens at");
         server
     }
@@ -127,59 +91,11 @@ impl Volume {
     }
 }
 
-struct Server {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Server {
-    /// Waits for a line that says this.
-    fn hear(&mut self, what: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("it never said {what:?}"));
-            if line.contains(what) {
-                return line;
-            }
-        }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it doesn't end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn stop(mut self) {
-        self.signal(rustix::process::Signal::TERM);
-        assert_eq!(self.end().code(), Some(0));
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn it_serves_answers_and_stops_in_good_order() {
     let volume = volume();
     assert_eq!(volume.status().0, 3);
-    let server = volume.serve();
+    let mut server = volume.serve();
     volume.assert_served();
     let df = volume.outrider(&["df", "--json", "v"]);
     assert!(df.status.success(), "{df:?}");
@@ -199,8 +115,7 @@ fn what_a_server_had_is_not_lost_to_its_successor_in_the_slot() {
     let volume = volume();
     volume.serve().stop();
     let mut server = volume.serve();
-    server.signal(rustix::process::Signal::KILL);
-    server.end();
+    server.kill();
     volume.serve().stop();
     let shown = volume.outrider(&["print", "--json", "v", "alloc"]);
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
@@ -211,9 +126,8 @@ fn what_a_server_had_is_not_lost_to_its_successor_in_the_slot() {
 fn it_serves_again_after_a_kill() {
     let volume = volume();
     let mut server = volume.serve();
-    server.signal(rustix::process::Signal::KILL);
-    server.end();
-    let server = volume.serve();
+    server.kill();
+    let mut server = volume.serve();
     volume.assert_served();
     server.stop();
 }
@@ -221,7 +135,7 @@ fn it_serves_again_after_a_kill() {
 #[test]
 fn a_slot_in_use_is_refused_at_once_and_so_is_mkfs() {
     let volume = volume();
-    let mut server = volume.start(&[]);
+    let mut server = volume.start();
     server.hear("memory");
     for (args, says) in [
         (["server", "--slot", "0", "v"].as_slice(), "slot 0 of v is in use on this host"),
@@ -239,9 +153,9 @@ fn a_slot_in_use_is_refused_at_once_and_so_is_mkfs() {
 fn who_is_stopped_past_its_lease_is_killed() {
     let volume = volume();
     let mut server = volume.serve();
-    server.signal(rustix::process::Signal::STOP);
+    server.signal(Signal::STOP);
     let status = server.end();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    assert_eq!(status.signal(), Some(9));
     server.hear("is killed");
     server.hear("has ended");
     volume.serve().stop();
@@ -251,10 +165,10 @@ fn who_is_stopped_past_its_lease_is_killed() {
 fn who_loses_its_witness_ends_in_good_order() {
     let volume = volume();
     let mut server = volume.serve();
-    let children = format!("/proc/{0}/task/{0}/children", server.child.id());
+    let children = format!("/proc/{0}/task/{0}/children", server.id());
     let witness: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
-    let witness = rustix::process::Pid::from_raw(witness).unwrap();
-    rustix::process::kill_process(witness, rustix::process::Signal::KILL).unwrap();
+    let witness = Pid::from_raw(witness).unwrap();
+    kill_process(witness, Signal::KILL).unwrap();
     server.hear("its witness is gone");
     assert_eq!(server.end().code(), Some(1));
     assert_eq!(volume.status().1["voters"][0]["state"], "stopped");
@@ -263,7 +177,7 @@ fn who_loses_its_witness_ends_in_good_order() {
 #[test]
 fn strangers_at_its_port_disturb_nobody() {
     let volume = volume();
-    let server = volume.serve();
+    let mut server = volume.serve();
     let connect = || TcpStream::connect(("127.0.0.1", volume.port)).unwrap();
     let mut held = Vec::new();
     for round in 0..30u32 {

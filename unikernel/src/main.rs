@@ -1,7 +1,7 @@
 //! The bare-metal server: one image that QEMU boots (PVH, x86-64), and nothing beside it.
 //!
 //! ```text
-//! boot.s -> boot() -> page tables, interrupts, clock, devices, entropy -> a node, pumped for ever
+//! boot.s -> boot() -> page tables, interrupts, devices, entropy, clock -> a node, pumped for ever
 //! ```
 //!
 //! # Invariants
@@ -21,7 +21,7 @@ mod run;
 mod serve;
 mod virtio;
 
-use crate::machine::clock::MachineClock;
+use crate::machine::clock::{MachineClock, Measurement};
 use crate::machine::entropy::Source;
 use crate::machine::exit::refuse;
 use crate::machine::serial::say;
@@ -67,21 +67,11 @@ extern "sysv64" fn boot(start_info: u64) -> ! {
     if !interrupts::init() {
         refuse!("the interrupt controllers can't be mapped");
     }
+    let measurement = Measurement::start();
     let options = match Options::parse(command_line) {
         Ok(options) => options,
         Err(error) => refuse!("{error}"),
     };
-    let Some((clock, rates)) = MachineClock::new() else {
-        refuse!("no clock: neither CPUID nor an interval timer tells the counter's rate");
-    };
-    let (kilohertz, timer) = (rates.counter_hertz / 1000, rates.timer_hertz / 1000);
-    defmt::info!("clock: {=u64} kHz ({=str}), timer {=u64} kHz", kilohertz, rates.source, timer);
-    if clock.has_rtc() {
-        let micros = clock.rtc_cost().as_micros() as u64;
-        defmt::info!("clock: a look at the real-time clock takes {=u64} us", micros);
-    } else {
-        defmt::warn!("clock: no real-time clock; time that the machine stands still is not seen");
-    }
     let mut devices = Devices::find();
     if devices.unused > 0 {
         defmt::warn!("{=u32} virtio devices that nothing here uses", devices.unused);
@@ -93,6 +83,12 @@ extern "sysv64" fn boot(start_info: u64) -> ! {
         );
     };
     defmt::info!("entropy: {=str}", entropy.name());
+    let Some(clock) = measurement.and_then(MachineClock::new) else {
+        refuse!("no clock: neither CPUID nor an interval timer tells the counter's rate");
+    };
+    if !clock.has_rtc() {
+        defmt::warn!("clock: no real-time clock; time that the machine stands still is not seen");
+    }
     let region = region(&areas, image.whole);
     run::run(Platform { options, clock, entropy, devices, region })
 }

@@ -306,6 +306,10 @@ impl<'m, D: Device> Stack<'m, D> {
     /// Follows the sockets' states, ends what is overdue, and sees to it that somebody listens.
     fn review(&mut self) {
         for index in 0..self.slots.len() {
+            // Nearly all are, most of the time.
+            if self.slots[index] == Slot::Free {
+                continue;
+            }
             let state = self.socket(index).state();
             let next = self.followed(self.slots[index], state);
             if next == Slot::Free && state != State::Closed {

@@ -127,6 +127,16 @@ pub(crate) fn run(platform: Platform) -> ! {
     }
 }
 
+/// The clock, at the rate that a node lives by.
+pub(crate) fn settle_clock(mut clock: MachineClock) -> MachineClock {
+    let Some(rates) = clock.settle() else {
+        refuse!("no clock: what the timers say of the counter's rate changes all the time");
+    };
+    let (kilohertz, timer) = (rates.counter_hertz / 1000, rates.timer_hertz / 1000);
+    defmt::info!("clock: {=u64} kHz ({=str}), timer {=u64} kHz", kilohertz, rates.source, timer);
+    clock
+}
+
 /// The arena that a node is carved from: all that is left of memory.
 pub(crate) fn take_arena(platform: &mut Platform) -> Arena<'static> {
     match Arena::new(core::mem::take(&mut platform.region)) {
@@ -153,7 +163,8 @@ fn run_self_test(mut platform: Platform) -> ! {
         refuse!("not enough memory for the self-test");
     };
     let limits = PumpLimits::DEFAULT;
-    let pump = Pump::new(test, disk, network, platform.clock, limits, &mut arena);
+    let clock = settle_clock(platform.clock);
+    let pump = Pump::new(test, disk, network, clock, limits, &mut arena);
     let Ok(pump) = pump else {
         refuse!("not enough memory for the pump");
     };

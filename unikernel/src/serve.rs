@@ -14,7 +14,7 @@ use crate::machine::clock::MachineClock;
 use crate::machine::cpu::wait_for_interrupt;
 use crate::machine::exit::{self, refuse};
 use crate::machine::serial::{self, say};
-use crate::run::{MachinePump, advance, open_disk, open_network, sleep, take_arena};
+use crate::run::{MachinePump, advance, open_disk, open_network, settle_clock, sleep, take_arena};
 use crate::virtio::Disk;
 use core::net::Ipv6Addr;
 use core::time::Duration;
@@ -63,7 +63,8 @@ pub(crate) fn run(mut platform: Platform, slot: Slot) -> ! {
     let streams = net_limits.slots();
     let pump_limits = PumpLimits { streams, ..PumpLimits::DEFAULT };
     let carved = arena.bytes_used() - before;
-    let pump = Pump::new(server, disk, network, platform.clock, pump_limits, &mut arena);
+    let clock = settle_clock(platform.clock);
+    let pump = Pump::new(server, disk, network, clock, pump_limits, &mut arena);
     let Ok(pump) = pump else {
         refuse!("not enough memory for the pump");
     };

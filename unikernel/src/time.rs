@@ -43,6 +43,21 @@ impl Scale {
     }
 }
 
+/// Ticks of a PC's interval timer (8254) in a second.
+pub const PIT_HERTZ: u64 = 1_193_182;
+/// Ticks after which the interval timer comes round.
+const PIT_ROUND: u64 = 1 << 16;
+
+/// How often the interval timer has ticked while a counter of about `hertz` did so `ticks` times:
+/// `passed`, but for whole rounds. Right as long as `hertz` is wrong by less than half a round.
+#[must_use]
+pub fn pit_ticks(passed: u64, ticks: u64, hertz: u64) -> u64 {
+    let expected = u128::from(ticks) * u128::from(PIT_HERTZ) / u128::from(hertz.max(1));
+    let expected = u64::try_from(expected).unwrap_or(u64::MAX);
+    let rounds = expected.saturating_sub(passed).saturating_add(PIT_ROUND / 2) / PIT_ROUND;
+    passed + rounds * PIT_ROUND
+}
+
 /// Finds out from a clock of whole seconds what a counter has missed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pauses {
@@ -131,7 +146,7 @@ fn days(year: u64, month: u64, day: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pauses, RtcRegisters, Scale};
+    use super::{PIT_HERTZ, PIT_ROUND, Pauses, RtcRegisters, Scale, pit_ticks};
     use core::time::Duration;
 
     const MILLI: u64 = 1_000_000;
@@ -182,6 +197,19 @@ mod tests {
         let off = scale.nanos(2_500_000_000 * year).abs_diff(year * 1_000_000_000);
         assert!(off < year * 10);
         assert!(Scale::new(0).is_none());
+    }
+
+    #[test]
+    fn the_interval_timers_rounds_are_counted() {
+        for hertz in [1_000_000_000, 2_600_000_000, 5_000_000_000] {
+            for pit in [3_580, 11_932, 65_535, 65_536, 65_537, 100_000, 1_193_182, 2_000_000] {
+                let ticks = pit * hertz / PIT_HERTZ;
+                for thought in [hertz, hertz - hertz / 100, hertz + hertz / 100] {
+                    assert_eq!(pit_ticks(pit % PIT_ROUND, ticks, thought), pit);
+                }
+            }
+        }
+        assert_eq!(pit_ticks(7, 0, 0), 7);
     }
 
     #[test]

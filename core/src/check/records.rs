@@ -12,8 +12,8 @@ use crate::error::Corruption;
 use crate::format::key::KeyBytes;
 use crate::format::records::{
     BlockKey, ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LIST_MAX, Length,
-    LengthKey, LoanKey, ManifestEntry, ManifestKey, OpenSeqKey, OwnerKind, Pool, QuarantineKey,
-    extent, list,
+    LengthKey, LoanKey, ManifestEntry, ManifestKey, OpenSeq, OpenSeqKey, OwnerKind, Pool,
+    QuarantineKey, extent, list,
 };
 use crate::format::root::{Extent, LEVELS};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -123,8 +123,9 @@ impl Records {
                 }
             }
             TreeName::OpenSeqs => {
-                nothing(value)?;
-                whole::<OpenSeqKey>(key).map(drop)
+                let (key, open) = (whole::<OpenSeqKey>(key)?, whole::<OpenSeq>(value)?);
+                // Its number was opened after what its client may still have changed before.
+                if open.floor.get() > key.seq.get() { Err(Corruption::Order) } else { Ok(()) }
             }
             TreeName::Freed => {
                 whole::<FreedKey>(key)?;

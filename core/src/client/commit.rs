@@ -33,6 +33,9 @@
 //! would pass for its own. So from the snapshot to the answer changes bear the number that follows.
 //! The next transaction's own is that or a later one.
 //!
+//! So what a transaction lacks bears a number above the one that it names, which is that of the open
+//! transaction. Servers count on that when they say up to which number nothing more will come.
+//!
 //! # When the device fails
 //!
 //! A block whose writing fails is written again, `TRIES` times. It is ours, and in memory.
@@ -53,8 +56,9 @@
 //! and [`NoSpace`](ErrorCode::NoSpace) are the server's trouble, and pass: begin again after a
 //! pause. [`Invalid`](ErrorCode::Invalid), [`TooMany`](ErrorCode::TooMany) and
 //! [`Stale`](ErrorCode::Stale) say that server and mount don't agree about what is lent or which
-//! transaction is open: nothing more of this mount will become durable, though trying again harms
-//! nobody. [`Evicted`](ErrorCode::Evicted) ends the mount.
+//! transaction is open: nothing more of this mount will become durable. Trying again harms nobody,
+//! but whoever drives this ends the mount after some tries. [`Evicted`](ErrorCode::Evicted) ends it
+//! at once.
 //!
 //! What this module deliberately doesn't know: the network, and when a commit is due.
 
@@ -198,7 +202,8 @@ pub enum NotNow {
 pub struct Committed {
     /// All changes made under this number, and under lower ones, are durable.
     pub seq: Seq,
-    /// No transaction up to this one is open.
+    /// No change that is still to become durable, of any mount, bears this number, or an earlier
+    /// one.
     pub stable: Seq,
     /// The manifest with the transaction in it. The item cache knows of it.
     pub root: ManifestRoot,
@@ -495,6 +500,7 @@ impl<'m> Committer<'m> {
         self.runs_len = 0;
         self.flushes_failed = 0;
         self.root = root;
+        assert!(Some(self.seq) >= self.open, "what changes bear never falls behind");
         self.snapshot = self.seq;
         self.seq = self.seq.next();
         self.phase = match self.generation {

@@ -32,7 +32,9 @@
 //!   they are written blindly, under write-only locks.
 //! * A block of a file is [`Reserved`](crate::format::item::Mapping::Reserved) from when it is
 //!   allocated until its data are on the device. So no crash shows what a block held before.
-//! * What a file's last block holds behind the file's end is zero on the device.
+//! * What a file's last block holds behind the file's end means nothing, and becomes zero on the
+//!   device when the file grows over it. So a truncation or an append that a crash undoes has
+//!   changed no byte of the file.
 //!
 //! What this module deliberately doesn't know: the network, the device, fills, how long things
 //! take, and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer uses.
@@ -46,6 +48,7 @@ mod locking;
 pub mod map;
 mod names;
 pub mod pools;
+mod queries;
 mod read;
 mod rename;
 mod space;
@@ -194,6 +197,17 @@ enum Moving {
     Done(u32, bool),
 }
 
+/// Bytes that a task has made zero on the device, in the order in which it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// What the file's last block holds behind the file's end.
+    Tail,
+    /// The part of a block that a range begins with.
+    RangeHead,
+    /// The part of a block that a range ends with.
+    RangeTail,
+}
+
 /// What an earlier run of a rename has seen; to be seen again under all locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pair {
@@ -237,8 +251,8 @@ pub struct Task {
     progress: u32,
     /// Where an append goes, or a search is.
     at: Option<u64>,
-    /// How many of the bytes that must be zero on the device are.
-    zeroed: u8,
+    /// The bytes that were last made zero on the device, and where they begin.
+    zeroed: Option<(Stage, u64)>,
     /// The key to go on from.
     cursor: Option<Key>,
     /// The transaction that must become durable.
@@ -276,7 +290,7 @@ impl Task {
             transfer: None,
             progress: 0,
             at: None,
-            zeroed: 0,
+            zeroed: None,
             cursor: None,
             sync: None,
             opened: None,
@@ -441,6 +455,7 @@ impl Run<'_, '_, '_, '_> {
             Op::Setxattr { ino, name, mode } => self.setxattr(*ino, name.name(), *mode),
             Op::Listxattr { ino } => self.listxattr(*ino),
             Op::Removexattr { ino, name } => self.removexattr(*ino, name.name()),
+            Op::Query(query) => self.query(query),
             Op::Statfs => Ok(Reply::Statfs(self.cx.volume)),
         }
     }

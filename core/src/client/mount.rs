@@ -7,8 +7,10 @@
 //!              no server, or the   v   |   greeted again, the lease renewed
 //!              lease is over      Suspended
 //!                                  |
-//!                                  v   the server has given the mount up
-//!                                 Evicted
+//!                                  |   the server has given the mount up
+//!                                  +----------------------------------------> Evicted
+//!                                  |   the server refuses what it says
+//!                                  +----------------------------------------> Refused
 //! ```
 //!
 //! # Invariants
@@ -17,8 +19,9 @@
 //!   [`Op::Forget`](super::op::Op::Forget) is always taken and gets none.
 //! * Nothing that was read is answered, and nothing is submitted to the device, past the lease,
 //!   which runs from when its renewal was *sent*.
-//! * A suspended mount keeps all it has and waits. Only an eviction ends what it has not made
-//!   durable: then every request fails with [`OpError::Io`](super::op::OpError::Io).
+//! * A suspended mount keeps all it has and waits. What it has not made durable is lost only when
+//!   it is evicted, or when the server refuses its transactions for good: then every request fails
+//!   with [`OpError::Io`](super::op::OpError::Io).
 //! * A root that a grant brings is known to the cache and to the reader before the lock lets
 //!   anybody in.
 //!
@@ -34,6 +37,7 @@ use super::reader::Reader;
 use crate::arena::{Arena, ArenaFull};
 use crate::format::key::{Key, KeyBytes, NameSecret};
 use crate::format::super_block::Super;
+use crate::format::wire::ErrorCode;
 use crate::format::wire::Kind;
 use crate::format::{ClientId, CommitNo};
 use crate::lock::client::LockClient;
@@ -44,10 +48,12 @@ use crate::quorum::Watcher;
 use crate::{net, quorum};
 use commits::Due;
 use core::time::Duration;
+use ending::Ending;
+use feed::Changes;
 use heapless::Deque;
 use orphans::{Orphans, Scan};
 use outrider_hal::{BlockRequest, Completion, Instant, StreamId, Tag};
-use slots::Slots;
+use slots::{Slots, Stage};
 use talk::{Numbers, RootQuestion};
 use way::Way;
 use zerocopy::IntoBytes;
@@ -55,6 +61,8 @@ use zeroing::Zeroing;
 
 mod commits;
 mod compaction;
+mod ending;
+mod feed;
 mod keep;
 mod limits;
 mod orphans;
@@ -99,6 +107,9 @@ pub struct MountTiming {
     pub retry: Duration,
     /// How often the volume is searched for inodes that nobody uses and that have no name.
     pub orphan_scan: Duration,
+    /// A mount that changes nothing lets its number pass this often while others change something,
+    /// so that the feeds of changes get on.
+    pub pass: Duration,
 }
 
 impl MountTiming {
@@ -112,16 +123,17 @@ impl MountTiming {
         redial_max: Duration::from_secs(2),
         retry: Duration::from_millis(500),
         orphan_scan: Duration::from_secs(60),
+        pass: Duration::from_secs(1),
     };
 
     /// Whether a lease is renewed in time.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let MountTiming { lease, renew, redial, redial_max, retry, orphan_scan, .. } = *self;
+        let MountTiming { lease, renew, redial, redial_max, retry, orphan_scan, pass, .. } = *self;
         // Two renewals that are lost must not end a lease.
         renew.saturating_mul(3) <= lease
             && redial <= redial_max
-            && [renew, redial, retry, orphan_scan].iter().all(|time| !time.is_zero())
+            && [renew, redial, retry, orphan_scan, pass].iter().all(|time| !time.is_zero())
     }
 }
 
@@ -178,6 +190,9 @@ pub enum MountState {
     Left,
     /// The server has given it up. What was not durable is lost, every request fails.
     Evicted,
+    /// The server refuses what it says, again and again: the two don't agree about what it was lent
+    /// or which transaction is open. What was not durable is lost, every request fails.
+    Refused,
 }
 
 /// What a mount has done since it started, for status and tests.
@@ -211,7 +226,7 @@ pub struct Counters {
     pub revokes: u64,
     /// Keys that could not be read.
     pub reads_failed: u64,
-    /// Items that were dirty when the mount was evicted.
+    /// Items that were dirty when the mount was evicted, or had to give up.
     pub items_lost: u64,
     /// What was merged for the server.
     pub compaction: compact::Counters,
@@ -225,6 +240,7 @@ enum Life {
     Leaving,
     Left,
     Evicted,
+    Refused,
 }
 
 /// The mount. See the module.
@@ -251,6 +267,7 @@ pub struct Mount<'m> {
     compact_at: Instant,
     orphans: Orphans,
     scan: Scan,
+    feed: Changes,
     due: Due,
     /// The newest root heard of.
     root: CommitNo,
@@ -267,9 +284,7 @@ pub struct Mount<'m> {
     reply: Option<ToServer>,
     /// The lock whose caches are being dropped, and what is kept of it.
     dropping: Option<(LockName, Mode)>,
-    /// Nothing more is asked, so that the farewell can be said.
-    parting: bool,
-    farewell_sent: bool,
+    ending: Ending,
     actions: Deque<Action<'m>, ACTIONS>,
 }
 
@@ -310,6 +325,7 @@ impl<'m> Mount<'m> {
             compact_at: Instant(0),
             orphans: Orphans::default(),
             scan: Scan::NEW,
+            feed: Changes::default(),
             due: Due::default(),
             root: CommitNo(0),
             root_question: None,
@@ -319,8 +335,7 @@ impl<'m> Mount<'m> {
             loan_at: Instant(0),
             reply: None,
             dropping: None,
-            parting: false,
-            farewell_sent: false,
+            ending: Ending::default(),
             actions: Deque::new(),
         })
     }
@@ -358,7 +373,7 @@ impl<'m> Mount<'m> {
         let _ = now;
         match self.life {
             Life::Joining | Life::Mounted => self.life = Life::Leaving,
-            Life::Leaving | Life::Left | Life::Evicted => {}
+            Life::Leaving | Life::Left | Life::Evicted | Life::Refused => {}
         }
     }
 
@@ -372,7 +387,34 @@ impl<'m> Mount<'m> {
             Life::Leaving => MountState::Leaving,
             Life::Left => MountState::Left,
             Life::Evicted => MountState::Evicted,
+            Life::Refused => MountState::Refused,
         }
+    }
+
+    /// Why it is [`MountState::Refused`].
+    #[must_use]
+    pub fn refusal(&self) -> Option<ErrorCode> {
+        self.ending.refusal
+    }
+
+    /// Whether a server has heard its farewell: nothing is kept for it there any more, and nothing
+    /// of it is under way.
+    #[must_use]
+    pub fn has_parted(&self) -> bool {
+        self.ending.parted
+    }
+
+    /// When the lease is over, while it may act: submit, and answer what it has read.
+    #[must_use]
+    pub fn lease_end(&self) -> Option<Instant> {
+        self.may_submit().then_some(self.lease_until)
+    }
+
+    /// Whether no transfer of it is under way, by itself or by the platform.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let transfers = self.committer.in_flight() > 0 || self.zeroing.in_flight() > 0;
+        !transfers && self.slots.oldest(|stage| *stage == Stage::Moving).is_none()
     }
 
     /// What it has done.
@@ -411,14 +453,14 @@ impl<'m> Mount<'m> {
             Life::Mounted => true,
             // It may have been told to leave before it had begun.
             Life::Leaving => self.committer.seq().is_some(),
-            Life::Joining | Life::Left | Life::Evicted => false,
+            Life::Joining | Life::Left | Life::Evicted | Life::Refused => false,
         }
     }
 
     /// Whether all that is left is to end what was begun.
     fn has_ended(&self) -> bool {
         match self.life {
-            Life::Left | Life::Evicted => true,
+            Life::Left | Life::Evicted | Life::Refused => true,
             Life::Joining | Life::Mounted | Life::Leaving => false,
         }
     }
@@ -502,7 +544,7 @@ impl<'m> Node<'m> for Mount<'m> {
             more = More::Yes;
         }
         self.step_questions(now);
-        self.step_leaving();
+        self.step_ending(now);
         // What was asked and answered goes into the buffers.
         self.way.link.step(now);
         match self.step_actions(now) {
@@ -518,7 +560,7 @@ impl<'m> Node<'m> for Mount<'m> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let link = &self.way.link;
-        let up = link.is_up() && !self.parting && link.can_request(Kind::Root).is_ok();
+        let up = link.is_up() && !self.ending.parting && link.can_request(Kind::Root).is_ok();
         let root = (up && self.root_question.is_none()).then_some(self.ask_root_at);
         let statfs =
             (up && self.statfs.wanted && !self.statfs.asked).then_some(self.statfs.retry_at);
@@ -536,6 +578,7 @@ impl<'m> Node<'m> for Mount<'m> {
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
             self.compaction_timeout(),
+            self.ending_timeout(),
             works.then_some(self.lease_until),
         ];
         due.into_iter().flatten().min()
@@ -571,3 +614,6 @@ fn lock_range(name: &LockName) -> items::Range {
     let range = name.range();
     items::Range { first: range_bytes(&range.first()), last: range_bytes(&range.last()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,6 +65,8 @@ use heapless::Vec;
 use outrider_hal::IoError;
 
 mod entry;
+pub mod query;
+
 pub use entry::{EntryReader, EntryWriter, ListEntry, entry_bytes};
 
 /// Bytes of lent memory that are enough for any [`Op::Readlink`] and [`Op::Symlink`].
@@ -610,6 +612,9 @@ pub enum Op {
     },
     /// Numbers of the volume. [`Reply::Statfs`].
     Statfs,
+    /// What is known of inodes by their number, into the lent memory: [`Reply::Bytes`]. Changes
+    /// nothing. [`NotPermitted`](OpError::NotPermitted), [`Range`](OpError::Range).
+    Query(query::Query),
 }
 
 /// Which attributes change. Who may: permissions, and times to a value, the owner; times to now,

@@ -54,13 +54,14 @@ use crate::block::{self, Cache, Chaos, RequestId};
 use crate::btree::Tree;
 use crate::error::{Corruption, Error};
 use crate::format::btree::{BlockRef, TreeRoot};
+use crate::format::key::KeyBytes;
 use crate::format::run::Value;
 use crate::format::super_block::Super;
 use crate::format::wire::message::ManifestRoot;
 use crate::lsm::KeyRange;
 use crate::lsm::manifest::Manifest;
 use crate::lsm::read::{PINS_PER_FILL, Reach};
-use crate::lsm::window::{WindowLimits, WindowLimitsError};
+use crate::lsm::window::{Window, WindowLimits, WindowLimitsError};
 use crate::node::More;
 use crate::txn::trees::MANIFEST;
 use core::fmt;
@@ -84,7 +85,7 @@ pub struct ReaderLimits {
     /// runs and of the manifest so that it needn't be read again.
     pub frames: u32,
     /// What one fill brings at the most. There are as many windows as fills, and one for the
-    /// search.
+    /// search or scan.
     pub window: WindowLimits,
 }
 
@@ -170,6 +171,9 @@ pub enum ReaderEvent {
     RootWanted,
     /// The search has ended: the key of the first item, if there is one.
     Searched(Result<Option<Key>, Error>),
+    /// The scan has ended. If it has found out something, that is [`Reader::scanned`] until
+    /// [`Reader::end_scan`].
+    Scanned(Result<(), Error>),
 }
 
 /// What happened so far.
@@ -195,7 +199,7 @@ pub struct Counters {
     pub io_errors: u64,
     /// Fills and searches that failed.
     pub failures: u64,
-    /// Searches.
+    /// Searches and scans.
     pub searches: u64,
 }
 
@@ -228,13 +232,36 @@ struct Slot {
     overtaken: Option<Key>,
 }
 
-/// The search, whose job comes after those of all fills.
+/// The search, or the scan, whose job comes after those of all fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Search {
     Idle,
     Running,
     /// To be told.
     Over(Result<Option<Key>, Error>),
+    Scanning,
+    /// To be told.
+    Scanned(Result<(), Error>),
+    /// What a scan has found is there to be looked at.
+    Shown,
+}
+
+/// What a scan has found.
+pub struct Scanned<'a, 'm> {
+    window: &'a Window<'m>,
+}
+
+impl Scanned<'_, '_> {
+    /// Keys of the items, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &KeyBytes> {
+        (0..self.window.len()).map(|nth| self.window.get(nth).0)
+    }
+
+    /// There are no others up to this key.
+    #[must_use]
+    pub fn last(&self) -> &KeyBytes {
+        &self.window.range().last
+    }
 }
 
 /// See the module.
@@ -418,6 +445,35 @@ impl<'m> Reader<'m> {
         Ok(())
     }
 
+    /// Begins to look for the first items in a range, as many as one window takes: as
+    /// [`search`](Self::search), beside which it doesn't run. Answered by
+    /// [`ReaderEvent::Scanned`].
+    pub fn scan(&mut self, range: Range) -> Result<(), Busy> {
+        let root = self.newest.filter(|_| self.search == Search::Idle);
+        self.starved |= self.newest.is_none();
+        let (index, around) = (self.slots.len(), key_range(&range));
+        let what = What::Around(around.first, around, Reach::Wide);
+        job(self.jobs, index).begin(what, &root.ok_or(Busy)?);
+        self.search = Search::Scanning;
+        self.counters.searches += 1;
+        Ok(())
+    }
+
+    /// What the last scan has found, until that is [ended](Self::end_scan).
+    #[must_use]
+    pub fn scanned(&self) -> Option<Scanned<'_, 'm>> {
+        let job = self.jobs.last().and_then(Option::as_ref)?;
+        (self.search == Search::Shown).then(|| Scanned { window: job.window() })
+    }
+
+    /// What the last scan has found is needed no more.
+    pub fn end_scan(&mut self) {
+        if self.search == Search::Shown {
+            job(self.jobs, self.slots.len()).reset(&mut self.cache);
+            self.search = Search::Idle;
+        }
+    }
+
     /// Goes on with all that can: looks at `budget` runs, manifest entries or handfuls of items at
     /// the most. To be called after wants, roots and completions, until there is no more to do.
     pub fn step(&mut self, items: &mut ItemCache<'_>, budget: u32) -> More {
@@ -462,6 +518,10 @@ impl<'m> Reader<'m> {
     fn run_search(&mut self, slice: u32) {
         let index = self.slots.len();
         let Some(result) = self.advance(index, slice) else { return };
+        if self.search == Search::Scanning {
+            self.search = Search::Scanned(result);
+            return;
+        }
         let job = job(self.jobs, index);
         self.search = Search::Over(result.map(|()| job.first().map(|key| transmute!(*key))));
         job.reset(&mut self.cache);
@@ -570,6 +630,13 @@ impl<'m> Reader<'m> {
         if let Search::Over(result) = self.search {
             self.search = Search::Idle;
             return Some(ReaderEvent::Searched(result));
+        }
+        if let Search::Scanned(result) = self.search {
+            self.search = Search::Shown;
+            if result.is_err() {
+                self.end_scan();
+            }
+            return Some(ReaderEvent::Scanned(result));
         }
         self.ask().then_some(ReaderEvent::RootWanted)
     }

@@ -8,7 +8,7 @@
 //! | manifest | [`ManifestKey`] | [`ManifestEntry`] | a run |
 //! | clients | [`ClientKey`] | [`ClientRecord`], or an answer's payload | a client, or what it was last answered |
 //! | loans | [`LoanKey`] | a list | extents of one pool lent to a client |
-//! | open sequence numbers | [`OpenSeqKey`] | none | a client's open transaction |
+//! | open sequence numbers | [`OpenSeqKey`] | [`OpenSeq`] | a client's open transaction |
 //! | freed | [`FreedKey`] | a list | extents freed by a commit |
 //! | quarantine | [`QuarantineKey`] | a list | extents somebody may still write |
 //!
@@ -146,6 +146,12 @@ record! {
         seq: BigU64,
         /// Whose it is.
         client: BigU64,
+    }
+
+    /// An open transaction.
+    pub struct OpenSeq [8] {
+        /// What its client has changed, and is not durable, bears this number or a later one.
+        floor: U64,
     }
 
     /// Key of a list of extents that were freed.

@@ -312,7 +312,9 @@ pub struct LockServer<'m> {
     table: Table<'m>,
     locks: &'m mut [Lock],
     entries: &'m mut [Entry],
-    /// Entries not in use.
+    /// Entries that were used in this term; the others, and their links, mean nothing yet.
+    touched: u32,
+    /// Those of them that are not in use.
     free: List,
     /// In `Client::entries`, `Client::kept` or `free`.
     by_client: &'m mut [Link],
@@ -337,7 +339,7 @@ impl<'m> LockServer<'m> {
     /// A server of valid limits that knows no clients yet.
     pub fn carve(arena: &mut Arena<'m>, limits: &Limits) -> Result<LockServer<'m>, ArenaFull> {
         let entries = limits.entries;
-        let mut server = LockServer {
+        Ok(LockServer {
             limits: *limits,
             phase: Phase::Recording,
             clients: arena.slice(limits.clients, |_| Client {
@@ -357,6 +359,7 @@ impl<'m> LockServer<'m> {
                 reported: false,
             })?,
             entries: arena.slice(entries, |_| Entry::FREE)?,
+            touched: 0,
             free: List::EMPTY,
             by_client: arena.slice(entries, |_| Link::FREE)?,
             by_lock: arena.slice(entries, |_| Link::FREE)?,
@@ -367,14 +370,10 @@ impl<'m> LockServer<'m> {
             reclaims: 0,
             generation: 0,
             counters: Counters::default(),
-        };
-        for entry in 0..server.entries.len() as u32 {
-            server.free.push_back(server.by_client, entry);
-        }
-        Ok(server)
+        })
     }
 
-    /// Forgets everything: another term begins. Work: all there is room for.
+    /// Forgets everything: another term begins. Work: what the last one has used.
     pub fn reset(&mut self) {
         self.phase = Phase::Recording;
         for client in self.clients.iter_mut() {
@@ -383,19 +382,8 @@ impl<'m> LockServer<'m> {
         }
         (self.unrecovered, self.ghosts_unknown, self.leaving) = (0, 0, 0);
         self.table.clear();
-        for links in [
-            &mut self.by_client,
-            &mut self.by_lock,
-            &mut self.in_queue,
-            &mut self.in_outbox,
-            &mut self.in_ages,
-        ] {
-            links.fill(Link::FREE);
-        }
+        self.touched = 0;
         (self.free, self.ages) = (List::EMPTY, List::EMPTY);
-        for entry in 0..self.entries.len() as u32 {
-            self.free.push_back(self.by_client, entry);
-        }
         (self.reclaims, self.generation) = (0, 0);
         self.counters = Counters::default();
     }
@@ -651,7 +639,11 @@ impl<'m> LockServer<'m> {
     /// Entries in use.
     #[must_use]
     pub fn entries_used(&self) -> u32 {
-        self.limits.entries - self.free.len()
+        self.touched - self.free.len()
+    }
+
+    fn entries_free(&self) -> u32 {
+        self.limits.entries - self.entries_used()
     }
 
     /// What the server has done.
@@ -864,7 +856,7 @@ impl<'m> LockServer<'m> {
     /// Whether a request may take an entry, or recovery may need it.
     fn check_room(&self) -> Result<(), Refusal> {
         let reserved = u64::from(self.unrecovered) * u64::from(self.limits.entries_per_client);
-        if self.unrecovered > 0 && u64::from(self.free.len()) <= reserved {
+        if self.unrecovered > 0 && u64::from(self.entries_free()) <= reserved {
             return Err(Refusal::Recovering);
         }
         Ok(())
@@ -876,12 +868,32 @@ impl<'m> LockServer<'m> {
         entries.find(|index| self.entries[*index as usize].client == client)
     }
 
+    /// An entry that was not used in this term, if there is one.
+    fn touch(&mut self) -> Option<u32> {
+        let index = self.touched;
+        if index == self.limits.entries {
+            return None;
+        }
+        self.touched += 1;
+        for links in [
+            &mut self.by_client,
+            &mut self.by_lock,
+            &mut self.in_queue,
+            &mut self.in_outbox,
+            &mut self.in_ages,
+        ] {
+            links[index as usize] = Link::FREE;
+        }
+        Some(index)
+    }
+
     /// An entry of a client that has none for the lock.
     fn add_entry(&mut self, client: u32, name: LockName) -> Result<u32, Refusal> {
         if self.clients[client as usize].entries.len() >= self.limits.entries_per_client {
             return Err(Refusal::ClientFull);
         }
-        let index = self.free.pop_front(self.by_client).ok_or(Refusal::Full)?;
+        let index = self.free.pop_front(self.by_client).or_else(|| self.touch());
+        let index = index.ok_or(Refusal::Full)?;
         let lock = self.table.find(&name).unwrap_or_else(|| {
             let lock = self.table.insert(name).expect("there are as many locks as entries");
             let fresh = Lock { entries: List::EMPTY, queue: List::EMPTY, reported: false };

@@ -16,7 +16,9 @@ pub(super) struct Table<'m> {
     chain: &'m mut [u32],
     /// First slot of each chain; a power of two of them.
     buckets: &'m mut [u32],
-    /// First free slot.
+    /// Slots that were taken since all were free; the others are free too, and in no list.
+    touched: u32,
+    /// First free slot of those.
     free: u32,
     used: u32,
 }
@@ -26,22 +28,19 @@ impl<'m> Table<'m> {
     pub(super) fn carve(arena: &mut Arena<'m>, slots: u32) -> Result<Table<'m>, ArenaFull> {
         Ok(Table {
             names: arena.slice(slots, |_| None)?,
-            chain: arena.slice(slots, |slot| if slot + 1 < slots { slot + 1 } else { NONE })?,
+            chain: arena.slice(slots, |_| NONE)?,
             buckets: arena.slice(slots.next_power_of_two(), |_| NONE)?,
-            free: 0,
+            touched: 0,
+            free: NONE,
             used: 0,
         })
     }
 
-    /// Frees all slots.
+    /// Frees all slots. Work: the chains, and the slots that were taken since it was done last.
     pub(super) fn clear(&mut self) {
-        let slots = self.slots();
-        self.names.fill(None);
-        for (slot, next) in (1..).zip(self.chain.iter_mut()) {
-            *next = if slot < slots { slot } else { NONE };
-        }
+        self.names[..self.touched as usize].fill(None);
         self.buckets.fill(NONE);
-        (self.free, self.used) = (0, 0);
+        (self.touched, self.free, self.used) = (0, NONE, 0);
     }
 
     pub(super) fn used(&self) -> u32 {
@@ -77,11 +76,17 @@ impl<'m> Table<'m> {
     /// A slot for a lock that has none; nothing when all are taken.
     pub(super) fn insert(&mut self, name: LockName) -> Option<u32> {
         assert!(self.find(&name).is_none(), "a lock has one slot");
-        let slot = self.free;
-        if slot == NONE {
-            return None;
-        }
-        self.free = self.chain[slot as usize];
+        let slot = match self.free {
+            NONE if self.touched == self.slots() => return None,
+            NONE => {
+                self.touched += 1;
+                self.touched - 1
+            }
+            free => {
+                self.free = self.chain[free as usize];
+                free
+            }
+        };
         let bucket = self.bucket(&name);
         self.chain[slot as usize] = self.buckets[bucket];
         self.buckets[bucket] = slot;

@@ -178,6 +178,18 @@ impl<'m> Link<'m> {
         self.session.clear();
     }
 
+    /// Forgets all messages, after an eviction: a farewell is all that follows. It is the same
+    /// client still.
+    ///
+    /// # Panics
+    ///
+    /// If there is a connection: it must be closed first.
+    pub fn forget_messages(&mut self) {
+        assert!(self.is_idle(), "one connection at a time");
+        self.session_term = Term::NONE;
+        self.session.clear();
+    }
+
     /// Ends the connection, if there is one. The session lives on.
     pub fn disconnect(&mut self) {
         self.end(End::Dropped);
@@ -367,7 +379,8 @@ impl<'m> Link<'m> {
         match self.phase {
             Phase::Idle | Phase::Over(_) => {}
             Phase::Challenge(_) | Phase::Welcome(_) | Phase::Open => {
-                self.phase = Phase::Over(end);
+                // The server may close the connection as soon as it has the acknowledgement.
+                self.phase = Phase::Over(if self.parted { End::Farewell } else { end });
                 // That requests of the term before were dropped must be heard before more are made.
                 self.up = self.up.filter(|up| matches!(up, LinkEvent::Up { renewed: true, .. }));
                 self.message_told = false;

@@ -339,6 +339,10 @@ impl<'m> Links<'m> {
     /// other call that may have given it something to do. Work: every connection's buffers, once.
     pub fn step(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
+            // Nearly all are, most of the time.
+            if matches!(self.slots[index].phase, Phase::Free) {
+                continue;
+            }
             self.advance_or_end(now, index);
             if let Err(end) = self.step_slot(now, index) {
                 self.end(index, end);

@@ -173,26 +173,31 @@ pub(super) struct Evicted {
 }
 
 impl EvictState {
+    /// Its record says that it is evicted, and it has no open transaction.
+    pub(super) fn is_marked(&self) -> bool {
+        self.marked
+    }
+
     /// How it has ended.
     pub(super) fn outcome(&self) -> Evicted {
         Evicted { blocks: self.blocks, is_calm: self.calms }
     }
 }
 
-/// Carries out the next part of an eviction: how far it is, and the last transaction that is not
-/// open any more, if that has changed.
+/// Carries out the next part of an eviction of a client whose open transaction is `seq`. That it is
+/// open no more is said by [`EvictState::is_marked`].
 pub(super) fn evict(
     cx: &mut Context<'_, '_>,
     client: ClientId,
     seq: Seq,
     state: &mut EvictState,
-) -> Result<(Progress, Option<Seq>), Halt> {
+) -> Result<Progress, Halt> {
     if state.calms {
         calm(cx, client, state)?;
-        return Ok((Progress::Done, None));
+        return Ok(Progress::Done);
     }
     if !state.marked {
-        return mark(cx, client, seq, state).map(|stable| (Progress::More, stable));
+        return mark(cx, client, seq, state).map(|()| Progress::More);
     }
     count_lists(cx, client, state)?;
     let commit = cx.commit();
@@ -203,7 +208,7 @@ pub(super) fn evict(
     let found = trees.loans.next(from.as_bytes(), cache, pins)?;
     let found = found.and_then(|item| Some((LoanKey::read_from_bytes(item.key).ok()?, item.value)));
     let Some((key, value)) = found.filter(|(key, _)| key.client == from.client) else {
-        return Ok((Progress::Done, None));
+        return Ok(Progress::Done);
     };
     let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs | Pool::Compaction));
     let lent = list(value).map_err(|what| requests::corrupt(trees, what))?;
@@ -230,7 +235,7 @@ pub(super) fn evict(
         trees.quarantine.put(to.as_bytes(), lent.as_bytes(), &mut update, cache);
     }
     state.commit = commit;
-    Ok((Progress::More, None))
+    Ok(Progress::More)
 }
 
 /// Marks the record, and ends the open transaction.
@@ -239,20 +244,19 @@ fn mark(
     client: ClientId,
     seq: Seq,
     state: &mut EvictState,
-) -> Result<Option<Seq>, Halt> {
+) -> Result<(), Halt> {
     let commit = cx.commit();
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
     let mut record = requests::any_record(client, trees, cache, pins)?;
     if record.state == ClientState::Evicted as u8 {
         state.marked = true;
-        return Ok(None);
+        return Ok(());
     }
     record.state = ClientState::Evicted as u8;
     let key = ClientKey::new(client, ClientPart::Client);
     let open = OpenSeqKey { seq: seq.0.into(), client: client.0.into() };
     let closed = Some(&open).filter(|_| seq != Seq(0));
-    let stable = requests::stable_without(closed, trees.next_seq, trees, cache, pins)?;
     let bytes = size_of_val(&record);
     let mut plan = cache.plan();
     trees.clients.plan_replace(key.as_bytes(), bytes, &mut plan, cache, pins)?;
@@ -265,7 +269,7 @@ fn mark(
         trees.open_seqs.delete(closed.as_bytes(), &mut update, cache);
     }
     (state.marked, state.commit) = (true, commit);
-    Ok(Some(stable))
+    Ok(())
 }
 
 /// Records that what an evicted client may still write in place is not waited for any more.

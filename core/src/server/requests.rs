@@ -19,7 +19,7 @@ use crate::error::{Corruption, Error, Stop};
 use crate::format::layout::FIRST_BLKNO;
 use crate::format::records::{
     ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LIST_MAX, LoanKey, ManifestKey,
-    OpenSeqKey, OwnerKind, Pool, QuarantineKey, list,
+    OpenSeq, OpenSeqKey, OwnerKind, Pool, QuarantineKey, list,
 };
 use crate::format::root::Extent;
 use crate::format::run::SEGMENT_BLOCKS;
@@ -182,12 +182,13 @@ pub(super) fn greet(cx: &mut Context<'_, '_>, nonce: [u8; 16]) -> Result<(Client
     (record.nonce, record.state) = (nonce, ClientState::Mounted as u8);
     let key = ClientKey::new(client, ClientPart::Client);
     let open = OpenSeqKey { seq: seq.0.into(), client: client.0.into() };
+    let floor = OpenSeq { floor: seq.0.into() };
     let mut plan = cache.plan();
     trees.clients.plan_insert(key.as_bytes(), size_of_val(&record), &mut plan, cache, pins)?;
-    trees.open_seqs.plan_insert(open.as_bytes(), 0, &mut plan, cache, pins)?;
+    trees.open_seqs.plan_insert(open.as_bytes(), size_of_val(&floor), &mut plan, cache, pins)?;
     let mut update = cache.reserve(&plan, pins)?;
     trees.clients.put(key.as_bytes(), record.as_bytes(), &mut update, cache);
-    trees.open_seqs.put(open.as_bytes(), &[], &mut update, cache);
+    trees.open_seqs.put(open.as_bytes(), floor.as_bytes(), &mut update, cache);
     (trees.next_client, trees.next_seq) = (client.next(), seq.next());
     Ok((client, seq))
 }
@@ -389,12 +390,21 @@ pub(super) fn part_at_cursor(whole: Extent, wanted: u64, cursor: BlockNo) -> Ext
     Extent::new(whole.start().plus(skip), wanted.min(whole.len() - skip))
 }
 
-/// Carries out a transaction: what is answered, and the last transaction that is not open any more.
+/// A client's next transaction, as one that it has sent opens it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// Now, with this floor.
+    Now { seq_next: Seq, floor: Seq },
+    /// Before, which is durable.
+    Before { seq_next: Seq },
+}
+
+/// Carries out a transaction.
 pub(super) fn transaction(
     cx: &mut Context<'_, '_>,
     client: ClientId,
     request: &Transaction<'_>,
-) -> Result<(Seq, Option<Seq>), Halt> {
+) -> Result<Opened, Halt> {
     let commit = cx.commit();
     let number = cx.store.freed_lists();
     let Scratch { loans, freed, answer } = &mut *cx.scratch;
@@ -408,7 +418,7 @@ pub(super) fn transaction(
         else {
             return Err(corrupt(trees, Corruption::Value).into());
         };
-        return Ok((done.seq_next, None));
+        return Ok(Opened::Before { seq_next: done.seq_next });
     }
     check_freed(request, cx.volume_blocks, freed)?;
     for (loans, pool) in loans.iter_mut().zip(POOLS) {
@@ -418,11 +428,15 @@ pub(super) fn transaction(
     let seq_next = trees.next_seq;
     let old = OpenSeqKey { seq: request.seq.0.into(), client: client.0.into() };
     let new = OpenSeqKey { seq: seq_next.0.into(), client: client.0.into() };
-    let stable = stable_without(Some(&old), seq_next, trees, cache, pins)?;
+    // What the client has changed since it put this together bears a number above this one's. It
+    // may be less than the next one's, of which the client has yet to hear.
+    let floor = if is_active(Mutant::StableTooEarly) { seq_next } else { request.seq.next() };
+    let value = OpenSeq { floor: floor.0.into() };
     let done = TransactionDone {
         number: request.number,
         seq_next,
-        seq_stable: stable,
+        // This and the root are told as of the commit that is confirmed when it is answered.
+        seq_stable: Seq(0),
         root: ManifestRoot::default(),
         lent: Extents::default(),
     };
@@ -446,7 +460,7 @@ pub(super) fn transaction(
         Err(Stop::Fail(Error::NotFound)) => return Err(Halt::Refuse(ErrorCode::Stale)),
         planned => planned?,
     }
-    trees.open_seqs.plan_insert(new.as_bytes(), 0, &mut plan, cache, pins)?;
+    trees.open_seqs.plan_insert(new.as_bytes(), size_of_val(&value), &mut plan, cache, pins)?;
     let kept = Kept { client, record: &stored, part: ClientPart::TransactionAnswer, answer };
     kept.plan(trees, &mut plan, cache, pins)?;
     let mut update = cache.reserve(&plan, pins)?;
@@ -461,14 +475,14 @@ pub(super) fn transaction(
         trees.freed.put(key.as_bytes(), list.as_bytes(), &mut update, cache);
     }
     trees.open_seqs.delete(old.as_bytes(), &mut update, cache);
-    trees.open_seqs.put(new.as_bytes(), &[], &mut update, cache);
+    trees.open_seqs.put(new.as_bytes(), value.as_bytes(), &mut update, cache);
     kept.write(trees, &mut update, cache);
     trees.next_seq = seq_next.next();
     trees.level_runs[0] += request.runs().len() as u64;
     for _ in &keys {
         cx.store.next_freed_list();
     }
-    Ok((seq_next, Some(stable)))
+    Ok(Opened::Now { seq_next, floor })
 }
 
 /// Where a run stands in level 0. The number of the transaction that was opened when it was
@@ -523,43 +537,13 @@ fn use_loans(
     Ok(())
 }
 
-/// The last number such that no transaction up to it is open, when this one is open no more and the
-/// next will have this number.
-pub(super) fn stable_without(
-    closed: Option<&OpenSeqKey>,
-    seq_next: Seq,
-    trees: &Trees,
-    cache: &mut Cache<'_>,
-    pins: &mut Pins<'_>,
-) -> Result<Seq, Stop> {
-    let mark = pins.mark();
-    let mut first = trees.open_seqs.first(cache, pins)?.map(|item| open_seq(item.key));
-    if let (Some(closed), Some(Some(found))) = (closed, first)
-        && found == *closed
-    {
-        let after = OpenSeqKey { client: (closed.client.get() + 1).into(), ..*closed };
-        let next = trees.open_seqs.next(after.as_bytes(), cache, pins)?;
-        first = next.map(|item| open_seq(item.key));
-    }
-    pins.drop_to(mark);
-    match first {
-        None => Ok(Seq(seq_next.0 - 1)),
-        Some(Some(key)) => Ok(Seq(key.seq.get().saturating_sub(1))),
-        Some(None) => Err(corrupt(trees, Corruption::Bounds).into()),
-    }
-}
-
-fn open_seq(key: &[u8]) -> Option<OpenSeqKey> {
-    OpenSeqKey::read_from_bytes(key).ok()
-}
-
-/// Takes back the next part of what a leaving client has. Done: its record is gone; the last
-/// transaction that is not open any more, if that has changed.
+/// Takes back the next part of what a leaving client has, whose open transaction is `seq`. Done: its
+/// record is gone, and its transaction is not open any more.
 pub(super) fn farewell(
     cx: &mut Context<'_, '_>,
     client: ClientId,
     seq: Seq,
-) -> Result<(Progress, Option<Seq>), Halt> {
+) -> Result<Progress, Halt> {
     let commit = cx.commit();
     let number = cx.store.freed_lists();
     let freed = &mut cx.scratch.freed;
@@ -570,8 +554,8 @@ pub(super) fn farewell(
     let found = found.and_then(|item| Some((LoanKey::read_from_bytes(item.key).ok()?, item.value)));
     let Some((key, value)) = found.filter(|(key, _)| key.client == from.client) else {
         return match evict::release(cx, client)? {
-            true => Ok((Progress::More, None)),
-            false => forget(cx, client, seq).map(|stable| (Progress::Done, Some(stable))),
+            true => Ok(Progress::More),
+            false => forget(cx, client, seq).map(|()| Progress::Done),
         };
     };
     let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs | Pool::Compaction));
@@ -590,17 +574,16 @@ pub(super) fn farewell(
         trees.freed.put(to.as_bytes(), freed.as_bytes(), &mut update, cache);
         cx.store.next_freed_list();
     }
-    Ok((Progress::More, None))
+    Ok(Progress::More)
 }
 
 /// Deletes all that is recorded of a client that has nothing any more. One that was evicted has no
 /// open transaction.
-fn forget(cx: &mut Context<'_, '_>, client: ClientId, seq: Seq) -> Result<Seq, Halt> {
+fn forget(cx: &mut Context<'_, '_>, client: ClientId, seq: Seq) -> Result<(), Halt> {
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
     let open = OpenSeqKey { seq: seq.0.into(), client: client.0.into() };
     let closed = Some(&open).filter(|_| seq != Seq(0));
-    let stable = stable_without(closed, trees.next_seq, trees, cache, pins)?;
     let keys = [ClientPart::Client, ClientPart::TransactionAnswer, ClientPart::LoanAnswer]
         .map(|part| ClientKey::new(client, part));
     let mut there = [false; 3];
@@ -622,7 +605,7 @@ fn forget(cx: &mut Context<'_, '_>, client: ClientId, seq: Seq) -> Result<Seq, H
     if let Some(closed) = closed {
         trees.open_seqs.delete(closed.as_bytes(), &mut update, cache);
     }
-    Ok(stable)
+    Ok(())
 }
 
 /// What has become of a freed extent.
@@ -763,18 +746,31 @@ pub(super) fn next_client(
     Ok(Some(Recorded { client, nonce: record.nonce, evicted, is_calm }))
 }
 
-/// The open transaction that follows this one, and whose it is.
-pub(super) fn next_open(
-    cx: &mut Context<'_, '_>,
-    after: Seq,
-) -> Result<Option<(Seq, ClientId)>, Halt> {
+/// An open transaction as the tree tells it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open {
+    /// Its number.
+    pub(super) seq: Seq,
+    /// Whose it is.
+    pub(super) client: ClientId,
+    /// What that client has changed, and is not durable, bears this number or a later one.
+    pub(super) floor: Seq,
+}
+
+/// The open transaction that follows this one.
+pub(super) fn next_open(cx: &mut Context<'_, '_>, after: Seq) -> Result<Option<Open>, Halt> {
     let (trees, cache) = (&cx.store.trees, &mut cx.store.cache);
     let from = OpenSeqKey { seq: after.next().0.into(), client: 0.into() };
-    match trees.open_seqs.next(from.as_bytes(), cache, cx.pins)?.map(|item| open_seq(item.key)) {
-        None => Ok(None),
-        Some(Some(key)) => Ok(Some((Seq(key.seq.get()), ClientId(key.client.get())))),
-        Some(None) => Err(corrupt(trees, Corruption::Bounds).into()),
-    }
+    let Some(item) = trees.open_seqs.next(from.as_bytes(), cache, cx.pins)? else {
+        return Ok(None);
+    };
+    let key = OpenSeqKey::read_from_bytes(item.key);
+    let value = OpenSeq::read_from_bytes(item.value);
+    let (Ok(key), Ok(value)) = (key, value) else {
+        return Err(corrupt(trees, Corruption::Bounds).into());
+    };
+    let (seq, floor) = (Seq(key.seq.get()), Seq(value.floor.get()));
+    Ok(Some(Open { seq, client: ClientId(key.client.get()), floor }))
 }
 
 /// A client's record, and the answer that goes with it.

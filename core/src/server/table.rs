@@ -105,8 +105,10 @@ pub(super) struct Member {
     pub(super) client: ClientId,
     pub(super) nonce: [u8; 16],
     pub(super) standing: Standing,
-    /// Its open transaction, as far as that is durable.
+    /// Its open transaction, as the open commit has it; 0: none.
     pub(super) seq: Seq,
+    /// What it has changed, and is not durable, bears this number or a later one.
+    pub(super) floor: Seq,
     /// It was recorded in this term, and has not said yet that it holds no locks.
     pub(super) is_new: bool,
     /// It was asked so.
@@ -138,6 +140,7 @@ impl Member {
             nonce,
             standing,
             seq: Seq(0),
+            floor: Seq(0),
             is_new: false,
             asked_held: false,
             evicted: false,
@@ -262,6 +265,22 @@ impl<'m> Members<'m> {
 
     pub(super) fn find(&mut self, client: ClientId) -> Option<&mut Member> {
         self.members[..self.len].iter_mut().find(|member| member.client == client)
+    }
+
+    /// A client's transaction is open no more.
+    pub(super) fn close(&mut self, client: ClientId) {
+        if let Some(member) = self.find(client) {
+            member.seq = Seq(0);
+        }
+    }
+
+    /// The last number such that no change that is still to become durable bears it, or an earlier
+    /// one, as the open commit has it. The next transaction to be opened will have number
+    /// `seq_next`.
+    pub(super) fn stable(&self, seq_next: Seq) -> Seq {
+        let open = self.all().iter().filter(|member| member.seq != Seq(0));
+        let first = open.map(|member| member.floor).min().unwrap_or(seq_next).min(seq_next);
+        Seq(first.0.saturating_sub(1))
     }
 
     pub(super) fn is_full(&self) -> bool {

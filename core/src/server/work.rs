@@ -7,7 +7,7 @@
 //!
 //! What this module deliberately doesn't know: what requests do.
 
-use super::requests::{self, Context, Entered, Halt, Progress};
+use super::requests::{self, Context, Entered, Halt, Opened, Progress};
 use super::table::{Member, Members, Slot as Place, Stage, Standing, Work};
 use super::{Server, Stable, compact, evict};
 use crate::error::{Stop, Wait};
@@ -160,7 +160,8 @@ impl Server<'_> {
                     return Err(Halt::Refuse(ErrorCode::TooMany));
                 }
                 let (new, seq) = requests::greet(&mut cx, *nonce)?;
-                let member = Member { seq, ..Member::new(new, *nonce, Standing::Greeting) };
+                let fresh = Member::new(new, *nonce, Standing::Greeting);
+                let member = Member { seq, floor: seq, ..fresh };
                 members.add(member).expect("it was not full");
                 *client = new;
                 Ok(Progress::Done)
@@ -174,26 +175,36 @@ impl Server<'_> {
             Work::Transaction { seq_next } => {
                 match ClientRequest::parse(Kind::Transaction, payload) {
                     Ok(ClientRequest::Transaction(request)) => {
-                        let (next, last) = requests::transaction(&mut cx, *client, &request)?;
-                        *seq_next = next;
-                        let Some(last) = last else { return Ok(Progress::Known) };
-                        stable.open = last;
-                        Ok(Progress::Done)
+                        match requests::transaction(&mut cx, *client, &request)? {
+                            Opened::Before { seq_next: next } => {
+                                *seq_next = next;
+                                Ok(Progress::Known)
+                            }
+                            Opened::Now { seq_next: next, floor } => {
+                                *seq_next = next;
+                                if let Some(member) = members.find(*client) {
+                                    (member.seq, member.floor) = (next, floor);
+                                }
+                                Ok(Progress::Done)
+                            }
+                        }
                     }
                     _ => Err(Halt::Refuse(ErrorCode::Invalid)),
                 }
             }
             Work::Farewell => {
                 let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
-                let (progress, last) = requests::farewell(&mut cx, *client, seq)?;
-                stable.open = last.unwrap_or(stable.open);
+                let progress = requests::farewell(&mut cx, *client, seq)?;
+                if progress == Progress::Done {
+                    members.close(*client);
+                }
                 Ok(progress)
             }
             Work::Evict(state) => {
                 let seq = members.find(*client).map_or(Seq(0), |member| member.seq);
-                let (progress, last) = evict::evict(&mut cx, *client, seq, state)?;
-                if let (Some(last), Some(member)) = (last, members.find(*client)) {
-                    (stable.open, member.seq) = (last, Seq(0));
+                let progress = evict::evict(&mut cx, *client, seq, state)?;
+                if state.is_marked() {
+                    members.close(*client);
                 }
                 Ok(progress)
             }
@@ -223,21 +234,16 @@ fn load(
         return Ok(Progress::More);
     };
     match requests::next_open(cx, after)? {
-        Some((open, client)) => {
-            if after == Seq(0) {
-                stable.open = Seq(open.0 - 1);
+        Some(open) => {
+            if let Some(member) = members.find(open.client) {
+                (member.seq, member.floor) = (open.seq, open.floor);
             }
-            if let Some(member) = members.find(client) {
-                member.seq = open;
-            }
-            *seq = Some(open);
+            *seq = Some(open.seq);
             Ok(Progress::More)
         }
         None => {
-            if after == Seq(0) {
-                stable.open = Seq(cx.store.trees.next_seq.0 - 1);
-            }
-            (stable.closed, stable.confirmed) = (stable.open, stable.open);
+            let found = members.stable(cx.store.trees.next_seq);
+            (stable.closed, stable.confirmed) = (found, found);
             Ok(Progress::Done)
         }
     }

@@ -10,8 +10,9 @@
 //!
 //! * Who started it is told of success only when the mount can be used, and of a failure in one
 //!   line.
-//! * However it was unmounted, the process ends only when the mount has left the volume, or has
-//!   been evicted from it, or it is asked to end a second time.
+//! * However it was unmounted, the process ends only when the mount has left the volume, or it is
+//!   asked to end a second time. One that the servers have given up, or refuse, waits only a moment
+//!   for the answer to its farewell.
 //!
 //! What this module deliberately doesn't know: what the mount does.
 
@@ -24,19 +25,22 @@ use outrider_core::client::mount::{
 };
 use outrider_core::client::op::{Answer, RequestId};
 use outrider_core::format::super_block::Super;
+use outrider_core::format::wire::ErrorCode;
 use outrider_core::pump::PumpLimits;
+use outrider_core::server::ServerTiming;
 use outrider_core::{net, quorum};
 use outrider_hal::{Clock, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
 use outrider_hosted::disk::{Access, FileDevice};
 use outrider_hosted::fuse::{self, Mount};
 use outrider_hosted::memory::region;
-use outrider_hosted::mount::{DataDevice, MountOptions, NoServer, Piece, Sink};
+use outrider_hosted::mount::{DataDevice, Leave, MountOptions, NoServer, Piece, Sink};
 use outrider_hosted::net::TcpNetwork;
 use outrider_hosted::node::{Handle, HostedPump, Next, Owner, Runner};
-use outrider_hosted::report::tell;
+use outrider_hosted::report::{tell, to_system_log};
 use outrider_hosted::signals::Signals;
 use outrider_hosted::wait::{Bell, wait};
+use outrider_hosted::witness::{Report, Witness, mount_grace};
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -49,6 +53,10 @@ use std::time::Duration;
 
 /// How long the first welcome is waited for, unless an option says so.
 const WELCOME: Duration = Duration::from_secs(60);
+/// How long a mount that has failed may take to tell the servers that it is gone.
+const PARTING: Duration = Duration::from_secs(10);
+/// How often one without a lease whose transfers don't end shows that it lives.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// Mount a volume at a directory.
 ///
@@ -57,7 +65,12 @@ const WELCOME: Duration = Duration::from_secs(60);
 ///
 /// Options: ro, nodev, nosuid, noexec, allow_other (the default) or noallow_other;
 /// noserver=wait or noserver=eio:SECONDS, what requests do while no server can be reached;
-/// locallocks, which is how locks are: they hold among the processes of this host.
+/// locallocks, which is how locks are: they hold among the processes of this host;
+/// nowitness, see below.
+///
+/// Beside the process runs a second one, its witness, which kills it if it is stopped (by SIGSTOP,
+/// or a debugger) for so long that others may have its locks. What a process that stays has to tell
+/// is in the system's log.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Mount options, with commas between them.
@@ -139,21 +152,41 @@ fn detach() -> io::Result<()> {
     io::stdout().flush()?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
+    to_system_log();
     std::env::set_current_dir("/")
 }
 
 /// What the mount's thread tells the one that waits.
 #[derive(Debug)]
 struct Life {
-    state: Mutex<MountState>,
+    now: Mutex<Known>,
     /// The node is not to be driven any more, however far it is.
     given_up: AtomicBool,
     over: Bell,
 }
 
+/// How the mount stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    state: MountState,
+    /// Why it is refused.
+    refusal: Option<ErrorCode>,
+    /// A server has heard its farewell.
+    parted: bool,
+}
+
+impl Known {
+    const NEW: Known = Known { state: MountState::Joining, refusal: None, parted: false };
+
+    fn of(node: &Node<'static>) -> Known {
+        let (refusal, parted) = (node.refusal(), node.has_parted());
+        Known { state: node.state(), refusal, parted }
+    }
+}
+
 impl Life {
-    fn state(&self) -> MountState {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> Known {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -162,6 +195,12 @@ struct Watch {
     life: Arc<Life>,
     front: Arc<OnceLock<Arc<Front>>>,
     answers: VecDeque<(RequestId, Answer<Piece>)>,
+    witness: Option<Witness>,
+    /// What the witness is to be told.
+    report: Report,
+    leave: Leave,
+    /// Nobody sees its standard error.
+    logs: bool,
     /// How long requests wait while there is no server.
     patience: Option<Duration>,
     /// Since when there is none.
@@ -172,25 +211,35 @@ struct Watch {
 impl Owner<Node<'static>> for Watch {
     fn collect(&mut self, now: Instant, node: &mut Node<'static>) -> Next {
         self.answers.extend(std::iter::from_fn(|| node.poll_answer()));
-        let state = node.state();
+        let new = Known::of(node);
+        let state = new.state;
         self.alone = match state {
             MountState::Joining | MountState::Suspended => self.alone.or(Some(now)),
-            MountState::Mounted | MountState::Leaving | MountState::Left | MountState::Evicted => {
-                None
-            }
+            MountState::Mounted
+            | MountState::Leaving
+            | MountState::Left
+            | MountState::Evicted
+            | MountState::Refused => None,
         };
-        let mut known = self.life.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != state {
-            *known = state;
+        let mut known = self.life.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != new {
+            *known = new;
             self.life.over.ring();
         }
         drop(known);
+        self.look(now, node);
         let given_up = self.life.given_up.load(Ordering::SeqCst);
-        if state == MountState::Left || given_up { Next::End } else { Next::Sleep }
+        match self.report {
+            _ if state == MountState::Left || given_up => Next::End,
+            Report::Suspended(since) => Next::SleepUntil(since.plus(BEAT)),
+            Report::Quiet | Report::Acting(_) => Next::Sleep,
+        }
     }
 
     fn deliver(&mut self) {
+        self.tell_witness();
         let Some(front) = self.front.get() else { return };
+        front.allow_transfers(self.leave);
         front.deliver(&mut self.answers);
         let now = BootClock.now();
         let waited = self.alone.map(|since| now.since(since));
@@ -200,6 +249,54 @@ impl Owner<Node<'static>> for Watch {
             front.fail_requests(failing);
         }
     }
+}
+
+impl Watch {
+    /// What the witness and the movers must know.
+    fn look(&mut self, now: Instant, node: &Node<'static>) {
+        let lease = node.lease_end();
+        self.leave = match (lease, node.state()) {
+            (Some(end), _) => Leave::Until(end),
+            (None, MountState::Left | MountState::Evicted | MountState::Refused) => Leave::Ended,
+            (
+                None,
+                MountState::Joining
+                | MountState::Mounted
+                | MountState::Suspended
+                | MountState::Leaving,
+            ) => Leave::Until(Instant(0)),
+        };
+        self.report = match (lease, self.report) {
+            (Some(end), _) => Report::Acting(end),
+            (None, _) if node.is_quiet() => Report::Quiet,
+            // Said again and again as long as this lives.
+            (None, Report::Suspended(since)) if now.since(since) < BEAT => self.report,
+            (None, _) => Report::Suspended(now),
+        };
+    }
+
+    fn tell_witness(&mut self) {
+        let Some(witness) = &mut self.witness else { return };
+        if witness.report(self.report).is_ok() {
+            return;
+        }
+        // To end would harm its users more than to go on for a moment without one.
+        self.witness.take().into_iter().for_each(Witness::bury);
+        match start_witness(self.logs) {
+            Ok(mut witness) => {
+                tell("its witness is gone; here is another");
+                // If that is gone already, it is found out with the next report.
+                let _ = witness.report(self.report);
+                self.witness = Some(witness);
+            }
+            Err(error) => tell(&format!("its witness is gone, and no other starts: {error}")),
+        }
+    }
+}
+
+fn start_witness(logs: bool) -> io::Result<Witness> {
+    let grace = mount_grace(MountTiming::NORMAL.lease, ServerTiming::NORMAL.recovery);
+    Witness::start(grace, logs)
 }
 
 fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(), Failure> {
@@ -216,11 +313,19 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     let device = FileDevice::open(path, access, bell.clone()).map_err(failed)?;
     let data = DataDevice::open(path, access).map_err(failed)?;
     let pump = carve(path, &config(parsed, volume)?, device)?;
-    let state = Mutex::new(MountState::Joining);
-    let life = Arc::new(Life { state, given_up: AtomicBool::new(false), over });
+    let now = Mutex::new(Known::NEW);
+    let life = Arc::new(Life { now, given_up: AtomicBool::new(false), over });
     let front = Arc::new(OnceLock::new());
+    let witness = parsed.witness.then(|| start_witness(options.background)).transpose();
+    let witness = witness.map_err(|error| {
+        Failure::new(format!("cannot start a witness: {error}; -o nowitness does without"))
+    })?;
     let watch = Watch {
         life: Arc::clone(&life),
+        witness,
+        report: Report::Quiet,
+        leave: Leave::Until(Instant(0)),
+        logs: options.background,
         front: Arc::clone(&front),
         answers: VecDeque::new(),
         patience: match parsed.no_server {
@@ -309,11 +414,12 @@ fn join(
     };
     loop {
         let name = path.display();
-        match life.state() {
+        let known = life.known();
+        match known.state {
             MountState::Mounted => return Ok(()),
             MountState::Joining | MountState::Suspended => {}
-            state @ (MountState::Leaving | MountState::Left | MountState::Evicted) => {
-                return Err(Failure::new(format!("the servers of {name} refuse it ({state:?})")));
+            MountState::Leaving | MountState::Left | MountState::Evicted | MountState::Refused => {
+                return Err(Failure::new(format!("{name}: {}", describe(known))));
             }
         }
         let now = BootClock.now();
@@ -371,7 +477,7 @@ fn attend(
     } else {
         tell(&format!("{} is mounted at {}", options.device.display(), options.dir.display()));
     }
-    let (mut asked, mut state) = (false, MountState::Mounted);
+    let (mut asked, mut told) = (false, MountState::Mounted);
     while !ended.load(Ordering::SeqCst) {
         wait(&life.over, &[signals.as_fd()], BootClock.now(), None)?;
         if signals.take()? {
@@ -382,10 +488,10 @@ fn attend(
             }
             asked = true;
         }
-        let known = life.state();
-        if known != state {
-            state = known;
-            tell(describe(state));
+        let known = life.known();
+        if known.state != told {
+            told = known.state;
+            tell(&format!("{}: {}", options.dir.display(), describe(known)));
         }
     }
     // It has nothing left to wait for.
@@ -393,8 +499,8 @@ fn attend(
     Ok(())
 }
 
-const fn describe(state: MountState) -> &'static str {
-    match state {
+fn describe(known: Known) -> String {
+    let what = match known.state {
         MountState::Joining => "waits for a server to welcome it",
         MountState::Mounted => "works again",
         MountState::Suspended => "no server can be reached; everything waits",
@@ -403,25 +509,38 @@ const fn describe(state: MountState) -> &'static str {
         MountState::Evicted => {
             "the servers have given this mount up: what was not durable is lost; unmount it"
         }
-    }
+        MountState::Refused => {
+            let why = known.refusal.map_or_else(String::new, |error| format!(" ({error})"));
+            return format!(
+                "the servers refuse what this mount has changed{why}: what was not durable is \
+                 lost; unmount it, and see what outrider check says"
+            );
+        }
+    };
+    what.to_owned()
 }
 
 /// Waits until the mount has left the volume.
 fn leave(path: &Path, life: &Life, signals: &mut Signals) -> Result<(), Failure> {
     let failed = |error| system(path, "leave", &error);
+    let patient_until = BootClock.now().plus(PARTING);
     loop {
-        match life.state() {
+        let (known, now) = (life.known(), BootClock.now());
+        let until = match known.state {
             MountState::Left => return Ok(()),
-            MountState::Evicted => {
-                let what = format!("{}: {}", path.display(), describe(MountState::Evicted));
-                return Err(Failure::new(what));
+            MountState::Evicted | MountState::Refused => {
+                if known.parted || patient_until <= now {
+                    let what = format!("{}: {}", path.display(), describe(known));
+                    return Err(Failure::new(what));
+                }
+                Some(patient_until)
             }
             MountState::Joining
             | MountState::Mounted
             | MountState::Suspended
-            | MountState::Leaving => {}
-        }
-        wait(&life.over, &[signals.as_fd()], BootClock.now(), None).map_err(failed)?;
+            | MountState::Leaving => None,
+        };
+        wait(&life.over, &[signals.as_fd()], now, until).map_err(failed)?;
         if signals.take().map_err(failed)? {
             return Err(Failure::new(format!(
                 "{}: ended before all was durable; the servers give the mount up in a while",

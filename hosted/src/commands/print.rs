@@ -17,7 +17,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, ROOT_BLKNO, ROOT_PAIRS};
 use outrider_core::format::quorum::{self, Slot, State};
 use outrider_core::format::records::{
     BlockKey, ClientKey, ClientPart, ClientRecord, FreedKey, Length, LoanKey, ManifestEntry,
-    ManifestKey, OpenSeqKey, QuarantineKey, extent, list,
+    ManifestKey, OpenSeq, OpenSeqKey, QuarantineKey, extent, list,
 };
 use outrider_core::format::root::{Extent, Root, RootBlock};
 use outrider_core::format::super_block::Super;
@@ -389,9 +389,10 @@ impl Volume {
             Ok(json!({ "client": key.client.get(), "pool": pool }))
         })?;
         let mut open_seqs = Vec::new();
-        self.each(&fields.open_seqs, 6, &mut |key, _| {
-            let key = whole::<OpenSeqKey>(key)?;
-            open_seqs.push(json!({ "seq": key.seq.get(), "client": key.client.get() }));
+        self.each(&fields.open_seqs, 6, &mut |key, value| {
+            let (key, open) = (whole::<OpenSeqKey>(key)?, whole::<OpenSeq>(value)?);
+            let (seq, client) = (key.seq.get(), key.client.get());
+            open_seqs.push(json!({ "seq": seq, "client": client, "floor": open.floor.get() }));
             Ok(())
         })?;
         Ok(json!({ "mounted": clients, "loans": loans, "open_seqs": open_seqs }))

@@ -34,7 +34,7 @@ use outrider_hosted::node::{HostedPump, Next, Owner, Runner};
 use outrider_hosted::report::tell;
 use outrider_hosted::signals::Signals;
 use outrider_hosted::wait::{Bell, wait};
-use outrider_hosted::witness::{Report, Witness};
+use outrider_hosted::witness::{Report, Witness, grace};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -116,7 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let network = TcpNetwork::new().map_err(failed)?;
     let pump = carve(path, &config, device, network)?;
     let lease = Duration::from_millis(config.quorum.lease_ms.into());
-    let witness = if options.no_witness { None } else { Some(Witness::start(lease)) };
+    let witness = if options.no_witness { None } else { Some(Witness::start(grace(lease), false)) };
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;

@@ -1,7 +1,8 @@
-//! `outrider witness`: what a server starts beside itself. See [`outrider_hosted::witness`].
+//! `outrider witness`: what a server, or a mount, starts beside itself. See [`outrider_hosted::witness`].
 
 use super::Failure;
 use clap::Args;
+use outrider_hosted::report::to_system_log;
 use outrider_hosted::witness::watch;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -10,6 +11,9 @@ use std::time::Duration;
 /// Watch the process that has started this one; for the program's own use.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// Tell in the system's log.
+    #[arg(long)]
+    log: bool,
     /// Its number.
     pid: u32,
     /// How long after the end of a lease it is killed.
@@ -17,6 +21,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    if options.log {
+        to_system_log();
+    }
     let grace = Duration::from_millis(options.grace_ms);
     let reports = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
     reports

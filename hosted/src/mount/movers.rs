@@ -4,14 +4,17 @@
 //!
 //! * A job that was taken ends, and its memory comes back with how it ended, also when the movers
 //!   are told to close.
+//! * No job begins past the lease, as far as that is known here: those that wait begin when it is
+//!   renewed, or fail when it never will be.
 //!
 //! What this module deliberately doesn't know: who waits for a job.
 
 use super::data::{Bounce, DataDevice};
 use super::memory::Piece;
+use crate::clock::BootClock;
 use crate::fuse::Buffer;
 use outrider_core::client::op::{RequestId, Transfer};
-use outrider_hal::IoError;
+use outrider_hal::{Clock, Instant, IoError};
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -37,10 +40,32 @@ pub(super) struct Job {
     pub(super) data: Data,
 }
 
-#[derive(Debug, Default)]
+/// Whether jobs may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Until then.
+    Until(Instant),
+    /// Never again: they fail.
+    Ended,
+}
+
+#[derive(Debug)]
 struct Jobs {
     waiting: VecDeque<Job>,
+    leave: Leave,
     closing: bool,
+}
+
+impl Jobs {
+    /// The next job, and whether it may be done, if it is known already.
+    fn next(&mut self) -> Option<(Job, bool)> {
+        let may = match self.leave {
+            Leave::Until(end) => BootClock.now() < end,
+            Leave::Ended => false,
+        };
+        let ends = may || self.closing || self.leave == Leave::Ended;
+        ends.then(|| self.waiting.pop_front()).flatten().map(|job| (job, may))
+    }
 }
 
 /// The jobs, for threads that [`run`](Movers::run).
@@ -53,7 +78,10 @@ pub(super) struct Movers {
 
 impl Movers {
     pub(super) fn new(device: DataDevice) -> Movers {
-        Movers { device, jobs: Mutex::default(), work: Condvar::new() }
+        // Who says nothing of a lease has none.
+        let leave = Leave::Until(Instant(u64::MAX));
+        let jobs = Jobs { waiting: VecDeque::new(), leave, closing: false };
+        Movers { device, jobs: Mutex::new(jobs), work: Condvar::new() }
     }
 
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
@@ -68,17 +96,26 @@ impl Movers {
         self.work.notify_one();
     }
 
+    /// Says whether jobs may begin.
+    pub(super) fn allow(&self, leave: Leave) {
+        let mut jobs = self.jobs();
+        if jobs.leave != leave {
+            jobs.leave = leave;
+            self.work.notify_all();
+        }
+    }
+
     /// Lets the threads end when there are no jobs left.
     pub(super) fn close(&self) {
         self.jobs().closing = true;
         self.work.notify_all();
     }
 
-    fn next(&self) -> Option<Job> {
+    fn next(&self) -> Option<(Job, bool)> {
         let mut jobs = self.jobs();
         loop {
-            if let Some(job) = jobs.waiting.pop_front() {
-                return Some(job);
+            if let Some(next) = jobs.next() {
+                return Some(next);
             }
             if jobs.closing {
                 return None;
@@ -90,8 +127,9 @@ impl Movers {
     /// What each thread does.
     pub(super) fn run(&self, ended: impl Fn(RequestId, Data, Result<(), IoError>)) {
         let mut bounce = Bounce::new();
-        while let Some(Job { id, transfer, base, mut data }) = self.next() {
+        while let Some((Job { id, transfer, base, mut data }, may)) = self.next() {
             let result = match &mut data {
+                _ if !may => Err(IoError::Device),
                 Data::Room(piece) => self.device.read(&transfer.extents, base, piece),
                 Data::Bytes(bytes) => {
                     self.device.write(&transfer.extents, base, bytes, &mut bounce)

@@ -36,6 +36,8 @@ pub struct MountOptions {
     pub no_server: Option<NoServer>,
     /// The voter that this host is, too.
     pub quorum_slot: Option<u8>,
+    /// A witness stands beside it.
+    pub witness: bool,
 }
 
 impl Default for MountOptions {
@@ -48,6 +50,7 @@ impl Default for MountOptions {
             noexec: false,
             no_server: None,
             quorum_slot: None,
+            witness: true,
         }
     }
 }
@@ -149,6 +152,8 @@ impl MountOptions {
             ("nosuid", None) => self.nosuid = true,
             ("exec", None) => self.noexec = false,
             ("noexec", None) => self.noexec = true,
+            ("witness", None) => self.witness = true,
+            ("nowitness", None) => self.witness = false,
             ("noserver", Some(value)) => self.no_server = Some(no_server(value).ok_or_else(wrong)?),
             ("quorum_slot_nr", Some(value)) => {
                 self.quorum_slot = Some(value.parse().map_err(|_| wrong())?);

@@ -14,7 +14,7 @@ pub const COUNTERS_XATTR: &str = "outrider.counters";
 pub const PID_XATTR: &str = "outrider.pid";
 
 /// What operations are called, in the order of [`index`].
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "lookup",
     "forget",
     "getattr",
@@ -45,6 +45,7 @@ const NAMES: [&str; 30] = [
     "listxattr",
     "removexattr",
     "statfs",
+    "query",
 ];
 
 const fn index(op: &Op) -> usize {
@@ -79,6 +80,7 @@ const fn index(op: &Op) -> usize {
         Op::Listxattr { .. } => 27,
         Op::Removexattr { .. } => 28,
         Op::Statfs => 29,
+        Op::Query(_) => 30,
     }
 }
 
@@ -131,6 +133,7 @@ impl Tally {
             revokes,
             reads_failed,
             items_lost,
+            compaction,
         } = *core;
         for (name, value) in [
             ("greetings", greetings),
@@ -155,6 +158,16 @@ impl Tally {
         ] {
             line("mount", name, value);
         }
+        for (name, value) in [
+            ("begun", compaction.begun),
+            ("done", compaction.done),
+            ("failed", compaction.failed),
+            ("dropped", compaction.dropped),
+            ("refused", compaction.refused),
+            ("blocks", compaction.blocks),
+        ] {
+            line("compaction", name, value);
+        }
         text
     }
 }
@@ -168,5 +181,6 @@ pub(super) const fn name(state: MountState) -> &'static str {
         MountState::Leaving => "leaving",
         MountState::Left => "left",
         MountState::Evicted => "evicted",
+        MountState::Refused => "refused",
     }
 }

@@ -4,7 +4,7 @@
 
 use super::data::{DataDevice, block_start};
 use super::memory::{Memory, PIECE_BYTES_MIN, Piece};
-use super::movers::{Data, Job, Movers};
+use super::movers::{Data, Job, Leave, Movers};
 use super::report::{COUNTERS_XATTR, PID_XATTR, Tally};
 use super::{Core, Helm};
 use crate::fuse::{Buffer, Filesystem, Replies, is_member};
@@ -159,6 +159,11 @@ impl<H: Helm> Sink<H> {
         }
     }
 
+    /// Says whether data may be moved: as long as the lease of the core lasts.
+    pub fn allow_transfers(&self, leave: Leave) {
+        self.movers.allow(leave);
+    }
+
     /// Takes what the core has said, as found by who drives it.
     pub fn deliver(&self, answers: &mut Answers) {
         let mut freed = false;
@@ -247,7 +252,7 @@ impl<H: Helm> Sink<H> {
                 let request = Request { caller, now, op, lent: brought };
                 Submitted::Full(Waiting { id, request }, lent)
             }
-            MountState::Leaving | MountState::Left | MountState::Evicted => {
+            MountState::Leaving | MountState::Left | MountState::Evicted | MountState::Refused => {
                 Submitted::Refused(id, OpError::Io, lent)
             }
         }

@@ -21,6 +21,8 @@ pub const LOST: &str = "compactions lost";
 pub const EVICTED: &str = "compactions evicted";
 /// Those that ended with a term.
 pub const DROPPED: &str = "compactions dropped";
+/// Those that a mount dropped because another server leads, or because it left.
+pub const ABANDONED: &str = "compactions mounts dropped";
 /// Requests that a client refused.
 pub const REFUSED: &str = "compactions refused";
 /// Results that were not taken.
@@ -72,7 +74,7 @@ impl Checker for Compactions {
             (UNKNOWN, servers(|counters| counters.unknown)),
             ("merges given up", servers(|counters| counters.failures)),
             ("blocks merged by mounts", mounts(|counters| counters.blocks)),
-            ("compactions mounts dropped", mounts(|counters| counters.dropped)),
+            (ABANDONED, mounts(|counters| counters.dropped)),
         ]
     }
 }

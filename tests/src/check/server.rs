@@ -14,7 +14,7 @@
 use crate::check::Checker;
 use crate::rng::Rng;
 use crate::scenario::server::merge::{Made, Reader};
-use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, LEASE, Mount, volume};
+use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, LEASE, Mount, SERVERS, volume};
 use crate::time::Time;
 use crate::trace::HostId;
 use crate::world::World;
@@ -398,6 +398,7 @@ impl Servers {
             return Err(format!("run {run} should not be there"));
         }
         census.files(&files)?;
+        census.writes()?;
         drop(log);
         // What only came is read when something has gone too.
         let merged =
@@ -605,6 +606,23 @@ impl<'w> Census<'w> {
             self.add(reserve, "a takeover reserve")?;
         }
         root.reserve().iter().try_for_each(|extent| self.add(*extent, "the commit reserve"))
+    }
+
+    /// What may still be written, by whomever, belongs to nobody else: a late write is harmless.
+    fn writes(&self) -> Result<(), String> {
+        let inside = FIRST_BLKNO.0..spare_blkno(BLOCKS).0;
+        let writes = self.world.disk().writes().filter(|(_, blkno)| inside.contains(&blkno.0));
+        for (host, blkno) in writes {
+            let owner = self.owners[blkno.0 as usize].unwrap_or("nobody");
+            let lent: &[&str] = match host.0 < SERVERS {
+                true => &["the commit reserve", "a takeover reserve"],
+                false => &["a loan"],
+            };
+            if owner != "what waits" && !lent.contains(&owner) {
+                return Err(format!("{host} may still write block {blkno}, {owner}"));
+            }
+        }
+        Ok(())
     }
 
     /// What is left must be the files', all of it.

@@ -3,7 +3,8 @@
 //! What a crashed voter may still write is bounded as in the scenario of servers, and what a
 //! crashed mount may by the lifetime that servers are told.
 
-use crate::check::compaction::{BEGUN, COMPLETED, Compactions, DROPPED, EVICTED, LOST};
+use crate::check::compaction::{ABANDONED, BEGUN, COMPLETED, Compactions, EVICTED, LOST};
+use crate::check::feed::{self, Feeds};
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
 use crate::model::walk::Executes;
@@ -30,13 +31,17 @@ use outrider_core::node::{Action, Event, More, Node};
 use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant};
+use readers::Readers;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::Duration;
 use users::{Log, Mounts, Users};
+use vanishing::Vanishing;
 
+pub mod readers;
 pub mod users;
+mod vanishing;
 
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 16;
@@ -57,7 +62,7 @@ const TIMING: ServerTiming = ServerTiming {
 pub const SCENARIO: Scenario = Scenario {
     name: "mount",
     demands,
-    demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, DROPPED],
+    demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, ABANDONED],
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(6),
@@ -101,9 +106,19 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
     let mounts: Vec<HostId> = mounts.collect();
     let log = Rc::new(RefCell::new(Log::new(strict)));
     let rng = Rng::new(seed).fork("users");
-    world.set_workload(Users::new(mounts.into_iter(), rng, Rc::clone(&log)));
+    let told = Rc::new(RefCell::new(feed::Log::default()));
+    let users = Users::new(mounts.iter().copied(), rng, Rc::clone(&log));
+    let readers = Readers::beside(users, &mounts, Rc::clone(&told));
+    match strict {
+        true => world.set_workload(readers),
+        false => {
+            let rng = Rng::new(seed).fork("vanishing");
+            world.set_workload(Vanishing::beside(readers, rng));
+        }
+    }
     world.add_checker(Mounts::new(log));
     world.add_checker(Compactions::default());
+    world.add_checker(Feeds::new(told));
     world
 }
 

@@ -23,6 +23,7 @@ pub use locking::LEASE;
 use crate::check::compaction::{
     BEGUN, COMPLETED, Compactions, DROPPED, EVICTED, LATE, LOST, REFUSED, REJECTED, UNKNOWN,
 };
+use crate::check::leaders::Leaders;
 use crate::check::server::{Log, Servers};
 use crate::faults::{Fault, FaultSet, Promise};
 use crate::image::Image;
@@ -69,7 +70,8 @@ use std::time::Duration;
 
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 14;
-const SERVERS: u16 = 2;
+/// Servers; the mounts come after them.
+pub const SERVERS: u16 = 2;
 const MOUNTS: u16 = 3;
 const PORT: u16 = 7000;
 /// Clients whose record may be there at once: a mount that crashes leaves one behind.
@@ -142,6 +144,7 @@ fn world(seed: u64) -> World {
     }
     world.add_checker(Servers::new(log));
     world.add_checker(Compactions::default());
+    world.add_checker(Leaders::new(volume()));
     world
 }
 

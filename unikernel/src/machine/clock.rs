@@ -1,6 +1,13 @@
 //! The clock: the time stamp counter, corrected by what the real-time clock proves it has missed.
 //!
-//! * Never goes backwards.
+//! ```text
+//! Measurement::start -> (other work) -> MachineClock::new -> (other work) -> settle
+//!                                       good to a percent                    good to 1/500
+//! ```
+//!
+//! * Never goes backwards, not when its rate is settled either.
+//! * The rate that a node lives by was found twice, by measurements that agree. The machine is
+//!   brought up while they go on: only what is left of a measurement's time is waited for.
 //! * The real-time clock is read at most once in [`RTC_INTERVAL`] of counted time, because each of
 //!   its registers costs an exit to the emulator.
 
@@ -9,7 +16,7 @@ use super::interrupts::{arm_timer, timer_ticks};
 use core::arch::x86_64::__cpuid;
 use core::time::Duration;
 use outrider_hal::{Clock, Instant};
-use outrider_unikernel::time::{Pauses, RtcRegisters, Scale};
+use outrider_unikernel::time::{PIT_HERTZ, Pauses, RtcRegisters, Scale, pit_ticks};
 
 /// Counted time between two looks at the real-time clock, at least.
 const RTC_INTERVAL: Duration = Duration::from_millis(16);
@@ -22,14 +29,19 @@ const PAUSE_WORTH_TELLING: Duration = Duration::from_millis(200);
 
 /// The machine's clock.
 pub(crate) struct MachineClock {
+    measurement: Measurement,
+    counter_hertz: u64,
+    /// Ticks of the timer, and of the counter in the same time.
+    timer_rate: (u64, u64),
     scale: Scale,
+    /// What the counter showed when the clock, without what was missed, showed `start_nanos`.
     start_ticks: u64,
+    start_nanos: u64,
     missed: Duration,
     pauses: Pauses,
     /// Seconds that the real-time clock showed at the start; `None` without one.
     rtc_start: Option<u64>,
     rtc_read_nanos: u64,
-    timer_hertz: u64,
 }
 
 /// How fast the counter and the timer run, and who said so.
@@ -43,21 +55,60 @@ pub(crate) struct Rates {
 }
 
 impl MachineClock {
-    /// Measures the rates and starts the clock at zero; `None` when nothing on this machine tells
-    /// how fast its counter runs.
-    pub(crate) fn new() -> Option<(MachineClock, Rates)> {
-        let rates = measure_rates()?;
-        let rtc_start = read_rtc_patiently();
-        let clock = MachineClock {
-            scale: Scale::new(rates.counter_hertz)?,
+    /// Starts the clock at zero, at a rate that is good enough to wait by; `None` when nothing on
+    /// this machine tells how fast its counter runs.
+    pub(crate) fn new(measurement: Measurement) -> Option<MachineClock> {
+        let last = measurement.sample_after(FIRST_WINDOW_MICROS, None)?;
+        let first = &measurement.first;
+        let counter_hertz = measurement.counter_hertz(&last, None)?;
+        let timer_rate = (u64::from(first.timer - last.timer), last.counter - first.counter);
+        Some(MachineClock {
+            measurement,
+            counter_hertz,
+            timer_rate,
+            scale: Scale::new(counter_hertz)?,
             start_ticks: tsc(),
+            start_nanos: 0,
             missed: Duration::ZERO,
             pauses: Pauses::default(),
-            rtc_start,
+            rtc_start: read_rtc_patiently(),
             rtc_read_nanos: 0,
-            timer_hertz: rates.timer_hertz,
-        };
-        Some((clock, rates))
+        })
+    }
+
+    /// Goes on at a rate that two measurements agree about, the second since the first's start: the
+    /// later this is called, the better it is, and the less is waited. `None` when none agree.
+    pub(crate) fn settle(&mut self) -> Option<Rates> {
+        /// Measurements that may disagree with the one before.
+        const TRIES: u32 = 8;
+        for _ in 0..TRIES {
+            let last = self.counter_hertz;
+            let sample = self.measurement.sample_after(WINDOW_MICROS, Some(last))?;
+            let next = self.measurement.counter_hertz(&sample, Some(last))?;
+            self.run_at(next)?;
+            if next.abs_diff(last) <= next / 500 {
+                let source = self.measurement.known.map_or("interval timer", |(_, source)| source);
+                let (counter_hertz, timer_hertz) = (next, self.timer_hertz());
+                return Some(Rates { counter_hertz, timer_hertz, source });
+            }
+            self.measurement = Measurement::start()?;
+        }
+        None
+    }
+
+    /// Goes on at this rate.
+    fn run_at(&mut self, counter_hertz: u64) -> Option<()> {
+        let ticks = tsc();
+        self.start_nanos += self.scale.nanos(ticks.saturating_sub(self.start_ticks));
+        self.start_ticks = ticks;
+        self.scale = Scale::new(counter_hertz)?;
+        self.counter_hertz = counter_hertz;
+        Some(())
+    }
+
+    fn timer_hertz(&self) -> u64 {
+        let (timer, counter) = self.timer_rate;
+        timer * self.counter_hertz / counter.max(1)
     }
 
     /// Whether pauses can be noticed at all.
@@ -78,14 +129,6 @@ impl MachineClock {
         })
     }
 
-    /// How long it takes to read the real-time clock.
-    pub(crate) fn rtc_cost(&self) -> Duration {
-        let ticks = tsc();
-        // Only the time it takes is of interest.
-        let _ = read_rtc();
-        Duration::from_nanos(self.scale.nanos(tsc() - ticks))
-    }
-
     /// All the time that the counter has missed.
     pub(crate) fn missed(&self) -> Duration {
         self.missed
@@ -93,7 +136,8 @@ impl MachineClock {
 
     fn nanos(&self) -> u64 {
         let ticks = tsc().saturating_sub(self.start_ticks);
-        self.scale.nanos(ticks).saturating_add(self.missed.as_nanos() as u64)
+        let counted = self.start_nanos.saturating_add(self.scale.nanos(ticks));
+        counted.saturating_add(self.missed.as_nanos() as u64)
     }
 
     fn look_at_rtc(&mut self, now: u64) -> u64 {
@@ -126,7 +170,7 @@ impl MachineClock {
 
     /// Makes the timer interrupt after this long; earlier when it is very long.
     pub(crate) fn arm(&self, after: Duration) {
-        let ticks = after.as_nanos() * u128::from(self.timer_hertz) / 1_000_000_000;
+        let ticks = after.as_nanos() * u128::from(self.timer_hertz()) / 1_000_000_000;
         arm_timer(u32::try_from(ticks).unwrap_or(u32::MAX));
     }
 }
@@ -164,47 +208,53 @@ fn counter_hertz_from_cpuid() -> Option<(u64, &'static str)> {
     None
 }
 
-/// Measures against the interval timer until two measurements agree, or against the counter where
-/// its rate is known.
-fn measure_rates() -> Option<Rates> {
-    /// Measurements that may disagree with the one before.
-    const TRIES: u32 = 8;
-    let known = counter_hertz_from_cpuid();
-    arm_timer(u32::MAX);
-    if let Some((counter_hertz, source)) = known {
-        let (ticks, timer) = (tsc(), timer_ticks());
-        while tsc() - ticks < counter_hertz / 200 {}
-        let passed = u64::from(timer - timer_ticks());
-        let timer_hertz = passed * counter_hertz / (tsc() - ticks);
-        return Some(Rates { counter_hertz, timer_hertz, source });
-    }
-    let mut last = measure_against_pit()?;
-    for _ in 0..TRIES {
-        let next = measure_against_pit()?;
-        if next.counter_hertz.abs_diff(last.counter_hertz) <= next.counter_hertz / 500 {
-            return Some(next);
-        }
-        last = next;
-    }
-    None
+/// Time of a measurement that only has to be good enough to wait by.
+const FIRST_WINDOW_MICROS: u64 = 3_000;
+/// Time of one that lasts.
+const WINDOW_MICROS: u64 = 10_000;
+
+/// A measurement of the rates that has begun.
+pub(crate) struct Measurement {
+    first: Sample,
+    /// Rate of the counter, where the processor tells, and who says so.
+    known: Option<(u64, &'static str)>,
 }
 
-/// Measures once against the interval timer. Wrong when the host held the machine up for so long
-/// that the interval timer came round.
-fn measure_against_pit() -> Option<Rates> {
-    const PIT_HERTZ: u64 = 1_193_182;
-    /// Of the interval timer: ten milliseconds.
-    const WINDOW: u64 = PIT_HERTZ / 100;
-    const LOOKS: u32 = 1_000_000;
-    arm_timer(u32::MAX);
-    start_pit();
-    let first = sample()?;
-    let passed = |sample: &Sample| u64::from(first.pit.wrapping_sub(sample.pit));
-    let last = (0..LOOKS).find_map(|_| sample().filter(|sample| passed(sample) >= WINDOW))?;
-    let window = passed(&last);
-    let counter_hertz = (last.counter - first.counter) * PIT_HERTZ / window;
-    let timer_hertz = u64::from(first.timer - last.timer) * PIT_HERTZ / window;
-    Some(Rates { counter_hertz, timer_hertz, source: "interval timer" })
+impl Measurement {
+    /// Starts the timers.
+    pub(crate) fn start() -> Option<Measurement> {
+        arm_timer(u32::MAX);
+        start_pit();
+        Some(Measurement { first: sample()?, known: counter_hertz_from_cpuid() })
+    }
+
+    /// Looks at the timers as soon as the start was so long ago; `None` when they don't move.
+    /// `expected` is what the counter's rate is thought to be.
+    fn sample_after(&self, micros: u64, expected: Option<u64>) -> Option<Sample> {
+        const LOOKS: u32 = 1_000_000;
+        let reached = |sample: &Sample| match self.known {
+            Some((hertz, _)) => sample.counter - self.first.counter >= hertz / 1_000_000 * micros,
+            None => self.pit_ticks(sample, expected) >= PIT_HERTZ * micros / 1_000_000,
+        };
+        (0..LOOKS).find_map(|_| sample().filter(reached))
+    }
+
+    /// Ticks of the interval timer since the start. Without `expected`, wrong when the host held
+    /// the machine up for so long that the interval timer came round.
+    fn pit_ticks(&self, sample: &Sample, expected: Option<u64>) -> u64 {
+        let passed = self.first.pit.wrapping_sub(sample.pit).into();
+        let ticks = sample.counter - self.first.counter;
+        expected.map_or(passed, |hertz| pit_ticks(passed, ticks, hertz))
+    }
+
+    /// The counter's rate from the start to this sample.
+    fn counter_hertz(&self, sample: &Sample, expected: Option<u64>) -> Option<u64> {
+        if let Some((hertz, _)) = self.known {
+            return Some(hertz);
+        }
+        let ticks = u128::from(sample.counter - self.first.counter) * u128::from(PIT_HERTZ);
+        u64::try_from(ticks.checked_div(self.pit_ticks(sample, expected).into())?).ok()
+    }
 }
 
 /// The three timers, read together.

@@ -12,7 +12,7 @@
 //! What this module deliberately doesn't know: bytes.
 
 use super::map::{Change, PATCH_MAX, Patch};
-use super::{Moving, Run, Stop, Wait};
+use super::{Moving, Run, Stage, Stop, Wait};
 use crate::client::op::{
     Direction, EXTENTS_MAX, Extent, Handle, IO_BYTES_MAX, OpError, Place, Reply, SetAttr, Transfer,
     WriteAt,
@@ -140,6 +140,7 @@ impl Run<'_, '_, '_, '_> {
         if inode.offline_blocks > 0 {
             return Err(OpError::NotSupported.into());
         }
+        self.clear_tail(ino, inode.size, at)?;
         loop {
             let from = at + u64::from(self.task.progress);
             match self.task.moving {
@@ -326,8 +327,8 @@ impl Run<'_, '_, '_, '_> {
         }
         let mut new = inode;
         self.set(&mut new, set)?;
+        self.clear_tail(ino, inode.size, size)?;
         if size <= inode.size {
-            self.zero(ino, size, size.next_multiple_of(BLOCK), 1)?;
             let behind = self.extent(ino, FileBlock(size.div_ceil(BLOCK)))?;
             new.truncating = behind.is_some();
         }
@@ -339,10 +340,22 @@ impl Run<'_, '_, '_, '_> {
         self.drain(ino)
     }
 
-    /// Has bytes of one block zeroed on the device, if it holds data: the `stage`th such request of
-    /// this task.
-    pub(super) fn zero(&mut self, ino: Ino, at: u64, end: u64, stage: u8) -> Result<(), Stop> {
-        if at == end || self.task.zeroed >= stage {
+    /// Before a file of this size grows, with nothing written between its end and `to`: has zeros
+    /// put into the last block behind the end. There may be what a truncation has cut off, or what
+    /// an append wrote that a crash has undone.
+    pub(super) fn clear_tail(&mut self, ino: Ino, size: u64, to: u64) -> Result<(), Stop> {
+        let end = to.min(size.next_multiple_of(BLOCK)).max(size);
+        self.zero(ino, size, end, Stage::Tail)
+    }
+
+    /// Has bytes of one block zeroed on the device, if it holds data.
+    pub(super) fn zero(&mut self, ino: Ino, at: u64, end: u64, stage: Stage) -> Result<(), Stop> {
+        let is_done = |(done, from)| done > stage || (done == stage && from <= at);
+        if self.task.zeroed.is_some_and(is_done) {
+            return Ok(());
+        }
+        if at == end {
+            self.task.zeroed = Some((stage, at));
             return Ok(());
         }
         match self.task.moving {
@@ -350,7 +363,7 @@ impl Run<'_, '_, '_, '_> {
             Moving::Under(_) => return Err(Wait::Busy(ino).into()),
             Moving::Done(_, ok) => {
                 self.task.moving = Moving::No;
-                self.task.zeroed = stage;
+                self.task.zeroed = Some((stage, at));
                 return if ok { Ok(()) } else { Err(OpError::Io.into()) };
             }
         }
@@ -360,7 +373,10 @@ impl Run<'_, '_, '_, '_> {
                 self.task.moving = Moving::Under(0);
                 Err(Stop::Zero(Extent { at, len: (end - at) as u32, place }))
             }
-            Place::Hole | Place::Fresh(_) => Ok(()),
+            Place::Hole | Place::Fresh(_) => {
+                self.task.zeroed = Some((stage, at));
+                Ok(())
+            }
         }
     }
 

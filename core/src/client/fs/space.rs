@@ -4,7 +4,7 @@
 
 use super::data::BLOCK;
 use super::map::{Change, Patch};
-use super::{Run, Stop};
+use super::{Run, Stage, Stop};
 use crate::client::op::{FallocateMode, Handle, OpError, Reply, Whence};
 use crate::format::Ino;
 use crate::format::item::{FILE_BYTES_MAX, Mapping};
@@ -35,12 +35,18 @@ impl Run<'_, '_, '_, '_> {
         }
         // All blocks touched, and those that are in the range as a whole.
         let (first, last) = (FileBlock(at / BLOCK), FileBlock((end - 1) / BLOCK));
-        let inner = (FileBlock(at.div_ceil(BLOCK)), (end / BLOCK).checked_sub(1).map(FileBlock));
+        // What covers the last block up to the end of the file covers it wholly.
+        let upto = if end < inode.size { end } else { end.next_multiple_of(BLOCK) };
+        let inner = (FileBlock(at.div_ceil(BLOCK)), (upto / BLOCK).checked_sub(1).map(FileBlock));
+        let grows = matches!(mode, FallocateMode::Allocate | FallocateMode::Zero);
+        if grows {
+            self.clear_tail(ino, inode.size, end)?;
+        }
         match mode {
             FallocateMode::Allocate | FallocateMode::AllocateKeepSize => {}
-            FallocateMode::PunchHole => self.empty(ino, (at, end), inner, Change::Free)?,
+            FallocateMode::PunchHole => self.empty(ino, (at, upto), inner, Change::Free)?,
             FallocateMode::Zero | FallocateMode::ZeroKeepSize => {
-                self.empty(ino, (at, end), inner, Change::Blank)?;
+                self.empty(ino, (at, upto), inner, Change::Blank)?;
             }
         }
         if mode != FallocateMode::PunchHole {
@@ -48,7 +54,7 @@ impl Run<'_, '_, '_, '_> {
         }
         let inode = self.file(ino)?;
         let mut new = inode;
-        if matches!(mode, FallocateMode::Allocate | FallocateMode::Zero) {
+        if grows {
             new.size = new.size.max(end);
         }
         new.data_version += 1;
@@ -73,9 +79,9 @@ impl Run<'_, '_, '_, '_> {
         change: Change,
     ) -> Result<(), Stop> {
         let head = end.min(at.next_multiple_of(BLOCK));
-        self.zero(ino, at, head, 1)?;
+        self.zero(ino, at, head, Stage::RangeHead)?;
         let tail = (end - end % BLOCK).max(head);
-        self.zero(ino, tail, end, 2)?;
+        self.zero(ino, tail, end, Stage::RangeTail)?;
         let Some(last) = last else { return Ok(()) };
         loop {
             let from = self.task.at.map_or(first, FileBlock);

@@ -1,4 +1,4 @@
-//! When changes are made durable, when what was lent is asked for, and how a mount leaves.
+//! When changes are made durable, and when what was lent is asked for.
 //!
 //! # When a commit begins
 //!
@@ -11,6 +11,7 @@
 //! | half of the dirty budget is used | changes go on while the other half is written |
 //! | what was used or freed nearly fills a transaction | so that no change has to wait |
 //! | the oldest change is as old as [`MountTiming::commit_age`](super::MountTiming) | a crash loses no more |
+//! | others change something, and this mount nothing | so that its number passes: see `feed` |
 //! | the mount leaves | all of it |
 //!
 //! What this module deliberately doesn't know: how a commit is written.
@@ -70,6 +71,7 @@ impl Mount<'_> {
             || usage.dirty_chunks > limits.dirty_chunks / 2
             || self.loans.is_commit_wanted()
             || self.commit_time().is_some_and(|at| at <= now)
+            || self.pass_time().is_some_and(|at| at <= now)
             || (self.life == Life::Leaving && usage.dirty_items > 0)
     }
 
@@ -84,7 +86,8 @@ impl Mount<'_> {
             return None;
         }
         let asked = self.due.for_lock || self.slots.waits(|park| *park == Park::Commit);
-        let at = if asked { Some(Instant(0)) } else { self.commit_time() };
+        let times = [self.commit_time(), self.pass_time()];
+        let at = if asked { Some(Instant(0)) } else { times.into_iter().flatten().min() };
         at.map(|at| at.max(self.due.not_before))
     }
 
@@ -93,6 +96,7 @@ impl Mount<'_> {
             Ok(begun) => {
                 self.due.for_lock = false;
                 self.due.dirty_since = None;
+                self.feed.passes(now);
                 if begun.is_none() {
                     self.on_durable(now);
                 }
@@ -114,7 +118,10 @@ impl Mount<'_> {
     ) -> Result<(), Violation> {
         let Some(done) = done else { return Ok(()) };
         self.counters.commits += 1;
+        self.note_transaction_done();
         self.note_root(&done.root)?;
+        self.feed.learn(done.stable);
+        self.feed.passed(&done.root);
         self.on_durable(now);
         Ok(())
     }
@@ -128,6 +135,7 @@ impl Mount<'_> {
     pub(super) fn on_commit_refused(&mut self, now: Instant, error: ErrorCode) {
         self.committer.handle_refused(&mut self.items, &mut self.loans, error);
         self.due.not_before = now.plus(self.config.timing.retry);
+        self.note_transaction_refused(now, error);
     }
 
     /// Sends what is to be recorded, and asks for what is to be lent.
@@ -141,7 +149,7 @@ impl Mount<'_> {
             self.slots.wake(|park| matches!(park, Park::Inos | Park::Blocks));
             self.due.not_before = now;
         }
-        if !self.way.link.is_up() || self.parting {
+        if !self.way.link.is_up() || self.ending.parting {
             return;
         }
         if self.committer.is_unsent()
@@ -160,29 +168,6 @@ impl Mount<'_> {
         {
             self.counters.loans += 1;
             self.loans.handle_sent();
-        }
-    }
-
-    /// Goes on leaving: when nothing is at work and nothing dirty, the farewell is said, as soon as
-    /// everything asked before has been answered.
-    pub(super) fn step_leaving(&mut self) {
-        if self.life != Life::Leaving {
-            return;
-        }
-        if self.way.link.client().is_none() && !self.way.link.is_up() {
-            // No server has ever heard of it, or one that has will notice by itself.
-            self.life = Life::Left;
-            return self.way.end();
-        }
-        let idle = self.slots.used() == 0 && self.orphans.is_empty() && self.compactor.is_idle();
-        let durable = self.committer.is_idle() && self.items.usage().dirty_items == 0;
-        if !idle || !durable {
-            return;
-        }
-        self.loans.close();
-        self.parting = true;
-        if !self.farewell_sent && self.way.link.can_request(Kind::Farewell).is_ok() {
-            self.farewell_sent = self.way.link.request(&ClientRequest::Farewell).is_ok();
         }
     }
 }

@@ -20,10 +20,10 @@ impl Mount<'_> {
     pub(super) fn step_compaction(&mut self, now: Instant) -> More {
         match self.life {
             Life::Joining | Life::Mounted => {}
-            Life::Leaving | Life::Left | Life::Evicted => self.compactor.close(),
+            Life::Leaving | Life::Left | Life::Evicted | Life::Refused => self.compactor.close(),
         }
         let more = if self.may_submit() { self.compactor.step() } else { More::No };
-        if self.way.link.is_up() && !self.parting && self.compact_at <= now {
+        if self.way.link.is_up() && !self.ending.parting && self.compact_at <= now {
             self.tell_compactions();
         }
         more
@@ -47,7 +47,7 @@ impl Mount<'_> {
     /// When what a server had no room for is told again.
     pub(super) fn compaction_timeout(&self) -> Option<Instant> {
         let waits = self.compactor.ready().is_some() || self.compactor.has_result();
-        (waits && self.way.link.is_up() && !self.parting).then_some(self.compact_at)
+        (waits && self.way.link.is_up() && !self.ending.parting).then_some(self.compact_at)
     }
 
     /// What was told has been answered.

@@ -47,6 +47,10 @@ pub(super) enum Park {
     Statfs,
     /// Bytes being set to zero on the device.
     Zeroing,
+    /// The answer to this question for a root, and then part of a feed of changes.
+    Feed { question: u64 },
+    /// That part, which the reader is at.
+    Reading,
     /// This time: then it is tried again.
     Until(Instant),
 }

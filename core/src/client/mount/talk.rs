@@ -42,6 +42,8 @@ pub(super) struct Violation;
 enum Taken {
     /// An answer, which is dealt with.
     Recorded,
+    /// An answer, which brought what was asked for.
+    Lent,
     /// An answer, of this meaning.
     Committed(Option<Committed>),
     Root(RootNow),
@@ -141,6 +143,10 @@ impl<'m> Mount<'m> {
     /// A server has welcomed the mount. It asks what is held, as each does in every term.
     fn on_up(&mut self, now: Instant, term: Term) {
         self.counters.greetings += 1;
+        if self.life == Life::Evicted {
+            // It has no locks, and the farewell is all it says.
+            return self.way.welcomed();
+        }
         if self.locks.handle_greeting(term, true).is_err() {
             return self.break_off();
         }
@@ -156,6 +162,10 @@ impl<'m> Mount<'m> {
     }
 
     fn on_lost(&mut self, now: Instant, end: End) {
+        if self.way.link.is_parted() {
+            // A server that has seen its answer to the farewell arrive may close first.
+            return self.on_parted();
+        }
         match end {
             End::Refused { error: ErrorCode::Evicted, proven: true } => self.on_evicted(now),
             End::Farewell => self.on_parted(),
@@ -172,21 +182,6 @@ impl<'m> Mount<'m> {
             | End::Knocked
             | End::Dropped => {}
         }
-    }
-
-    fn on_parted(&mut self) {
-        self.life = Life::Left;
-        self.way.end();
-    }
-
-    /// The server has given the mount up: what it had is others' now.
-    fn on_evicted(&mut self, now: Instant) {
-        self.life = Life::Evicted;
-        self.counters.items_lost += u64::from(self.items.usage().dirty_items);
-        self.way.end();
-        self.loans.close();
-        self.orphans.abandon();
-        self.fail_all(now);
     }
 
     fn renew_lease(&mut self, now: Instant, sent: Instant) {
@@ -213,7 +208,7 @@ impl<'m> Mount<'m> {
                     ),
                     ServerAnswer::Loan(loan) => {
                         self.loans.handle_loan(&loan);
-                        Taken::Recorded
+                        Taken::Lent
                     }
                     ServerAnswer::Root(now) => Taken::Root(now),
                     ServerAnswer::Statfs(numbers) => Taken::Numbers(numbers),
@@ -221,7 +216,9 @@ impl<'m> Mount<'m> {
                 },
                 Some(Incoming::Answer(_, Outcome::Failed(error, _))) => Taken::Failed(error),
                 Some(Incoming::Request(request)) => match request {
-                    ServerRequest::LockTell(_) if self.reply.is_some() => return Ok(false),
+                    ServerRequest::LockTell(_) if self.reply.is_some() && !self.ending.parting => {
+                        return Ok(false);
+                    }
                     ServerRequest::LockTell(tell) => Taken::Told(tell),
                     ServerRequest::Recover(from) => Taken::Answer(Answer::Recover(from.into())),
                     ServerRequest::Recall(recall) => {
@@ -253,6 +250,7 @@ impl<'m> Mount<'m> {
                 return Ok(true);
             }
             Taken::Recorded => {}
+            Taken::Lent => self.note_loan_done(),
             Taken::Committed(done) => self.on_committed(now, done)?,
             Taken::Root(root) => self.on_root(now, &root)?,
             Taken::Numbers(numbers) => {
@@ -301,6 +299,10 @@ impl<'m> Mount<'m> {
     /// grant counts.
     fn on_told(&mut self, now: Instant, tell: &LockTell) -> Result<(), Violation> {
         let message = ToClient::parse(&tell.lock).map_err(|_| Violation)?;
+        if self.ending.parting {
+            // The farewell gives back all of them.
+            return Ok(());
+        }
         if let Some(root) = &tell.root {
             self.note_root(root)?;
         }
@@ -319,12 +321,15 @@ impl<'m> Mount<'m> {
         self.reader.set_root(root).map_err(|_| Violation)?;
         self.items.note_root(root.commit);
         self.root = self.root.max(root.commit);
+        self.feed.note_root(root);
         Ok(())
     }
 
     fn on_root(&mut self, now: Instant, told: &RootNow) -> Result<(), Violation> {
         let Some(question) = self.root_question.take() else { return Err(Violation) };
         self.note_root(&told.root)?;
+        self.feed.learn(told.seq_stable);
+        self.feed.answered();
         if question.wanted {
             self.root_wanted = false;
             self.reader.answer_root(&told.root).map_err(|_| Violation)?;
@@ -364,9 +369,10 @@ impl<'m> Mount<'m> {
             Kind::Loan => {
                 self.loans.handle_refused(error);
                 self.loan_at = later;
+                self.note_loan_refused(now, error);
             }
             Kind::Transaction => self.on_commit_refused(now, error),
-            Kind::Farewell => self.farewell_sent = false,
+            Kind::Farewell => self.on_farewell_failed(later),
             Kind::LockAsk | Kind::Status => return Err(Violation),
             Kind::CompactReady | Kind::Compacted => {
                 self.on_compaction_answered(now, kind, Some(error))?;
@@ -383,13 +389,14 @@ impl<'m> Mount<'m> {
         if !self.way.link.is_up() {
             return;
         }
-        if self.parting {
+        if self.ending.parting {
             return;
         }
         self.send_lock_messages(now);
-        let due = self.ask_root_at <= now || self.root_wanted;
+        let due = self.ask_root_at <= now || self.root_wanted || self.wants_feed();
         if due && self.root_question.is_none() && self.ask(&ClientRequest::Root) {
             self.counters.roots += 1;
+            self.feed.asked();
             self.root_question = Some(RootQuestion { at: now, wanted: self.root_wanted });
             self.ask_root_at = now.plus(self.config.timing.renew);
         }

@@ -117,6 +117,12 @@ impl<'m> Way<'m> {
         self.link.disconnect();
     }
 
+    /// Looks for a server again, after [`end`](Self::end).
+    pub(super) fn begin_again(&mut self) {
+        self.over = false;
+        self.watcher.look();
+    }
+
     /// Takes what has happened to connections.
     pub(super) fn handle(&mut self, now: Instant, event: &Event<'m>) {
         match *event {
@@ -142,6 +148,18 @@ impl<'m> Way<'m> {
         let random = self.draw();
         self.greeted_at = now;
         self.link.connect(now, stream, random);
+    }
+
+    /// Greets whoever is at the other end, if a server is wanted now; says whether one was.
+    #[cfg(test)]
+    pub(super) fn greet(&mut self, now: Instant, stream: StreamId) -> bool {
+        if self.over || !self.link.is_idle() || self.dial_at > now {
+            return false;
+        }
+        let random = self.draw();
+        self.greeted_at = now;
+        self.link.connect(now, stream, random);
+        true
     }
 
     /// With so many to close, the peer is left to notice by itself.

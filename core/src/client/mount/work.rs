@@ -5,6 +5,7 @@
 use super::slots::{Park, Say, Stage};
 use super::{Life, Mount};
 use crate::client::fs::{Context, Step, Wait};
+use crate::client::op::query::Query;
 use crate::client::op::{self, Answer, Op, OpError, Request, Resume};
 use crate::client::reader::ReaderEvent;
 use crate::error::Error;
@@ -53,7 +54,7 @@ impl<'m> Mount<'m> {
         }
         match self.life {
             Life::Joining | Life::Mounted => {}
-            Life::Leaving | Life::Left | Life::Evicted => return Err(request),
+            Life::Leaving | Life::Left | Life::Evicted | Life::Refused => return Err(request),
         }
         let at = self.slots.begin(id, request)?;
         self.slots.body(at).write_errors = self.committer.write_errors();
@@ -153,6 +154,9 @@ impl<'m> Mount<'m> {
             self.statfs.wanted = true;
             return self.slots.stand(at, Stage::Parked(Park::Statfs));
         }
+        if let (None, Op::Query(Query::Walk { .. })) = (body.deletes, &body.request.op) {
+            return self.run_walk(at);
+        }
         let step = self.fs.run(&mut cx, &mut body.task, &mut body.request);
         match step {
             Step::Done(result) => self.finish(at, result),
@@ -172,7 +176,7 @@ impl<'m> Mount<'m> {
     }
 
     /// An operation is over, and holds nothing any more.
-    fn finish(&mut self, at: usize, result: Result<op::Reply, OpError>) {
+    pub(super) fn finish(&mut self, at: usize, result: Result<op::Reply, OpError>) {
         self.slots.wake(|park| *park == Park::Busy);
         let write_errors = self.committer.write_errors();
         let body = self.slots.body(at);
@@ -233,6 +237,7 @@ impl<'m> Mount<'m> {
             let asked = Park::Fill { at: key, range, asked: true };
             self.slots.stand(at, Stage::Parked(asked));
         }
+        self.step_feed();
         let more = self.reader.step(&mut self.items, super::READER_BUDGET);
         while let Some(event) = self.reader.poll_event() {
             self.on_reader_event(now, event);
@@ -265,6 +270,7 @@ impl<'m> Mount<'m> {
             }
             ReaderEvent::RootWanted => self.root_wanted = true,
             ReaderEvent::Searched(found) => self.on_searched(now, found),
+            ReaderEvent::Scanned(result) => self.on_scanned(result),
         }
     }
 
@@ -286,10 +292,7 @@ impl<'m> Mount<'m> {
 
     /// Sets bytes to zero for the operations that wait for that.
     fn step_zeroing(&mut self) {
-        while let Some((at, ok)) = self.zeroing.poll_ended() {
-            self.slots.body(at).task.transferred(ok);
-            self.slots.stand(at, Stage::Ready);
-        }
+        self.end_zeroing();
         while self.zeroing.has_room()
             && let Some(at) = self.slots.next_to_zero()
             && let Some(extent) = self.slots.body(at).zero.take()
@@ -298,9 +301,23 @@ impl<'m> Mount<'m> {
         }
     }
 
+    /// Names the operations whose bytes are zero now, or can't be set to zero.
+    fn end_zeroing(&mut self) {
+        while let Some((at, ok)) = self.zeroing.poll_ended() {
+            self.slots.body(at).task.transferred(ok);
+            self.slots.stand(at, Stage::Ready);
+        }
+    }
+
     /// Ends all operations with an error, but those that the platform or the device has a part in:
     /// these end when they come back.
     pub(super) fn fail_all(&mut self, now: Instant) {
+        self.zeroing.abandon();
+        self.end_zeroing();
+        while let Some(at) = self.slots.next_to_zero() {
+            self.slots.body(at).zero = None;
+            self.slots.stand(at, Stage::Ready);
+        }
         while let Some(at) = self.slots.oldest(|stage| match stage {
             Stage::Free | Stage::Said | Stage::Moving | Stage::Asking => false,
             Stage::Parked(park) => *park != Park::Zeroing,

@@ -119,6 +119,22 @@ impl<'m> Zeroing<'m> {
         }
     }
 
+    /// Ends what has not been submitted yet: nothing more will be.
+    pub(super) fn abandon(&mut self) {
+        for job in self.jobs.iter_mut() {
+            match job.stage {
+                Stage::ToRead | Stage::ToWrite => job.stage = Stage::Ended(false),
+                Stage::Idle | Stage::Reading | Stage::Writing | Stage::Ended(_) => {}
+            }
+        }
+    }
+
+    /// Requests that the device has not given back.
+    pub(super) fn in_flight(&self) -> usize {
+        let under_way = |job: &&Job<'_>| matches!(job.stage, Stage::Reading | Stage::Writing);
+        self.jobs.iter().filter(under_way).count()
+    }
+
     /// One that has ended: for whom, and whether the bytes are zero now.
     pub(super) fn poll_ended(&mut self) -> Option<(usize, bool)> {
         self.jobs.iter_mut().find_map(|job| match job.stage {

@@ -459,6 +459,37 @@ fn a_search_finds_the_first_item_and_fills_nothing() {
     assert_eq!(bench.settle(), [ReaderEvent::Searched(Ok(Some(inode(2))))]);
 }
 
+#[test]
+fn a_scan_shows_what_one_window_takes_until_it_is_ended() {
+    let tombstones = inodes(1..300, "x").into_keys().map(|key| (key, None)).collect();
+    let mut bench = Bench::with(1, [inodes(1..400, "x"), tombstones]);
+    let range = Range { first: inode(2), last: inode(1000) };
+    let mut found = Vec::new();
+    let mut from = range.first;
+    loop {
+        bench.reader.scan(Range { first: from, ..range }).unwrap();
+        assert_eq!(bench.settle(), [ReaderEvent::Scanned(Ok(()))]);
+        assert_eq!(bench.reader.scan(range), Err(Busy));
+        assert_eq!(bench.reader.search(range), Err(Busy));
+        let shown = bench.reader.scanned().unwrap();
+        found.extend(shown.keys().map(|key| -> Key { transmute!(*key) }));
+        let last: Key = transmute!(*shown.last());
+        assert!(from <= last && last <= range.last);
+        bench.reader.end_scan();
+        assert!(bench.reader.scanned().is_none());
+        match last == range.last {
+            true => break,
+            false => from = successor(&last).unwrap(),
+        }
+    }
+    assert_eq!(found, (300..400).map(inode).collect::<Vec<_>>());
+    bench.read_errors = 1;
+    bench.reader.scan(Range { first: inode(1), last: inode(1) }).unwrap();
+    assert!(matches!(bench.settle()[..], [ReaderEvent::Scanned(_)]));
+    bench.reader.end_scan();
+    bench.reader.search(range).unwrap();
+}
+
 /// Runs that all have a part of a long directory, of an inode's attributes, and of inodes.
 fn long_runs() -> Vec<Items> {
     let dir = Ino(50);

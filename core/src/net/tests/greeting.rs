@@ -505,6 +505,29 @@ fn the_last_answer_is_acknowledged_although_nobody_speaks() {
 }
 
 #[test]
+fn a_farewell_that_was_answered_counts_however_the_connection_ends() {
+    with_nodes(cluster(), [link_config(cluster(), 1)], |links, [link]| {
+        let stream = StreamId(1);
+        greet(links, link, stream, admit_nine);
+        let session = links.find(ClientId(9)).unwrap();
+        link.request(&ClientRequest::Farewell).unwrap();
+        link.step(NOW);
+        let said = hear_client(link, stream);
+        tell_server(links, stream, &said);
+        let ticket = links.take(NOW, session).unwrap();
+        links.answer(session, ticket, &Outcome::Done(ServerAnswer::Farewell)).unwrap();
+        let said = hear_server(links, stream);
+        tell_client(link, stream, &said);
+        let ticket = link.take(NOW).unwrap();
+        link.recorded(ticket);
+        // The server has forgotten the client, and is quicker than the link's next step. Greeting
+        // again the link would be told that it was evicted.
+        link.closed(stream);
+        assert_eq!(link.poll_close(), Some((stream, End::Farewell)));
+    });
+}
+
+#[test]
 fn an_evicted_client_comes_back_as_another() {
     with_nodes(cluster(), [link_config(cluster(), 1)], |links, [link]| {
         greet(links, link, StreamId(1), admit_nine);

@@ -313,6 +313,7 @@ impl Users {
             self.users[at] = User { host, boots, stage, call, dir, looked_up };
         }
         let state = world.guest::<Platform>(host).map(|at| at.mount.state());
+        assert!(state != Some(MountState::Refused), "server and mount disagree");
         if state == Some(MountState::Evicted) && world.is_running(host) {
             self.log.borrow_mut().restarts += 1;
             world.crash(host);

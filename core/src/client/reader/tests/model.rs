@@ -68,6 +68,7 @@ struct Totals {
     changes: u64,
     commits: u64,
     searches: u64,
+    scanned: u64,
     io_failures: u64,
     merges: u64,
     counters: Counters,
@@ -252,6 +253,7 @@ impl Mount {
                 self.asked = true;
             }
             ReaderEvent::Searched(found) => self.on_searched(found),
+            ReaderEvent::Scanned(result) => self.on_scanned(result),
         }
     }
 
@@ -407,7 +409,14 @@ impl Mount {
     fn start_search(&mut self) {
         let (a, b) = (self.random_key(), self.random_key());
         let range = Range { first: a.min(b), last: a.max(b) };
-        if self.search.is_none() && self.bench.reader.search(range).is_ok() {
+        if self.search.is_some() {
+            return;
+        }
+        let begun = match self.one_in(2) {
+            true => self.bench.reader.scan(range),
+            false => self.bench.reader.search(range),
+        };
+        if begun.is_ok() {
             self.search = Some((range, std::vec![self.told.clone()]));
             self.totals.searches += 1;
         }
@@ -427,6 +436,23 @@ impl Mount {
                 self.totals.io_failures += 1;
             }
         }
+    }
+
+    fn on_scanned(&mut self, result: Result<(), Error>) {
+        let (range, models) = self.search.take().expect("a scan was begun");
+        let Err(error) = result else {
+            let found = self.bench.reader.scanned().expect("it was told of");
+            let (from, to) = (stored(range.first), *found.last());
+            assert!(from <= to && to <= stored(range.last));
+            let is = |model: &Model| model.range(from..=to).map(|item| item.0).eq(found.keys());
+            assert!(models.iter().any(|model| is(model)));
+            self.totals.scanned += found.keys().count() as u64;
+            self.bench.reader.end_scan();
+            return;
+        };
+        assert!(self.bench.reader.scanned().is_none());
+        assert!(self.bench.read_errors > 0 && matches!(error, Error::Io { .. }));
+        self.totals.io_failures += 1;
     }
 
     /// Nothing new happens any more: every question must be answered before long.
@@ -477,6 +503,7 @@ fn tell(seed: u64, totals: &mut Totals) {
     totals.changes += mount.totals.changes;
     totals.commits += mount.totals.commits;
     totals.searches += mount.totals.searches;
+    totals.scanned += mount.totals.scanned;
     totals.io_failures += mount.totals.io_failures;
     totals.merges += mount.bench.story.shared.merges.get();
 }
@@ -488,8 +515,9 @@ fn every_answer_is_that_of_the_newest_root() {
         tell(seed, &mut totals);
     }
     std::println!("{totals:?}");
-    let Totals { answers, changes, commits, searches, merges, counters, .. } = totals;
+    let Totals { answers, changes, commits, searches, scanned, merges, counters, .. } = totals;
     assert!(answers > 10_000 && changes > 1000 && commits > 500 && searches > 100 && merges > 100);
+    assert!(scanned > 500);
     assert!(counters.fills > 5_000 && counters.joins > 100 && counters.refusals > 100);
     assert!(counters.overtaken > 50 && counters.roots_stale > 50 && counters.roots_asked > 20);
     assert!(counters.io_errors > 100);

@@ -81,7 +81,7 @@ record! {
         number: U64,
         /// The client's next transaction, which is open from now on.
         seq_next: U64,
-        /// No transaction up to this one is open.
+        /// No change that is still to become durable bears this number, or an earlier one.
         seq_stable: U64,
         /// The manifest with the transaction in it.
         root: RootRecord,
@@ -133,7 +133,7 @@ record! {
     pub struct RootNowRecord [48] {
         /// The newest durable manifest.
         root: RootRecord,
-        /// No transaction up to this one is open.
+        /// No change that is still to become durable bears this number, or an earlier one.
         seq_stable: U64,
         /// The transaction that the asking client has open.
         seq_open: U64,

@@ -1,0 +1,181 @@
+//! What leaders owe each other: one acts at a time, what one has confirmed no other destroys, and
+//! the newest root leads to nothing that a loss of power could take.
+//!
+//! # Invariants
+//!
+//! * A server whose clock stood still counts as one that may not act: nobody can notice that by
+//!   itself, and what it does then is harmless for another reason, which is what the looks at roots
+//!   and blocks are about.
+//! * Roots are looked at whenever one of their blocks has changed, so between any two steps of
+//!   nodes.
+//!
+//! What this module deliberately doesn't know: what stands in the trees.
+
+use crate::check::Checker;
+use crate::time::Time;
+use crate::trace::HostId;
+use crate::world::World;
+use outrider_core::format::block::{Magic, Promise, open};
+use outrider_core::format::btree::{Node, TreeRoot, parse};
+use outrider_core::format::layout::{ROOT_BLKNO, ROOT_PAIRS};
+use outrider_core::format::root::Root;
+use outrider_core::format::super_block::Super;
+use outrider_core::format::{CommitNo, Term};
+use outrider_core::server::Server;
+use outrider_hal::{Block, BlockNo, Instant};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// A server's clock, as it was seen at its last step.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    boots: u32,
+    seen: (Time, Instant),
+    /// In this term it stood still: what the server makes of its lease is wrong.
+    wrong_in: Option<Term>,
+}
+
+/// The checker.
+pub struct Leaders {
+    volume: Super,
+    clocks: BTreeMap<HostId, Clock>,
+    commits: BTreeMap<(HostId, u32), u64>,
+    confirmed: (Term, CommitNo),
+    /// The blocks of roots, as they were looked at last.
+    known: Vec<Rc<Block>>,
+    roots: u64,
+    nodes: u64,
+}
+
+impl Leaders {
+    /// A checker of this volume.
+    #[must_use]
+    pub fn new(volume: Super) -> Leaders {
+        Leaders {
+            volume,
+            clocks: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            confirmed: (Term::NONE, CommitNo(0)),
+            known: Vec::new(),
+            roots: 0,
+            nodes: 0,
+        }
+    }
+
+    /// The term in which this server may act now, if its clock is right.
+    fn acts(&self, world: &World, host: HostId) -> Option<Term> {
+        let server = world.guest::<Server<'static>>(host)?;
+        let clock = self.clocks.get(&host)?;
+        let now = world.clock(host);
+        let right = clock.boots == world.boots(host) && !is_slow(clock.seen, (world.now(), now));
+        let term = server.serving().filter(|_| server.voter().may_act(now))?;
+        (right && world.is_running(host) && clock.wrong_in != Some(term)).then_some(term)
+    }
+
+    /// Checks that nobody else acts while this server does.
+    fn check_office(&mut self, world: &World, host: HostId) -> Result<(), String> {
+        let Some(server) = world.guest::<Server<'static>>(host) else { return Ok(()) };
+        let (boots, seen) = (world.boots(host), (world.now(), world.clock(host)));
+        let fresh = Clock { boots, seen, wrong_in: None };
+        let clock = self.clocks.entry(host).or_insert(fresh);
+        if clock.boots != boots {
+            *clock = fresh;
+        }
+        if is_slow(clock.seen, seen) {
+            clock.wrong_in = server.serving();
+        }
+        clock.seen = seen;
+        let Some(term) = self.acts(world, host) else { return Ok(()) };
+        let other = world.hosts().filter(|other| *other != host);
+        match other.filter_map(|other| self.acts(world, other)).next() {
+            Some(other) => Err(format!("{term} and {other} act at once")),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the newest root on the device.
+    fn check_roots(&mut self, world: &World, host: HostId) -> Result<(), String> {
+        let Some(server) = world.guest::<Server<'static>>(host) else { return Ok(()) };
+        let commits = server.counters().commits;
+        let before = self.commits.insert((host, world.boots(host)), commits).unwrap_or_default();
+        let root = server.store().root().filter(|_| commits > before);
+        self.confirmed = self.confirmed.max(root.map_or(self.confirmed, Root::rank));
+        let now: Vec<&Rc<Block>> = blknos().map(|blkno| world.disk().content(blkno)).collect();
+        let same = |(one, other): (&Rc<Block>, &&Rc<Block>)| Rc::ptr_eq(one, other);
+        if self.known.len() == now.len() && self.known.iter().zip(&now).all(same) {
+            return Ok(());
+        }
+        self.known = now.into_iter().cloned().collect();
+        let opened = blknos().zip(&self.known).filter_map(|(blkno, block)| {
+            Root::open(block, &self.volume.volume(), blkno, self.volume.blocks()).ok()
+        });
+        let newest = opened.max_by_key(Root::rank).ok_or("no root can be read")?;
+        if newest.rank() < self.confirmed {
+            let (newest, confirmed) = (newest.rank(), self.confirmed);
+            return Err(format!(
+                "the newest root is {newest:?}, though {confirmed:?} was confirmed"
+            ));
+        }
+        self.roots += 1;
+        let fields = newest.fields();
+        let trees = [
+            &fields.free_by_block,
+            &fields.free_by_length,
+            &fields.manifest,
+            &fields.clients,
+            &fields.loans,
+            &fields.open_seqs,
+            &fields.freed,
+            &fields.quarantine,
+        ];
+        let in_tree = |what| format!("the newest root, {:?}: {what}", newest.rank());
+        trees.into_iter().try_for_each(|tree| self.check_durable(world, tree)).map_err(in_tree)
+    }
+
+    /// Checks that no block of this tree would be lost with the power.
+    fn check_durable(&mut self, world: &World, at: &TreeRoot) -> Result<(), String> {
+        if at.height == 0 {
+            return Ok(());
+        }
+        self.nodes += 1;
+        let blkno = at.node.blkno();
+        let block = world.disk().durable().block(blkno.0);
+        let promise = Promise { magic: Magic::Btree, blkno, seq: Some(at.node.seq()) };
+        let opened = open(block, &self.volume.volume(), &promise).and_then(|()| parse(block));
+        opened.map_err(|what| format!("block {blkno} is not durable: {what:?}"))?;
+        let node = Node::new(block);
+        if node.level() == 0 {
+            return Ok(());
+        }
+        (0..node.count()).try_for_each(|index| {
+            let (height, reserved) = (at.height - 1, [0; 7]);
+            self.check_durable(world, &TreeRoot { node: node.child(index), height, reserved })
+        })
+    }
+}
+
+/// The blocks of all roots.
+fn blknos() -> impl Iterator<Item = BlockNo> {
+    (0..2 * ROOT_PAIRS).map(|at| ROOT_BLKNO.plus(at))
+}
+
+/// Whether a clock stood still between two looks at it: what drift does is far less.
+fn is_slow(before: (Time, Instant), after: (Time, Instant)) -> bool {
+    let really = after.0.since(before.0);
+    after.1.since(before.1) < really - really / 200
+}
+
+impl Checker for Leaders {
+    fn name(&self) -> &'static str {
+        "leaders"
+    }
+
+    fn after_step(&mut self, world: &World, host: HostId) -> Result<(), String> {
+        self.check_office(world, host)?;
+        self.check_roots(world, host)
+    }
+
+    fn work(&self) -> Vec<(&'static str, u64)> {
+        vec![("roots looked at", self.roots), ("nodes found durable", self.nodes)]
+    }
+}
