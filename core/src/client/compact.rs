@@ -19,10 +19,11 @@
 //!   panics, and only blocks that it has named for new runs are written.
 //! * A result is said when all writes have ended and are flushed, an error when all writes have
 //!   ended. So whoever hears either knows that nothing of that compaction will be written any more.
-//! * Each compaction has one result, said to the server that asked for it. To another it is nothing:
-//!   that one is told, once, that nothing from before is under way, and asks for nothing until then.
-//! * It waits for the device and for its own memory, never for a lock, a commit of the mount, or the
-//!   item cache: it reads runs as they stand on the device, which never change.
+//! * Each compaction has one result, said to the server that asked for it. To another it is
+//!   nothing: that one is told, once, that nothing from before is under way, and asks for nothing
+//!   until then.
+//! * It waits for the device and for its own memory, never for a lock, a commit of the mount, or
+//!   the item cache: it reads runs as they stand on the device, which never change.
 //!
 //! # What it takes from others
 //!

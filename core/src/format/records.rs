@@ -6,7 +6,8 @@
 //! | free by block | [`BlockKey`] | [`Length`] | a free extent |
 //! | free by length | [`LengthKey`] | none | the same extent |
 //! | manifest | [`ManifestKey`] | [`ManifestEntry`] | a run |
-//! | clients | [`ClientKey`] | [`ClientRecord`], or an answer's payload | a client, or what it was last answered |
+//! | clients | [`ClientKey`] | [`ClientRecord`], or an answer's payload | a client, or what it was
+//! last answered |
 //! | loans | [`LoanKey`] | a list | extents of one pool lent to a client |
 //! | open sequence numbers | [`OpenSeqKey`] | [`OpenSeq`] | a client's open transaction |
 //! | freed | [`FreedKey`] | a list | extents freed by a commit |
@@ -135,8 +136,8 @@ record! {
         client: BigU64,
         /// What they are extents of: a [`Pool`].
         pool: u8,
-        /// Counts the lists of this client and pool; for [`Pool::Compaction`] it is 0 or 1, of which
-        /// each has its list or none.
+        /// Counts the lists of this client and pool; for [`Pool::Compaction`] it is 0 or 1, of
+        /// which each has its list or none.
         part: BigU16,
     }
 

@@ -32,21 +32,21 @@
 //! merges down lies there. Then, as long as it is under way,
 //!
 //! 1. *no other run of that level overlaps the claim*. All that did were taken as lowers, or lie
-//!    behind the tail. A run gets into the level from the one above, by a merge with a claim in this
-//!    same level; or as a tail of a merge into the next, within the run that this tail was of.
-//! 2. *Claims in one level are disjoint.* Level 0 has one merge down at a time: of the oldest, up to
-//!    the first that is busy. In other levels the runs on top of two merges are disjoint, and of two
-//!    lowers each overlaps one of them only, or the later merge would have met a busy run; so all
-//!    of the one merge lies before all of the other. By 1, a claim in a level is also disjoint from
-//!    the run on top of a merge from that level into the next, which is not among its lowers.
+//!    behind the tail. A run gets into the level from the one above, by a merge with a claim in
+//!    this same level; or as a tail of a merge into the next, within the run that this tail was of.
+//! 2. *Claims in one level are disjoint.* Level 0 has one merge down at a time: of the oldest, up
+//!    to the first that is busy. In other levels the runs on top of two merges are disjoint, and of
+//!    two lowers each overlaps one of them only, or the later merge would have met a busy run; so
+//!    all of the one merge lies before all of the other. By 1, a claim in a level is also disjoint
+//!    from the run on top of a merge from that level into the next, which is not among its lowers.
 //! 3. *Where no deeper level had a run within the claim, none gets one.* What gets into the next
-//!    level comes from a run of this one, which by 1 lies on one side of the claim, merged with runs
-//!    of the next that overlap it and are outside the claim too, so on the same side. The same holds
-//!    one level further down, where again no run within the claim is on top.
+//!    level comes from a run of this one, which by 1 lies on one side of the claim, merged with
+//!    runs of the next that overlap it and are outside the claim too, so on the same side. The same
+//!    holds one level further down, where again no run within the claim is on top.
 //!
 //! By 2 the levels stay disjoint, and by 3 a tombstone that was left out has nothing to hide, even
-//! if other merges end while it is merged. A choice is finished before another is begun, so that the
-//! later always sees the earlier as busy.
+//! if other merges end while it is merged. A choice is finished before another is begun, so that
+//! the later always sees the earlier as busy.
 //!
 //! A choice is made in steps, from the manifest as it is at each, and runs come and go between
 //! them. What it must not do is take a run and miss an older one that came later to where the walk

@@ -33,9 +33,9 @@
 //! client's number, in a list of its own for each of the two places. What becomes of it is in the
 //! hands of whoever knows that the client writes no more:
 //!
-//! * The client, by its result or its error: one plan takes the inputs out of the manifest, puts the
-//!   outputs in, ends the list, and frees what is left. An error, or a result that can't be, ends
-//!   the list, and frees all of it.
+//! * The client, by its result or its error: one plan takes the inputs out of the manifest, puts
+//!   the outputs in, ends the list, and frees what is left. An error, or a result that can't be,
+//!   ends the list, and frees all of it.
 //! * The client, welcomed by another server, by saying that nothing from before is under way. Until
 //!   it has said so it is asked for nothing: so all lists that stand under its number then are from
 //!   before.
@@ -58,8 +58,8 @@
 //!   have no more items. What is in them can't be judged.
 //! * What fails is tried again after a pause, by another client if there is one. Each failure in a
 //!   row doubles the time in which this client isn't asked.
-//! * Nothing waits for a client for ever: one that isn't connected loses what it was asked for after
-//!   [`DOWN_MAX`], any after [`PATIENCE`]. Nobody waits for a merge but the transactions that
+//! * Nothing waits for a client for ever: one that isn't connected loses what it was asked for
+//!   after [`DOWN_MAX`], any after [`PATIENCE`]. Nobody waits for a merge but the transactions that
 //!   [`is_pressed`](Planner::is_pressed) holds back, and they for no compaction that takes longer
 //!   than [`HOLD_MAX`].
 //!
@@ -97,8 +97,11 @@ pub(super) const JOBS_MAX: usize = 8;
 const BUSY_MAX: usize = (JOBS_MAX + 1) * (UPPERS_MAX + LOWERS_MAX);
 /// Entries of the manifest looked at in one run.
 const CHOOSER_STEPS: u32 = 16;
-/// After a failure nothing is chosen for so long.
+/// After a failure of the server's own nothing is chosen for so long, and after the first of a
+/// client's it isn't asked.
 const RETRY: Duration = Duration::from_secs(5);
+/// After a client's failure nothing is chosen for so long.
+const RETRY_ELSEWHERE: Duration = Duration::from_secs(1);
 /// If there was nothing to choose, although some level has too many runs, this is the time to look
 /// again, unless something changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -447,16 +450,16 @@ impl<'m> Planner<'m> {
     }
 
     /// A merge was given up.
-    fn on_failed(&mut self, now: Instant, is_cramped: bool) {
+    fn on_failed(&mut self, now: Instant, pause: Duration, is_cramped: bool) {
         self.counters.failures += 1;
         self.is_cramped |= is_cramped;
-        (self.not_before, self.is_failing) = (Some(now.plus(RETRY)), true);
+        (self.not_before, self.is_failing) = (Some(now.plus(pause)), true);
     }
 
     /// The server's own merge has ended.
     pub(super) fn on_own(&mut self, now: Instant, failed: Option<Error>) {
         match failed {
-            Some(error) => self.on_failed(now, error == Error::NoSpace),
+            Some(error) => self.on_failed(now, RETRY, error == Error::NoSpace),
             None => self.look_again(),
         }
     }
@@ -498,7 +501,7 @@ impl<'m> Planner<'m> {
             (Stage::Idle, _) => self.not_before = Some(now.plus(LOOK_AGAIN)),
             (Stage::Failed, _) => {
                 let is_cramped = self.is_cramped;
-                self.on_failed(now, is_cramped);
+                self.on_failed(now, RETRY, is_cramped);
             }
             (
                 Stage::Resting
@@ -697,7 +700,7 @@ pub(super) fn compacted(
             if let Some(error) = error {
                 helper.on_failure(now);
                 planner.counters.rejected += u64::from(result.error.is_none());
-                planner.on_failed(now, error == ErrorCode::NoSpace);
+                planner.on_failed(now, RETRY_ELSEWHERE, error == ErrorCode::NoSpace);
             }
             error
         }
@@ -721,7 +724,11 @@ fn record(
     let freed = inputs.iter().map(|run| run.entry.extent()).chain(unused(grants, outputs));
     let mut left: Vec<Extent, LIST_MAX> = freed.collect();
     left.sort_unstable_by_key(|extent| extent.start());
-    end(&Change { remove: &inputs, add: outputs }, holder, &left, cx)
+    let change = match is_active(Mutant::InputsFreedEarly) {
+        true => Change { remove: &[], add: &[] },
+        false => Change { remove: &inputs, add: outputs },
+    };
+    end(&change, holder, &left, cx)
 }
 
 /// Gives back what a client has not used, in this place or in all. [`Progress::Known`] if that is

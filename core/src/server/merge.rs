@@ -12,8 +12,8 @@
 //!
 //! # Invariants
 //!
-//! * At most one merge of the server's own is under way. What is chosen, and for whom, is decided in
-//!   [`compact`](super::compact), which knows what is merged elsewhere.
+//! * At most one merge of the server's own is under way. What is chosen, and for whom, is decided
+//!   in [`compact`](super::compact), which knows what is merged elsewhere.
 //! * Space is *quarantined* for this very leader's round from the commit that takes it to the one
 //!   that names what was made of it, and it is written only in between: the first of these is
 //!   confirmed before the first write is submitted, the last write has completed before the second

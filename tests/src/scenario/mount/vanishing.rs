@@ -17,9 +17,14 @@ const TIMES: u32 = 3;
 /// And not after this: then faults are about to stop.
 const UNTIL: Duration = SECOND.saturating_mul(45);
 
+/// A merge may be over after this.
+const EVERY: Duration = Duration::from_micros(250);
+
 /// Lets machines vanish, beside what others do.
 pub(super) struct Vanishing<W> {
     others: W,
+    /// When it is their turn.
+    next: Option<Time>,
     rng: Rng,
     left: u32,
 }
@@ -27,7 +32,7 @@ pub(super) struct Vanishing<W> {
 impl<W: Workload> Vanishing<W> {
     /// Beside these.
     pub(super) fn beside(others: W, rng: Rng) -> Vanishing<W> {
-        Vanishing { others, rng, left: TIMES }
+        Vanishing { others, next: Some(Time(0)), rng, left: TIMES }
     }
 }
 
@@ -43,20 +48,31 @@ fn leads(world: &World, host: HostId) -> bool {
     world.guest::<Server<'static>>(host).is_some_and(|server| server.serving().is_some())
 }
 
+impl<W: Workload> Vanishing<W> {
+    fn look(&mut self, world: &mut World) {
+        let Some(merging) = world.hosts().find(|host| merges(world, *host)) else { return };
+        if self.rng.below(8) > 0 {
+            return;
+        }
+        let leader = world.hosts().find(|host| leads(world, *host));
+        let host = leader.filter(|_| self.rng.below(3) == 0).unwrap_or(merging);
+        self.left -= 1;
+        world.crash(host);
+        world.boot(host);
+    }
+}
+
 impl<W: Workload> Workload for Vanishing<W> {
     fn tick(&mut self, world: &mut World) -> Option<Duration> {
-        if self.left > 0 && world.now() < Time(0).plus(UNTIL) {
-            let merging = world.hosts().find(|host| merges(world, *host));
-            if merging.is_some() && self.rng.below(2) == 0 {
-                let leader = world.hosts().find(|host| leads(world, *host));
-                let leader = leader.filter(|_| self.rng.below(3) == 0);
-                if let Some(host) = leader.or(merging) {
-                    self.left -= 1;
-                    world.crash(host);
-                    world.boot(host);
-                }
-            }
+        let now = world.now();
+        let looks = self.left > 0 && now < Time(0).plus(UNTIL);
+        if looks {
+            self.look(world);
         }
-        self.others.tick(world)
+        if self.next.is_some_and(|at| at <= now) {
+            self.next = self.others.tick(world).map(|after| now.plus(after));
+        }
+        let theirs = self.next.map(|at| at.since(now));
+        theirs.map(|theirs| if looks { theirs.min(EVERY) } else { theirs })
     }
 }
