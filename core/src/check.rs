@@ -1,43 +1,76 @@
-//! Checks a volume that nobody has mounted, and changes nothing.
+//! Checks a volume, and changes nothing.
 //!
 //! ```text
-//!  Fixed ---------> Reserves ---> Trees ---------> FreeTrees ---> Runs -------> Leaks ---> done
-//!  super, spare,    of the        nodes, records   by block and   blocks and    blocks that
-//!  quorum, ring     newest root   of all trees     by length      items         nobody has
+//!  Fixed -------> Reserves --> Trees --------> Clients ---> FreeTrees --> Clashes ---> Runs
+//!  super, spare,  of the       nodes, records  records      by block and  runs that    blocks
+//!  quorum, ring   newest root  of all trees    that agree   by length     exclude      and items
+//!                                                                         each other      |
+//!    +------------------------------------------------------------------------------------+
+//!    v
+//!  Items --------> Directories -> Peel ---------> Locate --------> Leaks ----> Look ---> Done
+//!  the newest of   that the root  what entries    where that       blocks      is there  or Busy,
+//!  each key, by    leads to       and indices     stands: only     that nobody a newer   or again
+//!  inode                          differ in       if they differ   has         root?
 //! ```
+//!
+//! `CHECK.md` lists what is told, and says what it means.
 //!
 //! # What is checked
 //!
 //! * The super block and its spare, all quorum blocks, all roots of the ring.
 //! * From the newest root: every node (checksum, kind, level, order, range), every record of every
-//!   tree, that both free trees hold the same and add up to `free_blocks`, the runs of each level,
-//!   and that runs of levels from 1 up don't overlap.
+//!   tree, what the records of clients must have in common, that both free trees hold the same and
+//!   add up to `free_blocks`, the runs of each level, and that runs which may not overlap don't.
 //! * Every block of every run, and every item by itself: order, index, filter, key, value.
+//! * Of the newest versions of all items: what those of one inode must have in common ([`inode`]);
+//!   that each entry has its three items, each inode its entries in the indices, and the other way
+//!   round ([`differences`]); that the root directory leads to every directory ([`directories`]).
 //! * That every block of the volume is in exactly one place: free, freed, lent, quarantined, a
 //!   reserve, a node, a run, or a file. Blocks in two are told as doubles, blocks in none as leaks.
 //!
-//! What items must have in common (an entry's three items, a directory's counts, which version of
-//! an item counts) is not checked. So blocks that any version of a file's extent names are no
-//! leaks, and a file's blocks are not looked at for doubles.
+//! # Passes and memory
+//!
+//! Nodes are read once; blocks of runs twice, and a third time if entries and indices differ.
+//! Memory is a fixed part, and so much for each block of the volume, whatever is on it: three bits
+//! in the map, 0.2 bytes of runs and 0.5 bytes of directories. There is no table of inodes. What
+//! there is more of than memory was carved for is not checked, and [`Check::limit`] says so.
+//!
+//! # A volume in use
+//!
+//! What a root leads to is never changed, only used again when a newer root is there. So a check
+//! that finds all as its root says has seen one state of the volume, even if that is no longer the
+//! newest. If a block is not what the root promised, and a newer root is there at the end, the
+//! check is made again, and after [`ATTEMPTS`] it ends as [`busy`](Check::is_busy): nothing is
+//! known then. Fixed blocks that may be being written are read several times.
 //!
 //! # Invariants
 //!
-//! * It ends, whatever the blocks hold: nodes are visited once, runs are bounded.
-//! * What is damaged is told, and checking goes on beside it. Leaks are told only if everything
-//!   that could have named the blocks was read.
-//! * Memory is three bits for each block of the volume, and a fixed part, whatever is on it.
-//! * A step looks at one node, item, record or extent, or passes once over the bits.
+//! * It ends, whatever the blocks hold: nodes are visited once, runs and attempts are bounded.
+//! * What is damaged is told, and checking goes on beside it. What could be a mere consequence of
+//!   something unreadable is not told: items are compared only if all of them could be read, leaks
+//!   are told only if everything that could have named the blocks was.
+//! * A step looks at one node, or at a bounded number of items, or passes once over a table.
 //!
 //! A root that was being written when power failed can't be told from one that was damaged later:
 //! both are told, as what stands in the ring beside the newest root.
 //!
-//! What this module deliberately doesn't know: how to repair anything, and whether someone writes
-//! to the volume meanwhile.
+//! What this module deliberately doesn't know: how to repair anything.
 
+mod clients;
+mod differences;
+mod directories;
+mod finding;
+mod inode;
+mod items;
 mod map;
+mod merge;
 mod records;
 mod run;
+mod runs;
 mod walk;
+mod xattr;
+
+pub use finding::{Counts, Finding, Holder, Id, Limit, Wrong};
 
 use crate::arena::{Arena, ArenaFull};
 use crate::block::{Cache, Limits, Pins, RequestId};
@@ -50,173 +83,48 @@ use crate::format::root::{Extent, RESERVE_EXTENTS, Root, RootBlock, TAKEOVER_ROU
 use crate::format::super_block::{Super, SuperError, Unverified};
 use crate::format::{Block, BlockNo};
 use crate::node::{Action, Event, More, Node};
+use clients::Clients;
+use finding::Log;
+use items::Items;
 use map::Map;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, IoError, StreamId, Tag};
-use records::Records;
-use run::{Ground, Progress, RunCheck};
+use records::{Claim, Ground, Records};
+use run::{Progress, RunCheck};
+use runs::{Clash, Runs};
 use walk::{Advance, Walk};
 
-/// What the cache of a check needs.
-const LIMITS: Limits = Limits {
-    // All of a run, and a path in the manifest.
-    frames: 320,
-    dirty: 0,
-    // A node; or a run's item block, with its index and its filter.
-    pins: 8,
-    creates: 0,
-    requests: 1,
-    fresh: 0,
-    freed: 0,
-};
-/// Findings that wait to be taken.
-const FINDINGS: usize = 64;
-/// Most findings of one step.
-const FINDINGS_PER_STEP: usize = 8;
+/// How often a check is made of a volume that changes meanwhile.
+pub const ATTEMPTS: u32 = 5;
+/// How often a fixed block is read that is not as it should be.
+const READS: u32 = 3;
+/// Items that a step looks at.
+const BATCH: u32 = 128;
 const JOB: RequestId = RequestId { index: 0, generation: 0 };
 const TAG_FIXED: Tag = Tag(Cache::TAGS);
 const ROOTS: u64 = 2 * ROOT_PAIRS;
 /// The super block, its spare, the quorum blocks, the ring.
 const FIXED: u64 = 2 + SLOTS as u64 + ROOTS;
 
-/// What a finding is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Id {
-    /// The super block.
-    Super,
-    /// The spare super block.
-    Spare,
-    /// A quorum block.
-    Quorum,
-    /// A root of the ring.
-    Ring,
-    /// There is no valid root at all.
-    Root,
-    /// A node of a tree.
-    Node,
-    /// A record in a leaf of a tree.
-    Record,
-    /// Blocks that are free in one of the free trees only.
-    FreeTrees,
-    /// The number of free blocks in the root.
-    FreeBlocks,
-    /// The number of runs of a level in the root.
-    Levels,
-    /// An entry of the manifest that its run, or another entry, contradicts.
-    Manifest,
-    /// An item block of a run.
-    RunItems,
-    /// A block of a run's index, or an item block that it contradicts.
-    RunIndex,
-    /// A block of a run's filter, or an item block with an item that it denies.
-    RunFilter,
-    /// An item in an item block.
-    Item,
-    /// Blocks that are in two places.
-    Double,
-    /// Blocks that are in no place.
-    Leak,
-}
-
-impl Id {
-    /// Its name in reports: stable.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Id::Super => "super",
-            Id::Spare => "spare",
-            Id::Quorum => "quorum",
-            Id::Ring => "ring",
-            Id::Root => "root",
-            Id::Node => "node",
-            Id::Record => "record",
-            Id::FreeTrees => "free-trees",
-            Id::FreeBlocks => "free-blocks",
-            Id::Levels => "levels",
-            Id::Manifest => "manifest",
-            Id::RunItems => "run-items",
-            Id::RunIndex => "run-index",
-            Id::RunFilter => "run-filter",
-            Id::Item => "item",
-            Id::Double => "double",
-            Id::Leak => "leak",
-        }
-    }
-}
-
-/// What is wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wrong {
-    /// This check failed.
-    Corrupt(Corruption),
-    /// The device failed.
-    Io(IoError),
-}
-
-impl From<Corruption> for Wrong {
-    fn from(what: Corruption) -> Wrong {
-        Wrong::Corrupt(what)
-    }
-}
-
-impl From<Error> for Wrong {
-    fn from(error: Error) -> Wrong {
-        match error {
-            Error::Corrupt { what, .. } => Wrong::Corrupt(what),
-            Error::Io { error, .. } => Wrong::Io(error),
-            Error::NoSpace | Error::Exists | Error::NotFound => Wrong::Corrupt(Corruption::Value),
-        }
-    }
-}
-
-/// Something that is wrong with the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Finding {
-    /// What it is about.
-    pub id: Id,
-    /// The first block concerned.
-    pub blkno: BlockNo,
-    /// How many blocks are concerned.
-    pub blocks: u64,
-    /// What is wrong.
-    pub wrong: Wrong,
-}
-
-/// What was looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Valid roots.
-    pub roots: u64,
-    /// Nodes of trees.
-    pub nodes: u64,
-    /// Records in their leaves.
-    pub records: u64,
-    /// Runs.
-    pub runs: u64,
-    /// Items in them, all versions.
-    pub items: u64,
-    /// Free blocks.
-    pub free_blocks: u64,
-    /// Findings.
-    pub findings: u64,
-}
-
-/// Findings that wait to be taken.
-struct Log {
-    findings: heapless::Deque<Finding, FINDINGS>,
-    count: u64,
-}
-
-impl Log {
-    fn put(&mut self, id: Id, extent: Extent, wrong: Wrong) {
-        let finding = Finding { id, blkno: extent.start(), blocks: extent.len(), wrong };
-        self.findings.push_back(finding).expect("a step begins with room for all it can find");
-        self.count += 1;
+/// What the cache of a check needs, for a volume of so many blocks.
+const fn limits(blocks: u64) -> Limits {
+    // All of a run, and more where there are many runs to be merged.
+    let frames = if blocks / 32 < 2048 { blocks as u32 / 32 } else { 2048 };
+    Limits {
+        frames: if frames < 320 { 320 } else { frames },
+        dirty: 0,
+        // A node; a run's item block with its index and its filter; three blocks of a merge.
+        pins: 8,
+        creates: 0,
+        requests: 1,
+        fresh: 0,
+        freed: 0,
     }
 }
 
 /// The trees of a volume, in the order in which they are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TreeName {
+    Manifest,
     FreeByBlock,
     FreeByLength,
     Clients,
@@ -224,11 +132,11 @@ enum TreeName {
     OpenSeqs,
     Freed,
     Quarantine,
-    Manifest,
 }
 
 impl TreeName {
     const ALL: [TreeName; 8] = [
+        TreeName::Manifest,
         TreeName::FreeByBlock,
         TreeName::FreeByLength,
         TreeName::Clients,
@@ -236,7 +144,6 @@ impl TreeName {
         TreeName::OpenSeqs,
         TreeName::Freed,
         TreeName::Quarantine,
-        TreeName::Manifest,
     ];
 
     /// The number of the kind in its nodes, and the field of the root that leads to it.
@@ -267,30 +174,48 @@ enum Phase {
     Reserves(usize),
     /// The tree of this number is walked.
     Trees(usize),
+    /// The client, or the extent of numbers, of this place is looked at.
+    Clients(usize),
     /// Free extents that only one tree has are looked for from here on.
     FreeTrees(BlockNo),
-    Runs,
+    /// The runs of this place in an order are held against each other.
+    Clashes(Clash, usize),
+    /// The run of this place is checked.
+    Runs(usize),
+    /// What all items must have in common.
+    Items,
     /// Blocks that nobody has are looked for from here on.
     Leaks(BlockNo),
+    /// The root of this number is read again.
+    Look(u64),
     Done,
+    Busy,
 }
 
 /// A check of a volume.
 pub struct Check<'m> {
     volume: Super,
     phase: Phase,
+    attempt: u32,
     cache: Cache<'m>,
     pins: Pins<'m>,
     map: Map<'m>,
     buffer: Option<&'m mut Block>,
-    /// The fixed block of the phase is being read.
-    reading: bool,
+    /// Reads of the fixed block of the phase that have shown nothing good.
+    reads: u32,
     root: Option<Root>,
+    /// A newer root than that has been seen.
+    is_outdated: bool,
     walk: Walk,
     records: Records,
+    runs: Runs<'m>,
+    clients: Clients<'m>,
     run: Option<RunCheck>,
+    items: Items<'m>,
     /// Something that could have named blocks was not read.
     partial: bool,
+    /// Not all items could be read.
+    items_partial: bool,
     runnable: bool,
     log: Log,
     counts: Counts,
@@ -299,23 +224,30 @@ pub struct Check<'m> {
 impl<'m> Check<'m> {
     /// Carves the check of a volume whose super block, or its spare, was verified.
     pub fn carve(arena: &mut Arena<'m>, volume: &Super) -> Result<Check<'m>, ArenaFull> {
-        let mut pins = Pins::carve(arena, &LIMITS)?;
+        let (blocks, limits) = (volume.blocks(), limits(volume.blocks()));
+        let mut pins = Pins::carve(arena, &limits)?;
         pins.begin(JOB);
         Ok(Check {
             volume: *volume,
             phase: Phase::Fixed(0),
-            cache: Cache::carve(arena, &LIMITS, volume.volume())?,
+            attempt: 1,
+            cache: Cache::carve(arena, &limits, volume.volume())?,
             pins,
-            map: Map::carve(arena, volume.blocks())?,
+            map: Map::carve(arena, blocks)?,
             buffer: arena.one(Block::ZERO)?,
-            reading: false,
+            reads: 0,
             root: None,
+            is_outdated: false,
             walk: Walk::none(),
-            records: Records::new(volume.blocks()),
+            records: Records::new(blocks),
+            runs: Runs::carve(arena, blocks)?,
+            clients: Clients::carve(arena)?,
             run: None,
+            items: Items::carve(arena, volume)?,
             partial: false,
+            items_partial: false,
             runnable: true,
-            log: Log { findings: heapless::Deque::new(), count: 0 },
+            log: Log::new(),
             counts: Counts::default(),
         })
     }
@@ -328,7 +260,32 @@ impl<'m> Check<'m> {
     /// Whether the check has come to its end.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.phase == Phase::Done
+        matches!(self.phase, Phase::Done | Phase::Busy)
+    }
+
+    /// Whether the volume was changed too fast to be checked: nothing is known, and what was told
+    /// means nothing.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.phase == Phase::Busy
+    }
+
+    /// Which attempt this is, from 1. When it changes, what was told before means nothing.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Of what there is too much for the memory that was carved, if of anything.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        self.log.limit
+    }
+
+    /// Whether what items have in common was checked: not if some could not be read.
+    #[must_use]
+    pub fn are_items_compared(&self) -> bool {
+        self.is_done() && !self.items_partial
     }
 
     /// What was looked at so far.
@@ -343,18 +300,37 @@ impl<'m> Check<'m> {
         self.root.as_ref()
     }
 
-    fn fixed_blkno(&self, number: u64) -> BlockNo {
+    /// The fixed block that the phase is about.
+    fn fixed_blkno(&self) -> Option<BlockNo> {
         let ring = 2 + SLOTS as u64;
-        match number {
-            0 => SUPER_BLKNO,
-            1 => spare_blkno(self.volume.blocks()),
-            number if number < ring => QUORUM_BLKNO.plus(number - 2),
-            number => ROOT_BLKNO.plus(number - ring),
+        match self.phase {
+            Phase::Fixed(0) => Some(SUPER_BLKNO),
+            Phase::Fixed(1) => Some(spare_blkno(self.volume.blocks())),
+            Phase::Fixed(number) if number < ring => Some(QUORUM_BLKNO.plus(number - 2)),
+            Phase::Fixed(number) if number < FIXED => Some(ROOT_BLKNO.plus(number - ring)),
+            Phase::Look(number) if number < ROOTS => Some(ROOT_BLKNO.plus(number)),
+            Phase::Fixed(_)
+            | Phase::Reserves(_)
+            | Phase::Trees(_)
+            | Phase::Clients(_)
+            | Phase::FreeTrees(_)
+            | Phase::Clashes(..)
+            | Phase::Runs(_)
+            | Phase::Items
+            | Phase::Leaks(_)
+            | Phase::Look(_)
+            | Phase::Done
+            | Phase::Busy => None,
         }
     }
 
-    fn on_fixed(&mut self, number: u64, block: &Block, result: Result<(), IoError>) {
-        let blkno = self.fixed_blkno(number);
+    fn on_fixed(
+        &mut self,
+        number: u64,
+        blkno: BlockNo,
+        block: &Block,
+        result: &Result<(), IoError>,
+    ) {
         let id = match number {
             0 => Id::Super,
             1 => Id::Spare,
@@ -362,13 +338,25 @@ impl<'m> Check<'m> {
             _ => Id::Ring,
         };
         let verdict = match result {
-            Err(error) => Err(Wrong::Io(error)),
+            Err(error) => Err(Wrong::Io(*error)),
             Ok(()) => self.judge_fixed(id, blkno, block).map_err(Wrong::Corrupt),
         };
-        if let Err(wrong) = verdict {
-            self.log.put(id, Extent::new(blkno, 1), wrong);
+        self.reads += 1;
+        match verdict {
+            // Somebody may be writing it.
+            Err(_) if self.reads < READS => return,
+            Err(wrong) => self.log.put(id, Extent::new(blkno, 1), wrong),
+            Ok(()) => {}
         }
-        self.phase = Phase::Fixed(number + 1);
+        (self.phase, self.reads) = (Phase::Fixed(number + 1), 0);
+    }
+
+    fn on_look(&mut self, number: u64, blkno: BlockNo, block: &Block) {
+        let (volume, blocks) = (self.volume.volume(), self.volume.blocks());
+        let root = Root::open(block, &volume, blkno, blocks).ok();
+        let newest = self.root.as_ref().map(Root::rank);
+        self.is_outdated |= root.is_some_and(|root| Some(root.rank()) > newest);
+        self.phase = Phase::Look(number + 1);
     }
 
     fn judge_fixed(&mut self, id: Id, blkno: BlockNo, block: &Block) -> Result<(), Corruption> {
@@ -401,12 +389,28 @@ impl<'m> Check<'m> {
 
     /// The newest root is known, if there is one.
     fn begin_reserves(&mut self) {
-        if self.root.is_some() {
-            self.phase = Phase::Reserves(0);
-            return;
+        match &self.root {
+            Some(root) => {
+                self.records.begin(root);
+                self.phase = Phase::Reserves(0);
+            }
+            None => {
+                self.log.put(Id::Root, Extent::new(ROOT_BLKNO, ROOTS), Wrong::MISMATCH);
+                (self.phase, self.items_partial) = (Phase::Done, true);
+            }
         }
-        self.log.put(Id::Root, Extent::new(ROOT_BLKNO, ROOTS), Corruption::Mismatch.into());
-        self.phase = Phase::Done;
+    }
+
+    /// Forgets all that was found, and begins again.
+    fn begin_again(&mut self) {
+        self.attempt += 1;
+        (self.phase, self.root, self.is_outdated) = (Phase::Fixed(0), None, false);
+        self.map.clear();
+        self.runs.clear();
+        self.clients.clear();
+        self.run = None;
+        (self.partial, self.items_partial) = (false, false);
+        (self.log, self.counts) = (Log::new(), Counts::default());
     }
 
     fn fields(&self) -> &RootBlock {
@@ -424,7 +428,7 @@ impl<'m> Check<'m> {
             return;
         }
         if let Some(extent) = extent {
-            self.records.claims.push(extent).expect("claims are worked off first");
+            self.records.claim(extent, Holder::Reserve, None, &mut self.counts);
         }
         self.phase = Phase::Reserves(number + 1);
     }
@@ -438,7 +442,8 @@ impl<'m> Check<'m> {
             }
             None => {
                 self.check_sums();
-                self.phase = Phase::FreeTrees(FIRST_BLKNO);
+                self.clients.sort();
+                self.phase = Phase::Clients(0);
             }
         }
     }
@@ -448,15 +453,17 @@ impl<'m> Check<'m> {
         let root = self.root.as_ref().expect("there is a root");
         let extent = Extent::new(root_blkno(root), 1);
         let (fields, records) = (root.fields(), &self.records);
-        self.counts.free_blocks = records.free_sums[0].blocks;
-        if !records.is_partial(TreeName::FreeByBlock)
-            && records.free_sums[0].blocks != fields.free_blocks.get()
-        {
-            self.log.put(Id::FreeBlocks, extent, Corruption::Mismatch.into());
+        let (says, is) = (fields.free_blocks.get(), records.free_sums[0].blocks);
+        if !records.is_partial(TreeName::FreeByBlock) && says != is {
+            self.log.put(Id::FreeBlocks, extent, Wrong::Count { says, is });
         }
-        let levels = fields.level_runs.map(|runs| runs.get());
-        if !records.is_partial(TreeName::Manifest) && records.level_runs != levels {
-            self.log.put(Id::Levels, extent, Corruption::Mismatch.into());
+        if records.is_partial(TreeName::Manifest) {
+            return;
+        }
+        let levels = fields.level_runs.iter().zip(records.level_runs);
+        for (says, is) in levels.map(|(says, is)| (says.get(), is)).filter(|(says, is)| says != is)
+        {
+            self.log.put(Id::Levels, extent, Wrong::Count { says, is });
         }
     }
 
@@ -467,32 +474,34 @@ impl<'m> Check<'m> {
                 let extent = Extent::new(blkno, 1);
                 if !extent.is_inside(self.volume.blocks()) {
                     self.records.set_partial(name);
-                    self.log.put(Id::Node, extent, Corruption::Bounds.into());
+                    self.log.put(Id::Node, extent, Corruption::Bounds);
                     self.walk.refuse();
                 } else if !self.map.visit(blkno) {
-                    self.log.put(Id::Double, extent, Corruption::Mismatch.into());
+                    self.log.put(Id::Double, extent, Wrong::MISMATCH);
                     self.records.set_partial(name);
                     self.walk.refuse();
                 } else {
                     self.counts.nodes += 1;
-                    self.records.claims.push(extent).expect("claims are worked off first");
+                    self.records.claim(extent, Holder::Nodes, None, &mut self.counts);
                 }
             }
             Advance::Item(blkno, key, value) => {
                 self.counts.records += 1;
-                if let Err(what) = self.records.take(name, key, value, &mut self.map) {
+                let mut ground = Ground {
+                    map: &mut self.map,
+                    runs: &mut self.runs,
+                    clients: &mut self.clients,
+                    counts: &mut self.counts,
+                    log: &mut self.log,
+                };
+                if let Err(what) = self.records.take(name, (blkno, key, value), &mut ground) {
                     self.records.set_partial(name);
-                    self.log.put(Id::Record, Extent::new(blkno, 1), what.into());
-                }
-                let overlap = core::mem::take(&mut self.records.overlap);
-                if overlap {
-                    let wrong = Corruption::Order.into();
-                    self.log.put(Id::Manifest, Extent::new(blkno, 1), wrong);
+                    self.log.put(Id::Record, Extent::new(blkno, 1), what);
                 }
             }
             Advance::Damaged(error) => {
                 self.records.set_partial(name);
-                self.log.put(Id::Node, Extent::new(failed_at(error), 1), error.into());
+                self.log.put(Id::Node, Extent::new(failed_at(error), 1), error);
             }
             Advance::Passed => {}
             Advance::End => self.enter_tree(number + 1),
@@ -500,58 +509,116 @@ impl<'m> Check<'m> {
         Ok(())
     }
 
+    fn step_clients(&mut self, at: usize) {
+        let all = [TreeName::Clients, TreeName::Loans, TreeName::OpenSeqs];
+        let partial = all.iter().any(|name| self.records.is_partial(*name));
+        if partial || at >= self.clients.len().max(self.clients.numbers_len()) {
+            let (clients, numbers) = self.clients.are_full();
+            let limit = if clients { Some(Limit::Clients) } else { None };
+            self.log.limit = limit.or(if numbers { Some(Limit::Numbers) } else { None });
+            self.phase = Phase::FreeTrees(FIRST_BLKNO);
+            return;
+        }
+        self.clients.check(at, &mut self.log);
+        self.clients.check_numbers(at, &mut self.log);
+        self.phase = Phase::Clients(at + 1);
+    }
+
     fn step_free_trees(&mut self, from: BlockNo) {
         let trees = [TreeName::FreeByBlock, TreeName::FreeByLength];
         let partial = trees.iter().any(|name| self.records.is_partial(*name));
         if let Some(uneven) = self.map.uneven(from).filter(|_| !partial) {
-            self.log.put(Id::FreeTrees, uneven, Corruption::Mismatch.into());
+            self.log.put(Id::FreeTrees, uneven, Wrong::MISMATCH);
             self.phase = Phase::FreeTrees(uneven.end().plus(1));
             return;
         }
         let [by_block, by_length] = self.records.free_sums;
         if !partial && from == FIRST_BLKNO && by_block != by_length {
             let node = self.fields().free_by_length.node.blkno();
-            self.log.put(Id::FreeTrees, Extent::new(node, 1), Corruption::Mismatch.into());
+            self.log.put(Id::FreeTrees, Extent::new(node, 1), Wrong::MISMATCH);
         }
         self.partial = TreeName::ALL.iter().any(|name| self.records.is_partial(*name));
-        self.walk = TreeName::Manifest.walk(self.fields());
-        self.phase = Phase::Runs;
+        if self.runs.is_full() {
+            (self.log.limit, self.partial) = (Some(Limit::Runs), true);
+        }
+        self.items_partial = self.records.is_partial(TreeName::Manifest) || self.runs.is_full();
+        self.runs.sort_by_age();
+        self.phase = Phase::Clashes(Clash::Overlap, 0);
     }
 
-    fn step_runs(&mut self) -> Result<(), Stop> {
-        let Some(run) = &mut self.run else {
-            match self.walk.advance(&mut self.cache, &mut self.pins)? {
-                Advance::Node(blkno) => {
-                    if !Extent::new(blkno, 1).is_inside(self.volume.blocks()) {
-                        self.walk.refuse();
-                    }
+    fn step_clashes(&mut self, clash: Clash, at: usize) {
+        if at >= self.runs.len() {
+            self.phase = match clash {
+                Clash::Overlap => {
+                    self.runs.sort_by_number();
+                    Phase::Clashes(Clash::Number, 0)
                 }
-                Advance::Item(_, key, value) => {
-                    self.run = records::run_entry(key, value, self.volume.blocks())
-                        .ok()
-                        .map(|(_, entry)| RunCheck::new(entry));
-                    self.counts.runs += u64::from(self.run.is_some());
-                }
-                Advance::Damaged(_) | Advance::Passed => {}
-                Advance::End => self.phase = Phase::Leaks(FIRST_BLKNO),
+                Clash::Number => Phase::Runs(0),
+            };
+            return;
+        }
+        let found = self.runs.clash(at, clash).map(|run| Extent::new(run.leaf, 1));
+        match (found, clash) {
+            (Some(leaf), Clash::Overlap) => {
+                self.items_partial = true;
+                self.log.put(Id::LevelOrder, leaf, Corruption::Order);
             }
+            (Some(leaf), Clash::Number) => self.log.put(Id::Number, leaf, Wrong::MISMATCH),
+            (None, _) => {}
+        }
+        self.phase = Phase::Clashes(clash, at + 1);
+    }
+
+    fn step_runs(&mut self, at: usize) -> Result<(), Stop> {
+        let Some(run) = &mut self.run else {
+            let Some(run) = self.runs.get(at) else {
+                self.enter_items();
+                return Ok(());
+            };
+            if self.clients.is_run_lent(run.entry.run().0) {
+                self.log.put(Id::Number, Extent::new(run.leaf, 1), Wrong::MISMATCH);
+            }
+            self.counts.runs += 1;
+            self.run = Some(RunCheck::new(run, &mut self.cache));
             return Ok(());
         };
         let volume = self.volume.volume();
-        let ground = Ground { volume: &volume, name_key: &self.volume.fields().name_key };
+        let name_key = &self.volume.fields().name_key;
+        let volume_blocks = self.volume.blocks();
+        let ground = run::Ground { volume: &volume, volume_blocks, name_key };
         match run.step(&ground, &mut self.cache, &mut self.pins, &mut self.log)? {
             Progress::More => {}
-            Progress::File(extent) if extent.is_inside(self.volume.blocks()) => {
-                self.map.mark(extent);
-            }
-            Progress::File(extent) => {
-                self.log.put(Id::Item, extent, Corruption::Bounds.into());
-            }
             Progress::Done { whole, items } => {
-                self.partial |= !whole;
+                self.items_partial |= !whole;
                 self.counts.items += u64::from(items);
-                self.run = None;
+                (self.run, self.phase) = (None, Phase::Runs(at + 1));
             }
+        }
+        Ok(())
+    }
+
+    fn enter_items(&mut self) {
+        self.partial |= self.items_partial;
+        let next_ino = self.fields().next_ino.get();
+        self.items.begin(next_ino, &self.runs, limits(self.volume.blocks()).frames);
+        self.clients.sort();
+        self.phase = match self.items_partial {
+            true => Phase::Leaks(FIRST_BLKNO),
+            false => Phase::Items,
+        };
+    }
+
+    fn step_items(&mut self) -> Result<(), Stop> {
+        let mut ground = items::Ground {
+            volume_blocks: self.volume.blocks(),
+            runs: &self.runs,
+            clients: &mut self.clients,
+            records: &mut self.records,
+            counts: &mut self.counts,
+            log: &mut self.log,
+        };
+        if self.items.step(&mut ground, &mut self.cache, &mut self.pins)? == More::No {
+            self.phase = Phase::Leaks(FIRST_BLKNO);
         }
         Ok(())
     }
@@ -559,22 +626,33 @@ impl<'m> Check<'m> {
     fn step_leaks(&mut self, from: BlockNo) {
         match self.map.leak(from).filter(|_| !self.partial) {
             Some(leak) => {
-                self.log.put(Id::Leak, leak, Corruption::Mismatch.into());
+                self.log.put(Id::Leak, leak, Wrong::MISMATCH);
                 self.phase = Phase::Leaks(leak.end());
             }
+            None if self.log.is_stale => self.phase = Phase::Look(0),
             None => self.phase = Phase::Done,
+        }
+    }
+
+    /// The ring has been read again.
+    fn finish(&mut self) {
+        match (self.is_outdated, self.attempt) {
+            (false, _) => self.phase = Phase::Done,
+            (true, ATTEMPTS..) => self.phase = Phase::Busy,
+            (true, _) => self.begin_again(),
         }
     }
 
     /// One extent of what was found is claimed.
     fn step_claim(&mut self) -> bool {
-        let Some(extent) = self.records.claims.pop() else { return false };
+        let Some(Claim { extent, item }) = self.records.claims.pop() else { return false };
         let (double, rest) = self.map.claim(extent);
         if let Some(double) = double {
-            self.log.put(Id::Double, double, Corruption::Mismatch.into());
+            self.log.put_blocks(Id::Double, double, item.map(|(_, key)| key));
         }
         if !rest.is_empty() {
-            self.records.claims.push(rest).expect("it was taken from there");
+            let rest = Claim { extent: rest, item };
+            self.records.claims.push(rest).map_err(drop).expect("it was taken from there");
         }
         true
     }
@@ -582,14 +660,47 @@ impl<'m> Check<'m> {
     fn step_phase(&mut self) -> Result<(), Stop> {
         match self.phase {
             Phase::Fixed(FIXED) => self.begin_reserves(),
-            Phase::Fixed(_) | Phase::Done => self.runnable = false,
+            Phase::Look(ROOTS) => self.finish(),
+            Phase::Fixed(_) | Phase::Look(_) | Phase::Done | Phase::Busy => self.runnable = false,
             Phase::Reserves(number) => self.step_reserves(number),
             Phase::Trees(number) => self.step_tree(number)?,
+            Phase::Clients(at) => self.step_clients(at),
             Phase::FreeTrees(from) => self.step_free_trees(from),
-            Phase::Runs => self.step_runs()?,
+            Phase::Clashes(clash, at) => self.step_clashes(clash, at),
+            Phase::Runs(at) => self.step_runs(at)?,
+            Phase::Items => self.step_items()?,
             Phase::Leaks(from) => self.step_leaks(from),
         }
         Ok(())
+    }
+
+    /// Some of the work, and whether there is more that can be done at once.
+    fn work(&mut self) -> More {
+        if !self.runnable || !self.log.has_room() {
+            return More::No;
+        }
+        if self.step_claim() {
+            return More::Yes;
+        }
+        match self.step_phase() {
+            Ok(()) => {
+                self.cache.release(&mut self.pins);
+                self.pins.begin(JOB);
+            }
+            Err(Stop::Wait(_)) => self.runnable = false,
+            Err(Stop::Fail(error)) => {
+                // A block that was whole can't be read again.
+                (self.partial, self.items_partial) = (true, true);
+                self.log.put(Id::RunItems, Extent::new(failed_at(error), 1), error);
+                self.cache.release(&mut self.pins);
+                self.pins.begin(JOB);
+                self.phase = match self.phase {
+                    Phase::Runs(at) => Phase::Runs(at + usize::from(self.run.take().is_some())),
+                    _ => Phase::Leaks(FIRST_BLKNO),
+                };
+            }
+        }
+        if self.runnable { More::Yes } else { More::No }
     }
 
     fn on_completed(&mut self, completion: Completion<'m>) {
@@ -600,14 +711,16 @@ impl<'m> Check<'m> {
             }
             return;
         }
-        let (BlockOp::Read(_, buffer) | BlockOp::Write(_, buffer)) = completion.op else {
+        let (BlockOp::Read(blkno, buffer) | BlockOp::Write(blkno, buffer)) = completion.op else {
             unreachable!("a check doesn't flush")
         };
-        if let Phase::Fixed(number) = self.phase {
-            self.on_fixed(number, buffer, completion.result);
+        match self.phase {
+            Phase::Fixed(number) => self.on_fixed(number, blkno, buffer, &completion.result),
+            Phase::Look(number) => self.on_look(number, blkno, buffer),
+            _ => {}
         }
         self.buffer = Some(buffer);
-        (self.reading, self.runnable) = (false, true);
+        self.runnable = true;
     }
 }
 
@@ -642,38 +755,19 @@ impl<'m> Node<'m> for Check<'m> {
     }
 
     fn step(&mut self, _: Instant) -> More {
-        let room = self.log.findings.len() + FINDINGS_PER_STEP <= FINDINGS;
-        if !self.runnable || !room {
-            return More::No;
-        }
-        if self.step_claim() {
-            return More::Yes;
-        }
-        match self.step_phase() {
-            Ok(()) => {
-                self.cache.release(&mut self.pins);
-                self.pins.begin(JOB);
-            }
-            Err(Stop::Wait(_)) => self.runnable = false,
-            Err(Stop::Fail(error)) => {
-                // A block that was whole can't be read again.
-                self.partial = true;
-                self.run = None;
-                self.log.put(Id::RunItems, Extent::new(failed_at(error), 1), error.into());
-                self.cache.release(&mut self.pins);
-                self.pins.begin(JOB);
+        for _ in 0..BATCH {
+            if self.work() == More::No {
+                return More::No;
             }
         }
-        if self.runnable { More::Yes } else { More::No }
+        More::Yes
     }
 
     fn poll_action(&mut self) -> Option<Action<'m>> {
-        if let Phase::Fixed(number) = self.phase
-            && number < FIXED
+        if let Some(blkno) = self.fixed_blkno()
             && let Some(buffer) = self.buffer.take()
         {
-            self.reading = true;
-            let op = BlockOp::Read(self.fixed_blkno(number), buffer);
+            let op = BlockOp::Read(blkno, buffer);
             return Some(Action::Block(BlockRequest { tag: TAG_FIXED, op }));
         }
         self.cache.poll_transfer().map(Action::Block)

@@ -66,8 +66,20 @@ mutants! {
     FillUnderOldRoot,
     /// Items that were written without having been read stay in the cache after their commit.
     WriteOnlyItemsKept,
+    /// A block is opened whatever its checksum.
+    ChecksumSkipped,
+    /// A mount tells the server of a transaction whose blocks it has not flushed.
+    TransactionBeforeFlush,
     /// A mount goes on answering when its lease is over.
     AnswerAfterLease,
+    /// A mount takes the end of its lease for its eviction.
+    EvictionByLease,
+    /// A mount welcomed by the leader of a newer term goes on with the one of an older.
+    GrantOfOldTerm,
+    /// What waits for the dropping of caches waits for the lock that is being given back.
+    ParkedInRevoke,
+    /// A server that leads again goes on from what it had taken for a merge in its last term.
+    StaleTermMemory,
     /// A number is called stable although changes made during a commit bear it.
     StableTooEarly,
 }

@@ -537,6 +537,7 @@ impl<'m> Server<'m> {
                 let (stream, client) = (*stream, *client);
                 if let Some(member) = self.members.find(client) {
                     (member.standing, member.is_new) = (Standing::Mounted, true);
+                    member.recorded_at = now;
                 }
                 // Who has gone meanwhile comes back with the same nonce.
                 self.admit(now, stream, client);
@@ -596,6 +597,7 @@ impl<'m> Server<'m> {
                     let evicted = member.evicted;
                     member.standing = if evicted { Standing::Evicted } else { Standing::Mounted };
                 }
+                self.on_eviction_failed(now, client);
             }
             Work::Evict(_) => {
                 let client = slot.client;
@@ -691,8 +693,10 @@ impl<'m> Server<'m> {
                     if pending {
                         return Err(ErrorCode::Busy);
                     }
-                    let (nonce, client) = (greeting.nonce, ClientId(0));
-                    self.table.begin(Work::Greet { stream, nonce, client }, client).map(drop)
+                    let (nonce, machine) = (greeting.nonce, greeting.machine);
+                    let client = ClientId(0);
+                    let work = Work::Greet { stream, nonce, machine, client };
+                    self.table.begin(work, client).map(drop)
                 }
             },
         }

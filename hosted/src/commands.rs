@@ -5,8 +5,12 @@
 
 mod ask;
 mod check;
+mod counters;
 mod device;
+mod findings;
+mod ino_path;
 mod items;
+mod locks;
 mod mkfs;
 mod mount;
 mod pages;
@@ -15,8 +19,11 @@ mod report;
 mod server;
 mod signature;
 mod size;
+mod stat;
 mod status;
 mod umount;
+mod virtual_xattr;
+mod walk_inodes;
 mod witness;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +52,12 @@ pub(crate) enum Command {
     Umount(umount::Options),
     Status(status::StatusOptions),
     Df(status::DfOptions),
+    Stat(stat::StatOptions),
+    Statfs(stat::StatfsOptions),
+    Counters(counters::Options),
+    Locks(locks::Options),
+    WalkInodes(walk_inodes::Options),
+    InoPath(ino_path::Options),
     #[command(hide = true)]
     Witness(witness::Options),
     Completions(pages::CompletionsOptions),
@@ -53,8 +66,24 @@ pub(crate) enum Command {
 
 impl Command {
     /// What they are called.
-    pub(crate) const NAMES: [&str; 8] =
-        ["mkfs", "print", "check", "server", "mount", "umount", "completions", "man"];
+    pub(crate) const NAMES: [&str; 16] = [
+        "mkfs",
+        "print",
+        "check",
+        "server",
+        "mount",
+        "umount",
+        "status",
+        "df",
+        "stat",
+        "statfs",
+        "counters",
+        "locks",
+        "walk-inodes",
+        "ino-path",
+        "completions",
+        "man",
+    ];
 }
 
 /// Why a command ended.
@@ -84,6 +113,12 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Umount(options) => umount::run(&options).map(|()| 0),
         Command::Status(options) => status::status(&options),
         Command::Df(options) => status::df(&options).map(|()| 0),
+        Command::Stat(options) => stat::stat(&options).map(|()| 0),
+        Command::Statfs(options) => stat::statfs(&options).map(|()| 0),
+        Command::Counters(options) => counters::run(&options).map(|()| 0),
+        Command::Locks(options) => locks::run(&options).map(|()| 0),
+        Command::WalkInodes(options) => walk_inodes::run(&options).map(|()| 0),
+        Command::InoPath(options) => ino_path::run(&options).map(|()| 0),
         Command::Witness(options) => witness::run(&options).map(|()| 0),
         Command::Completions(options) => pages::completions(&options).map(|()| 0),
         Command::Man(options) => pages::man(&options).map(|()| 0),

@@ -22,6 +22,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use outrider_core::format::quorum::{BootId, HostId, Incarnation, Slot};
 use outrider_core::format::super_block::Super;
+use outrider_core::format::wire::greeting::Machine;
 use outrider_core::quorum::{Exclusion, Identity, Vouched};
 use outrider_hal::Entropy;
 use std::fs::{self, File};
@@ -45,20 +46,31 @@ pub fn identity(
     vouched: Vouched,
     exclusion: Exclusion,
 ) -> io::Result<Identity> {
-    let boot = fs::read_to_string(BOOT_ID)?;
-    let boot = parse_id(&boot).ok_or(ErrorKind::InvalidData)?;
-    let machine = MACHINE_ID.iter().find_map(|path| parse_id(&fs::read_to_string(path).ok()?));
+    let Machine { host, boot } = machine(volume)?;
     let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
     entropy.fill(&mut incarnation);
     entropy.fill(&mut seed);
     Ok(Identity {
         incarnation: Incarnation(incarnation),
-        host: HostId(digest(b"outrider host", volume, &machine.unwrap_or(boot))),
-        boot: BootId(boot),
+        host,
+        boot,
         exclusion,
         vouched,
         seed: u64::from_le_bytes(seed),
     })
+}
+
+/// What this machine is called on a volume, and its boot.
+///
+/// # Errors
+///
+/// If the system doesn't tell its boot's id.
+pub fn machine(volume: &Super) -> io::Result<Machine> {
+    let boot = fs::read_to_string(BOOT_ID)?;
+    let boot = parse_id(&boot).ok_or(ErrorKind::InvalidData)?;
+    let id = MACHINE_ID.iter().find_map(|path| parse_id(&fs::read_to_string(path).ok()?));
+    let host = HostId(digest(b"outrider host", volume, &id.unwrap_or(boot)));
+    Ok(Machine { host, boot: BootId(boot) })
 }
 
 /// 32 hexadecimal digits, with or without the dashes of a UUID, and not all zero.

@@ -28,9 +28,13 @@
 //!
 //! # What a mount tells of itself
 //!
-//! Two extended attributes of the root, which are in no list and don't reach the core, so that they
-//! can be read whatever it waits for: `outrider.counters` (lines of a name and a number, for user
-//! 0), and `outrider.pid`, the process to wait for after unmounting.
+//! Extended attributes of the root, which are in no list and don't reach the core, so that they can
+//! be read whatever it waits for: `outrider.pid`, the process to wait for after unmounting, and for
+//! user 0 `outrider.counters` and `outrider.statfs` (lines of a name and a value), and
+//! `outrider.locks.SKIP` (a line for each lock but the first so many, as many as fit).
+//!
+//! What is known of inodes by their number is asked by names of extended attributes as well, and
+//! answered by the core: see `queries`.
 //!
 //! What this module deliberately doesn't know: what an operation does, and who drives the core.
 
@@ -38,6 +42,7 @@ mod data;
 mod memory;
 mod movers;
 mod options;
+mod queries;
 mod report;
 mod sink;
 
@@ -45,12 +50,14 @@ pub use data::DataDevice;
 pub use memory::Piece;
 pub use movers::Leave;
 pub use options::{MountOptions, NoServer, OptionError};
-pub use report::{COUNTERS_XATTR, PID_XATTR};
+pub use queries::{STAT_XATTR, feed_name, path_xattr, walk_xattr};
+pub use report::{COUNTERS_XATTR, Facts, LOCKS_XATTR, PID_XATTR, STATFS_XATTR};
 pub use sink::Sink;
 
 use crate::node::Handle;
 use outrider_core::client::mount::{Counters, Mount, MountState};
 use outrider_core::client::op::{Answer, Request, RequestId, Resume};
+use outrider_core::lock::client::View;
 use outrider_core::node::Node;
 use outrider_hal::Instant;
 
@@ -79,6 +86,12 @@ pub trait Core {
 
     /// What it has done.
     fn counters(&self) -> Counters;
+
+    /// What it knows of its volume.
+    fn facts(&self) -> Facts;
+
+    /// Its locks.
+    fn locks(&self) -> Vec<View>;
 }
 
 /// Calls into a core, from any thread, one at a time; whoever drives it goes on afterwards.
@@ -119,6 +132,19 @@ impl Core for Mount<'static> {
 
     fn counters(&self) -> Counters {
         Mount::counters(self)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            fsid: self.config().volume.fsid(),
+            client: self.client(),
+            stable: self.stable(),
+            root: self.root(),
+        }
+    }
+
+    fn locks(&self) -> Vec<View> {
+        Mount::locks(self).collect()
     }
 }
 

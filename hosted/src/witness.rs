@@ -15,8 +15,8 @@
 //! No process can see that it is about to be stopped, between a look at its clock and the write
 //! that the look allowed. What it does when it goes on, an hour later, is as if it were still the
 //! leader, or still had its locks. For metadata that is harmless by design. The witness is for the
-//! rest: that an old leader, stopped and woken, tells anybody anything, or that an old mount answers
-//! what it had read, or writes into a file that is another's by now.
+//! rest: that an old leader, stopped and woken, tells anybody anything, or that an old mount
+//! answers what it had read, or writes into a file that is another's by now.
 //!
 //! # What it gives
 //!

@@ -22,6 +22,12 @@
 //! What this module deliberately doesn't know: what is on the disk, and how recovery works. To cut
 //! the power during recovery too, record it and explore that recording.
 
+pub mod cuts;
+pub mod parts;
+pub mod recovery;
+pub mod volume;
+pub mod workload;
+
 use crate::disk::{RequestId, copy_sectors};
 use crate::image::Image;
 use crate::trace::{Digest, HostId};
@@ -92,6 +98,15 @@ impl Recording {
         };
         let covers = self.steps.iter().filter_map(written).collect();
         self.push(Step::Flushed { covers });
+    }
+
+    /// Which block this step writes.
+    #[must_use]
+    pub fn blkno(&self, step: usize) -> Option<u64> {
+        match self.steps.get(step)? {
+            Step::Write { blkno, .. } => Some(*blkno),
+            Step::Flushed { .. } | Step::Mark(_) => None,
+        }
     }
 
     /// The steps, in order.

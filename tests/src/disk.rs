@@ -93,6 +93,8 @@ struct Flying {
     orphan: bool,
     held: bool,
     turn: u32,
+    /// How long the host waits to hear of it once it has landed.
+    unheard: Duration,
     result: BlockResult,
     data: Option<Rc<Block>>,
 }
@@ -195,7 +197,7 @@ impl Disk {
     #[must_use]
     pub fn content(&self, blkno: BlockNo) -> &Rc<Block> {
         let cached = self.cache.get(&blkno.0).and_then(|versions| versions.last());
-        cached.map_or(self.medium.block(blkno.0), |version| &version.data)
+        cached.map_or_else(|| self.medium.block(blkno.0), |version| &version.data)
     }
 
     /// What is durable: what the device holds if it loses power now and every cached write with it.
@@ -217,7 +219,8 @@ impl Disk {
         image
     }
 
-    /// Records every write and flush from now on.
+    /// Records every write and flush from now on, and lets a flush cover what its host has written
+    /// and nothing else.
     pub fn record(&mut self) {
         self.recording = Some(Recording::new(self.image()));
     }
@@ -278,7 +281,7 @@ impl Disk {
         self.requests_ever += 1;
         let covers = self.covers(owner, &command, atlas);
         self.note_submission(now, id, host, &command, covers.len(), trace);
-        let land = self.landing_time(now, host, &command, atlas);
+        let (land, unheard) = self.landing_time(now, host, &command, atlas);
         if matches!(command, Command::Write(..)) && atlas.draw(Fault::DiskTornRead) {
             let early = Time(self.rng.within(now.0..=land.0));
             let sectors = self.some_sectors();
@@ -293,6 +296,7 @@ impl Disk {
             orphan: false,
             held: false,
             turn: 0,
+            unheard,
             result: Ok(()),
             data: None,
         };
@@ -468,11 +472,13 @@ impl Disk {
         if !matches!(command, Command::Flush) {
             return Vec::new();
         }
-        let narrow = atlas.draw(Fault::DiskNarrowFlush);
+        let drawn = atlas.draw(Fault::DiskNarrowFlush);
+        // Who explores a recording wants to know what is promised, and no more.
+        let narrow = drawn || self.recording.is_some();
         let covered = |done: &Completed| !narrow || done.owner == owner;
         let covers = self.completed.iter().filter(|(_, done)| covered(done));
         let covers: Vec<RequestId> = covers.map(|(id, _)| *id).collect();
-        if covers.len() < self.completed.len() {
+        if drawn && covers.len() < self.completed.len() {
             atlas.happened(Fault::DiskNarrowFlush);
         }
         covers
@@ -507,15 +513,18 @@ impl Disk {
         host: HostId,
         command: &Command,
         atlas: &mut Atlas,
-    ) -> Time {
+    ) -> (Time, Duration) {
         let (min, max) = match command {
             Command::Read(_) => (50 * MICRO, 500 * MICRO),
             Command::Write(..) => (50 * MICRO, MILLI),
             Command::Flush => (200 * MICRO, 5 * MILLI),
         };
         let mut latency: Duration = self.rng.span(min, max);
+        let mut unheard = self.rng.span(MICRO, 200 * MICRO);
         if atlas.strike(Fault::DiskSlow) {
-            latency += self.rng.span(100 * MILLI, 30 * SECOND);
+            let slow = self.rng.span(100 * MILLI, 30 * SECOND);
+            let late = if self.rng.chance(Chance::EVEN) { &mut latency } else { &mut unheard };
+            *late += slow;
         }
         let mut land = now.plus(latency);
         let (last_land, _) = self.last.entry(host).or_default();
@@ -523,7 +532,7 @@ impl Disk {
             land = land.max(*last_land);
         }
         *last_land = land.max(*last_land);
-        land
+        (land, unheard)
     }
 
     fn land(&mut self, now: Time, id: RequestId, turn: u32, atlas: &mut Atlas, trace: &mut Trace) {
@@ -531,6 +540,7 @@ impl Disk {
             return;
         };
         let (host, orphan, held) = (flying.owner.host, flying.orphan, flying.held);
+        let unheard = flying.unheard;
         let command = flying.command.clone();
         let (result, data) = if !orphan && self.dead_paths.contains(&host) {
             (Err(IoError::Device), None)
@@ -548,7 +558,7 @@ impl Disk {
             self.flying.remove(&id);
             return;
         }
-        let mut finish = now.plus(self.rng.span(MICRO, 200 * MICRO));
+        let mut finish = now.plus(unheard);
         let (_, last_finish) = self.last.entry(host).or_default();
         if !atlas.is_on(Fault::DiskReorder) {
             finish = finish.max(*last_finish);

@@ -70,7 +70,7 @@ faults! {
     NetListenFail = 50_000;
     /// A bit of a stream is flipped on its way.
     NetGarble = 1_000;
-    /// A request takes up to thirty seconds.
+    /// A request takes up to thirty seconds, until it is done or until its host hears that it is.
     DiskSlow = 2_000;
     /// A request completes before an older one of the same host.
     DiskReorder = 1_000_000;

@@ -8,8 +8,27 @@
 
 use crate::trace::Digest;
 use outrider_hal::Block;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+
+/// Which blocks of an image were read, in the order in which they first were.
+#[derive(Debug, Default)]
+pub struct ReadLog {
+    order: Vec<u64>,
+    seen: BTreeSet<u64>,
+}
+
+/// A log that a watched image and its copies share.
+pub type Reads = Rc<RefCell<ReadLog>>;
+
+impl ReadLog {
+    /// Each block that was read, once.
+    #[must_use]
+    pub fn order(&self) -> &[u64] {
+        &self.order
+    }
+}
 
 /// What stands on a device.
 #[derive(Clone)]
@@ -18,6 +37,7 @@ pub struct Image {
     below: Rc<BTreeMap<u64, Rc<Block>>>,
     above: BTreeMap<u64, Rc<Block>>,
     zero: Rc<Block>,
+    reads: Option<Reads>,
 }
 
 impl Image {
@@ -25,7 +45,7 @@ impl Image {
     #[must_use]
     pub fn new(blocks: u64) -> Image {
         let zero = Rc::new(Block::ZERO);
-        Image { blocks, below: Rc::default(), above: BTreeMap::new(), zero }
+        Image { blocks, below: Rc::default(), above: BTreeMap::new(), zero, reads: None }
     }
 
     /// Size of the device in blocks.
@@ -34,9 +54,22 @@ impl Image {
         self.blocks
     }
 
+    /// A copy that logs what is read from it, and from its copies.
+    #[must_use]
+    pub fn watched(&self) -> (Image, Reads) {
+        let reads = Reads::default();
+        (Image { reads: Some(reads.clone()), ..self.clone() }, reads)
+    }
+
     /// The content of a block. Zeroes past the end of the device.
     #[must_use]
     pub fn block(&self, blkno: u64) -> &Rc<Block> {
+        if let Some(reads) = &self.reads {
+            let mut reads = reads.borrow_mut();
+            if reads.seen.insert(blkno) {
+                reads.order.push(blkno);
+            }
+        }
         self.above.get(&blkno).or_else(|| self.below.get(&blkno)).unwrap_or(&self.zero)
     }
 

@@ -293,6 +293,12 @@ impl Model {
         }
     }
 
+    /// How many names an inode has, if it is there.
+    #[must_use]
+    pub fn links(&self, ino: Ino) -> Option<u32> {
+        self.nodes.get(&ino).map(|node| node.attr.nlink)
+    }
+
     /// How many inodes there are, also without names.
     #[must_use]
     pub fn count_inodes(&self) -> usize {

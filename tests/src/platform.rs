@@ -11,7 +11,9 @@
 use crate::model::{Done, User};
 use crate::rng::Rng;
 use outrider_core::arena::{Arena, ArenaFull};
-use outrider_core::client::mount::{Mount, MountConfig, MountLimits, MountTiming, StartError};
+use outrider_core::client::mount::{
+    Mount, MountConfig, MountLimits, MountState, MountTiming, StartError,
+};
 use outrider_core::client::op::{
     Answer, Caller, Direction, Extent, Lent, Op, OpError, Place, Reply, Request, RequestId, Resume,
     Transfer,
@@ -26,7 +28,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// Bytes of one piece of memory that is lent.
-const LENT_BYTES: usize = 1 << 17;
+pub const LENT_BYTES: usize = 1 << 17;
 /// Pieces of it.
 const LENT: u32 = 4;
 /// Blocks in which file data is moved.
@@ -136,6 +138,7 @@ impl Platform {
             net: outrider_core::net::Timing::DEFAULT,
             timing: TIMING,
             nonce,
+            machine: outrider_core::format::wire::greeting::Machine::default(),
             secret,
             read_only: false,
         }
@@ -146,6 +149,17 @@ impl Platform {
         self.ids += 1;
         self.waiting.push_back((self.ids, call));
         self.ids
+    }
+
+    /// Nobody waits for a call any more. It ends soon, in this way or another.
+    pub fn interrupt(&mut self, now: Instant, id: u64) {
+        match self.waiting.iter().position(|(waiting, _)| *waiting == id) {
+            Some(at) => {
+                self.waiting.remove(at);
+                self.done.insert(id, Err(OpError::Interrupted));
+            }
+            None => self.mount.resume(now, RequestId(id), Resume::Interrupted),
+        }
     }
 
     /// Whether a call has ended.
@@ -198,7 +212,18 @@ impl Platform {
             let request = Request { caller, now: call.now, op: call.op.clone(), lent };
             if let Err(request) = self.mount.submit(now, RequestId(id), request) {
                 self.lent.extend(request.lent.map(|lent| lent.buf));
-                return self.waiting.push_front((id, call));
+                match self.mount.state() {
+                    MountState::Joining | MountState::Mounted | MountState::Suspended => {
+                        return self.waiting.push_front((id, call));
+                    }
+                    MountState::Leaving
+                    | MountState::Left
+                    | MountState::Evicted
+                    | MountState::Refused => {
+                        self.done.insert(id, Err(OpError::Io));
+                        continue;
+                    }
+                }
             }
             if forget {
                 self.done.insert(id, Ok(Reply::Empty.into()));

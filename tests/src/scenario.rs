@@ -8,8 +8,10 @@
 
 pub mod counter;
 pub mod mount;
+pub mod register;
 pub mod scrub;
 pub mod server;
+pub mod stories;
 
 use crate::check::Violation;
 use crate::faults::{Coverage, FaultSet};
@@ -34,7 +36,7 @@ pub struct Scenario {
 
 /// Every scenario.
 pub const ALL: &[Scenario] =
-    &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO, mount::SCENARIO];
+    &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO, mount::SCENARIO, register::SCENARIO];
 
 /// What came of a run.
 #[derive(Debug, Clone)]

@@ -4,94 +4,22 @@
 //! Needs user 0 and /dev/fuse, and says so where they are lacking.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use process::{Process, memory_dir, program, until, unused_port};
+use process::until;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
-use tempfile::TempDir;
+use volume::Volume;
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/volume.rs"]
+mod volume;
 
 const FILES: u32 = 300;
-
-/// A mount that is of use, and is gone with this, whatever comes.
-struct Mount {
-    process: Process,
-    at: PathBuf,
-}
-
-impl Mount {
-    fn kill(mut self) {
-        self.process.kill();
-    }
-
-    fn stop(mut self) {
-        self.process.stop();
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        self.process.kill();
-        let mut umount = Command::new("umount");
-        let _ = umount.arg("-l").arg(&self.at).stderr(Stdio::null()).status();
-    }
-}
-
-struct Volume {
-    dir: TempDir,
-}
-
-impl Volume {
-    /// None, where there can't be mounts.
-    fn make(size: &str) -> Option<Volume> {
-        let root = rustix::process::geteuid().is_root();
-        if !root || !Path::new("/dev/fuse").exists() {
-            println!("skipped: needs {}", if root { "/dev/fuse" } else { "root" });
-            return None;
-        }
-        let volume = Volume { dir: memory_dir() };
-        let voter = format!("0,127.0.0.1,{}", unused_port());
-        let mut mkfs = Command::new(program());
-        mkfs.args(["mkfs", "-s", size, "-Q", &voter]).arg(volume.device());
-        assert!(mkfs.stdout(Stdio::null()).status().unwrap().success());
-        Some(volume)
-    }
-
-    fn device(&self) -> PathBuf {
-        self.dir.path().join("volume")
-    }
-
-    fn serve(&self) -> Process {
-        let mut command = Command::new(program());
-        command.args(["server", "--slot", "0"]).arg(self.device());
-        let mut server = Process::start(&mut command);
-        server.hear("listens at");
-        server
-    }
-
-    fn mount(&self, name: &str) -> (Mount, PathBuf) {
-        let at = self.dir.path().join(name);
-        fs::create_dir_all(&at).unwrap();
-        let mut command = Command::new(program());
-        command.args(["mount", "-f"]).arg(self.device()).arg(&at);
-        let mut mount = Mount { process: Process::start(&mut command), at: at.clone() };
-        mount.process.hear("is mounted at");
-        (mount, at)
-    }
-
-    /// That all is where it belongs, once nobody uses the volume.
-    fn check(&self) {
-        let output = Command::new(program()).arg("check").arg(self.device()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
-}
 
 /// What is in the file of this number: some of a block, or of several.
 fn contents(number: u32) -> Vec<u8> {

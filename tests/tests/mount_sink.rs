@@ -8,10 +8,16 @@ use outrider_core::client::mount::{Counters, MountState};
 use outrider_core::client::op::{
     Answer, Caller, Extent, Lent, Op, OpError, Place, Request, RequestId, Resume,
 };
+use outrider_core::format::{CommitNo, Ino, Seq};
+use outrider_core::lock::client::View;
+use outrider_core::lock::{LockName, Mode};
 use outrider_hal::{BLOCK_BYTES, Instant};
 use outrider_hosted::disk::{Access, open_file};
 use outrider_hosted::fuse::{Buffer, Mount, Options};
-use outrider_hosted::mount::{COUNTERS_XATTR, Core, DataDevice, Helm, PID_XATTR, Piece, Sink};
+use outrider_hosted::mount::{
+    COUNTERS_XATTR, Core, DataDevice, Facts, Helm, LOCKS_XATTR, PID_XATTR, Piece, STATFS_XATTR,
+    Sink,
+};
 use outrider_tests::model::host::{Host, reference_place};
 use outrider_tests::model::script::{Cast, Outcome, Script, Space, Subject, Value, changes};
 use outrider_tests::mount_ops::{Ended, Outside, World, memory, root_items};
@@ -177,6 +183,22 @@ impl Core for Cores {
 
     fn counters(&self) -> Counters {
         Counters { commits: self.world.counts.commits, ..Counters::default() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts { fsid: 0xfeed, client: None, stable: Seq(7), root: CommitNo(0) }
+    }
+
+    fn locks(&self) -> Vec<View> {
+        let view = |at: u64| View {
+            name: LockName::inode(Ino(at << 10)),
+            mode: Mode::Read,
+            asked: Mode::Write,
+            revoke: None,
+            users: [1, 0, 0],
+            waiters: 2,
+        };
+        (0..5000).map(view).collect()
     }
 }
 
@@ -487,7 +509,22 @@ fn the_mount_tells_its_process_and_user_0_its_counters() {
         Err(_) => skipped("python3"),
         Ok(status) => assert!(!status.success()),
     }
-    // It is an attribute of the root only.
+    let mut bytes = vec![0; 65536];
+    let len = rustix::fs::getxattr(&rig.ats[0], STATFS_XATTR, &mut bytes[..]).unwrap();
+    let text = std::str::from_utf8(&bytes[..len]).unwrap();
+    assert_eq!(text, "fsid 000000000000feed\nclient 0\ncommitted_seq 7\nroot_commit 0\n");
+    let mut lines = Vec::new();
+    loop {
+        let name = format!("{LOCKS_XATTR}{}", lines.len());
+        let len = rustix::fs::getxattr(&rig.ats[0], name, &mut bytes[..]).unwrap();
+        let text = std::str::from_utf8(&bytes[..len]).unwrap();
+        if text.is_empty() {
+            break;
+        }
+        lines.extend(text.lines().map(str::to_owned));
+    }
+    assert_eq!((lines.len(), &*lines[4999]), (5000, "inodes 5118976 read write - 1 0 0 2"));
+    // They are attributes of the root only.
     let none = rustix::fs::getxattr(rig.path("f"), COUNTERS_XATTR, &mut bytes);
     assert_eq!(none, Err(Errno::OPNOTSUPP));
 }

@@ -245,11 +245,12 @@ fn planted_damage_is_found_with_its_name_and_address() {
     let all = report(dir, &["print", "--json", "v"]);
     let number = |value: &Value| value.as_u64().unwrap();
     let trees = all["roots"][0]["trees"].as_object().unwrap();
-    let mut targets = vec![("super", 16), ("spare", BLOCKS - 1), ("ring", 65), ("ring", 70)];
-    targets.extend((32..39).map(|blkno| ("quorum", blkno)));
-    targets.extend(trees.values().map(|tree| ("node", number(&tree["blkno"]))));
+    let mut targets =
+        vec![("E-SUPER", 16), ("E-SPARE", BLOCKS - 1), ("E-RING", 65), ("E-RING", 70)];
+    targets.extend((32..39).map(|blkno| ("E-QUORUM", blkno)));
+    targets.extend(trees.values().map(|tree| ("E-NODE", number(&tree["blkno"]))));
     let run = number(&all["manifest"][0]["blkno"]);
-    let parts = ["run-items", "run-index", "run-filter"];
+    let parts = ["E-RUN-ITEMS", "E-RUN-INDEX", "E-RUN-FILTER"];
     targets.extend(parts.into_iter().zip(run..));
     assert_eq!(targets.len(), 4 + 7 + 3 + 3);
     let file = open(dir, "v");

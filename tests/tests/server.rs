@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use outrider_core::server::Server;
-use outrider_tests::scenario::server::SCENARIO;
+use outrider_tests::scenario::server::{SCENARIO, SERVERS};
 use outrider_tests::time::MINUTE;
 use outrider_tests::trace::HostId;
 use outrider_tests::world::World;
@@ -51,14 +51,14 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
     let (mut stopped, mut took_over) = (0, 0);
     for seed in 0..10 {
         let mut world = (SCENARIO.world)(seed);
-        let servers = [HostId(0), HostId(1)];
-        let any = |world: &World| servers.into_iter().any(|host| serves(world, host));
+        let servers = || (0..SERVERS).map(HostId);
+        let any = |world: &World| servers().any(|host| serves(world, host));
         // Here faults don't end, so they may keep everybody from leading; that somebody does when
         // they have ended, the scenario demands of every seed.
         if !world.run_until(MINUTE, any).unwrap() {
             continue;
         }
-        let first = if serves(&world, HostId(0)) { HostId(0) } else { HostId(1) };
+        let first = servers().find(|host| serves(&world, *host)).unwrap();
         let boots = world.boots(first);
         if world.with(first, |server: &mut Server<'_>, _| server.stop()).is_none() {
             continue;
@@ -71,32 +71,8 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
             stopped += 1;
             assert!(!serves(&world, first), "seed {seed}");
         }
-        let second = HostId(1 - first.0);
-        took_over += u32::from(world.run_until(MINUTE, |world| serves(world, second)).unwrap());
+        let other = |world: &World| servers().any(|host| host != first && serves(world, host));
+        took_over += u32::from(world.run_until(MINUTE, other).unwrap());
     }
     assert!(stopped >= 5 && took_over >= 5, "{stopped} stopped, {took_over} took over");
-}
-
-/// With `RUSTFLAGS="--cfg outrider_mutants"`: the seeds would notice if the server made one of
-/// these mistakes.
-#[cfg(outrider_mutants)]
-#[test]
-fn mistakes_of_merging_are_noticed() {
-    use outrider_core::mutant::{Mutant, activate};
-
-    for mutant in [Mutant::LevelZeroOutOfOrder, Mutant::MergeSpaceUnowned, Mutant::InputsFreedEarly]
-    {
-        let noticed = (0..20).find_map(|seed| {
-            activate(Some(mutant));
-            let report =
-                std::panic::catch_unwind(|| SCENARIO.run(&mut (SCENARIO.world)(seed)).violation);
-            activate(None);
-            match report {
-                Ok(violation) => violation.map(|violation| (seed, violation.to_string())),
-                Err(_) => Some((seed, "a panic".to_owned())),
-            }
-        });
-        let (seed, what) = noticed.unwrap_or_else(|| panic!("{mutant:?} was not noticed"));
-        println!("{mutant:?}: seed {seed}: {what}");
-    }
 }

@@ -1,9 +1,9 @@
 //! All that is not a test: format, lints, documents, the proofs that the core needs neither std nor
-//! an allocator, the image, and a short run of the simulator.
+//! an allocator, the image, and short runs of the simulator and the fuzzers.
 
 use crate::image::{self, PACKAGE};
-use crate::simulate;
 use crate::tools::{Failure, cargo, output, root, succeed};
+use crate::{fuzz, simulate};
 use std::fs;
 use std::path::Path;
 
@@ -14,6 +14,9 @@ const BARE: [&str; 3] = ["outrider-hal", "outrider-core", PACKAGE];
 /// hundred times as long as the others.
 const SMOKE: [(&str, &str); 4] =
     [("counter", "40"), ("scrub", "40"), ("server", "20"), ("mount", "10")];
+
+/// How long each decoder is fed.
+const FUZZ_SECONDS: u64 = 3;
 
 /// Runs all checks; the first that fails ends it.
 pub(crate) fn run() -> Result<(), Failure> {
@@ -38,7 +41,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         let smoke = ["--scenario", scenario, "--seeds", seeds, "--twice"].map(String::from);
         simulate::sim(&smoke)?;
     }
-    Ok(())
+    fuzz::run(&fuzz::Options::short(FUZZ_SECONDS))
 }
 
 /// No crate that this one links has its feature `std` or `alloc` on.

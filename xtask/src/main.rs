@@ -7,6 +7,7 @@ mod boot;
 mod ci;
 mod cluster;
 mod decode;
+mod fuzz;
 mod guest;
 mod image;
 mod simulate;
@@ -48,13 +49,23 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measure, and compare with something measured in the same run.
+    /// Cut the power off at every write of small workloads, and recover.
     #[command(disable_help_flag = true)]
-    Bench {
-        /// Which benchmarks; all if none is named.
+    Crash {
+        /// As the program takes them: `--operations N`, `--acts A,B`, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure, and compare with something measured in the same run.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
+        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Feed every decoder bytes that nobody meant.
+    Fuzz(fuzz::Options),
     /// Check all that is not a test: format, lints, documents, no_std and no alloc, the image.
     Ci,
 }
@@ -68,17 +79,24 @@ fn main() -> ExitCode {
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
+        Chore::Crash { arguments } => simulate::crash(arguments),
         Chore::Bench { arguments } => bench(&tools, arguments),
+        Chore::Fuzz(options) => fuzz::run(options),
         Chore::Ci => ci::run(),
     };
     end(done.map(|()| 0))
 }
 
-/// Runs the benchmarks of these names, or all. Those of whole guests and clusters are this
-/// program's.
+/// Runs the benchmarks of these names, or all but that of the engine, which takes minutes and
+/// options of its own. Those of whole guests and clusters are this program's.
 fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
     const BOOT: &str = "boot";
     const CREATE: &str = "create";
+    const ENGINE: &str = "engine";
+    // Options follow it, and nothing else.
+    if let Some((ENGINE, options)) = names.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        return simulate::engine(options);
+    }
     let ours = |name: &String| [BOOT, CREATE].contains(&name.as_str());
     let wants = |bench: &str| names.is_empty() || names.iter().any(|name| name == bench);
     let others: Vec<String> = names.iter().filter(|name| !ours(name)).cloned().collect();

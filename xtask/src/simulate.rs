@@ -16,12 +16,30 @@ fn run(program: &str, arguments: &[String]) -> Result<(), Failure> {
     succeed(program, command.arg("--").args(arguments))
 }
 
-/// Simulated clusters: `--help` says with what.
+/// Simulated clusters: `--help` says with what. Some mistakes are noticed by tests instead, which
+/// run first.
 pub(crate) fn sim(arguments: &[String]) -> Result<(), Failure> {
+    if arguments.iter().any(|argument| argument == "--mutants") {
+        let mut command = cargo();
+        command.env("RUSTFLAGS", MUTANTS).env("CARGO_TARGET_DIR", target().join("mutants"));
+        command.args(["test", "--release", "--package", "outrider-tests"]);
+        command.args(["--test", "crash_volume", "--test", "corruption", "--", "noticed"]);
+        succeed("tests of mistakes", command.arg("--nocapture"))?;
+    }
     run("sim", arguments)
+}
+
+/// Power cuts at every write of small workloads: `--help` says of which.
+pub(crate) fn crash(arguments: &[String]) -> Result<(), Failure> {
+    run("crash", arguments)
 }
 
 /// Benchmarks; all of them if none is named.
 pub(crate) fn bench(arguments: &[String]) -> Result<(), Failure> {
     run("bench", arguments)
+}
+
+/// The benchmark of the metadata engine, with these options.
+pub(crate) fn engine(arguments: &[String]) -> Result<(), Failure> {
+    run("engine", arguments)
 }

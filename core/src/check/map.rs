@@ -50,6 +50,13 @@ impl<'m> Map<'m> {
         })
     }
 
+    /// Nobody has anything any more.
+    pub(super) fn clear(&mut self) {
+        self.owned.fill(0);
+        self.nodes.fill(0);
+        self.edges.fill(0);
+    }
+
     /// Somebody has this extent, which lies in the volume. Stops behind the first blocks that
     /// somebody had before, and tells those and what is left to be claimed.
     pub(super) fn claim(&mut self, extent: Extent) -> (Option<Extent>, Extent) {
@@ -62,8 +69,8 @@ impl<'m> Map<'m> {
         ((!double.is_empty()).then_some(double), rest)
     }
 
-    /// Somebody has this extent, which lies in the volume; perhaps somebody else too.
-    pub(super) fn mark(&mut self, extent: Extent) {
+    /// Somebody has this extent, which lies in the volume.
+    fn mark(&mut self, extent: Extent) {
         let (mut at, end) = (extent.start().0, extent.end().0);
         while at < end {
             let upto = end.min((at / 64 + 1) * 64);

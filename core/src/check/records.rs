@@ -1,4 +1,5 @@
-//! The records of the trees: each parsed, and asked for the blocks it stands for.
+//! The records of the trees: each parsed, held against the root's counters and against the records
+//! before it, and asked for the blocks it stands for.
 //!
 //! # Invariants
 //!
@@ -7,15 +8,20 @@
 //! What this module deliberately doesn't know: who else has claimed it.
 
 use super::TreeName;
+use super::clients::Clients;
+use super::finding::{Counts, Holder, Id, Log, Wrong};
+use super::inode::Place;
 use super::map::Map;
+use super::runs::{Run, Runs};
 use crate::error::Corruption;
-use crate::format::key::KeyBytes;
 use crate::format::records::{
     BlockKey, ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LIST_MAX, Length,
     LengthKey, LoanKey, ManifestEntry, ManifestKey, OpenSeq, OpenSeqKey, OwnerKind, Pool,
     QuarantineKey, extent, list,
 };
-use crate::format::root::{Extent, LEVELS};
+use crate::format::root::{Extent, LEVELS, Root};
+use crate::format::wire::message::AT_ONCE_MAX;
+use crate::format::{BlockNo, ClientId};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 /// What the extents of a free tree add up to.
@@ -25,19 +31,46 @@ pub(super) struct Sum {
     pub(super) blocks: u64,
 }
 
+/// Blocks that somebody has.
+#[derive(Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) extent: Extent,
+    /// The item that says so, if one does.
+    pub(super) item: Option<Place>,
+}
+
+/// The numbers that the root says come next, and its own.
+#[derive(Clone, Copy, Default)]
+struct Counters {
+    client: u64,
+    ino: u64,
+    seq: u64,
+    run: u64,
+    commit: u64,
+    round: u64,
+}
+
+/// What records are put into and held against.
+pub(super) struct Ground<'a, 'm> {
+    pub(super) map: &'a mut Map<'m>,
+    pub(super) runs: &'a mut Runs<'m>,
+    pub(super) clients: &'a mut Clients<'m>,
+    pub(super) counts: &'a mut Counts,
+    pub(super) log: &'a mut Log,
+}
+
 pub(super) struct Records {
     volume_blocks: u64,
+    counters: Counters,
     /// Extents of the record taken last that are to be claimed.
-    pub(super) claims: heapless::Vec<Extent, LIST_MAX>,
-    /// The run taken last overlaps the one before it.
-    pub(super) overlap: bool,
+    pub(super) claims: heapless::Vec<Claim, LIST_MAX>,
     /// By block, by length.
     pub(super) free_sums: [Sum; 2],
     pub(super) level_runs: [u64; LEVELS],
     /// Behind the last free extent by block.
     free_end: u64,
-    /// Level and greatest key of the last run.
-    last_run: Option<(u8, KeyBytes)>,
+    /// The last list of loans, and the end of its last extent.
+    last_loan: Option<(LoanKey, u64)>,
     /// Trees that were not read wholly: one bit each.
     partial: u8,
 }
@@ -55,7 +88,7 @@ fn nothing(bytes: &[u8]) -> Result<(), Corruption> {
 }
 
 /// The run that a record of the manifest stands for.
-pub(super) fn run_entry<'v>(
+fn run_entry<'v>(
     key: &'v [u8],
     value: &'v [u8],
     volume_blocks: u64,
@@ -75,18 +108,32 @@ impl Records {
     pub(super) fn new(volume_blocks: u64) -> Records {
         Records {
             volume_blocks,
+            counters: Counters::default(),
             claims: heapless::Vec::new(),
-            overlap: false,
             free_sums: [Sum::default(); 2],
             level_runs: [0; LEVELS],
             free_end: 0,
-            last_run: None,
+            last_loan: None,
             partial: 0,
         }
     }
 
+    /// Starts over, with what this root says.
+    pub(super) fn begin(&mut self, root: &Root) {
+        let fields = root.fields();
+        let counters = Counters {
+            client: fields.next_client.get(),
+            ino: fields.next_ino.get(),
+            seq: fields.next_seq.get(),
+            run: fields.next_run.get(),
+            commit: root.commit().0.saturating_add(1),
+            round: root.term().round().saturating_add(1),
+        };
+        *self = Records { counters, ..Records::new(self.volume_blocks) };
+    }
+
     pub(super) fn begin_tree(&mut self) {
-        (self.free_end, self.last_run) = (0, None);
+        (self.free_end, self.last_loan) = (0, None);
     }
 
     pub(super) fn is_partial(&self, name: TreeName) -> bool {
@@ -101,44 +148,52 @@ impl Records {
     pub(super) fn take(
         &mut self,
         name: TreeName,
-        key: &[u8],
-        value: &[u8],
-        map: &mut Map<'_>,
+        (leaf, key, value): (BlockNo, &[u8], &[u8]),
+        ground: &mut Ground<'_, '_>,
     ) -> Result<(), Corruption> {
         match name {
-            TreeName::FreeByBlock => self.take_free(key, value, map),
+            TreeName::FreeByBlock => self.take_free(key, value, ground),
             TreeName::FreeByLength => {
                 nothing(value)?;
                 let free = whole::<LengthKey>(key)?.extent(self.volume_blocks)?;
-                self.count_free(1, free, map);
+                self.count_free(1, free, ground.map);
                 Ok(())
             }
-            TreeName::Manifest => self.take_run(key, value),
-            TreeName::Clients => take_client(key, value),
-            TreeName::Loans => {
-                let extents = list(value)?;
-                match Pool::parse(whole::<LoanKey>(key)?.pool)? {
-                    Pool::Data | Pool::Runs | Pool::Compaction => self.claim_list(extents),
-                    Pool::Inodes | Pool::RunIds => Ok(()),
-                }
-            }
+            TreeName::Manifest => self.take_run(leaf, key, value, ground),
+            TreeName::Clients => self.take_client(leaf, key, value, ground),
+            TreeName::Loans => self.take_loan(leaf, key, value, ground),
             TreeName::OpenSeqs => {
-                let (key, open) = (whole::<OpenSeqKey>(key)?, whole::<OpenSeq>(value)?);
+                let open = whole::<OpenSeq>(value)?;
+                let key = whole::<OpenSeqKey>(key)?;
+                self.check_next(leaf, key.seq.get(), self.counters.seq, ground.log);
+                if !ground.clients.take_open_seq(ClientId(key.client.get())) {
+                    ground.log.put(Id::Client, Extent::new(leaf, 1), Wrong::MISMATCH);
+                }
                 // Its number was opened after what its client may still have changed before.
                 if open.floor.get() > key.seq.get() { Err(Corruption::Order) } else { Ok(()) }
             }
             TreeName::Freed => {
-                whole::<FreedKey>(key)?;
-                self.claim_list(list(value)?)
+                let commit = whole::<FreedKey>(key)?.commit.get();
+                self.check_next(leaf, commit, self.counters.commit, ground.log);
+                self.claim_list(list(value)?, Holder::Freed, ground)
             }
-            TreeName::Quarantine => {
-                OwnerKind::parse(whole::<QuarantineKey>(key)?.kind)?;
-                self.claim_list(list(value)?)
-            }
+            TreeName::Quarantine => self.take_quarantine(leaf, key, value, ground),
         }
     }
 
-    fn take_free(&mut self, key: &[u8], value: &[u8], map: &mut Map<'_>) -> Result<(), Corruption> {
+    /// Tells if a number was never given out.
+    fn check_next(&self, leaf: BlockNo, says: u64, next: u64, log: &mut Log) {
+        if says >= next {
+            log.put(Id::Next, Extent::new(leaf, 1), Wrong::Count { says, is: next });
+        }
+    }
+
+    fn take_free(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        ground: &mut Ground<'_, '_>,
+    ) -> Result<(), Corruption> {
         let (key, length) = (whole::<BlockKey>(key)?, whole::<Length>(value)?);
         let free = extent(key.last, length, self.volume_blocks)?;
         // Free extents neither overlap nor touch.
@@ -146,8 +201,8 @@ impl Records {
             return Err(Corruption::Order);
         }
         self.free_end = free.end().0;
-        self.count_free(0, free, map);
-        self.claim_list(&[free])
+        self.count_free(0, free, ground.map);
+        self.claim_list(&[free], Holder::Free, ground)
     }
 
     fn count_free(&mut self, tree: usize, free: Extent, map: &mut Map<'_>) {
@@ -157,35 +212,139 @@ impl Records {
         map.toggle(free);
     }
 
-    fn take_run(&mut self, key: &[u8], value: &[u8]) -> Result<(), Corruption> {
+    fn take_run(
+        &mut self,
+        leaf: BlockNo,
+        key: &[u8],
+        value: &[u8],
+        ground: &mut Ground<'_, '_>,
+    ) -> Result<(), Corruption> {
         let (key, entry) = run_entry(key, value, self.volume_blocks)?;
-        let (first, last) = entry.range().ok_or(Corruption::Order)?;
         self.level_runs[usize::from(key.level)] += 1;
-        let before = self.last_run.replace((key.level, last));
-        self.overlap =
-            key.level > 0 && before.is_some_and(|(level, end)| level == key.level && end >= first);
-        self.claim_list(&[entry.extent()])
+        let run = entry.run().0;
+        self.check_next(leaf, run, self.counters.run, ground.log);
+        ground.runs.push(Run { key: *key, entry: *entry, leaf });
+        self.claim_list(&[entry.extent()], Holder::Runs, ground)
     }
 
-    fn claim_list(&mut self, extents: &[Extent]) -> Result<(), Corruption> {
+    fn take_client(
+        &mut self,
+        leaf: BlockNo,
+        key: &[u8],
+        value: &[u8],
+        ground: &mut Ground<'_, '_>,
+    ) -> Result<(), Corruption> {
+        let key = whole::<ClientKey>(key)?;
+        let part = ClientPart::parse(key.part)?;
+        let record = match part {
+            ClientPart::TransactionAnswer | ClientPart::LoanAnswer => None,
+            ClientPart::Client => Some(client_record(value)?),
+        };
+        let number = ClientId(key.client.get());
+        self.check_next(leaf, number.0, self.counters.client, ground.log);
+        if !ground.clients.take_part(number, part, record, leaf) {
+            ground.log.put(Id::Client, Extent::new(leaf, 1), Wrong::MISMATCH);
+        }
+        Ok(())
+    }
+
+    fn take_loan(
+        &mut self,
+        leaf: BlockNo,
+        key: &[u8],
+        value: &[u8],
+        ground: &mut Ground<'_, '_>,
+    ) -> Result<(), Corruption> {
+        let (key, extents) = (*whole::<LoanKey>(key)?, list(value)?);
+        let pool = Pool::parse(key.pool)?;
+        let at = Extent::new(leaf, 1);
+        let end = extents.last().map_or(0, |extent| extent.end().0);
+        let before = self.last_loan.replace((key, end));
+        let before =
+            before.filter(|(before, _)| (before.client, before.pool) == (key.client, key.pool));
+        let (part, low) = before.map_or((0, 0), |(key, end)| (u32::from(key.part.get()) + 1, end));
+        let ordered = match pool {
+            // Of two lists each is there or not, and they have nothing to do with each other.
+            Pool::Compaction => key.part.get() < u16::from(AT_ONCE_MAX),
+            Pool::Data | Pool::Runs | Pool::Inodes | Pool::RunIds => {
+                u32::from(key.part.get()) == part && extents[0].start().0 >= low
+            }
+        };
+        if !ordered {
+            ground.log.put(Id::Lists, at, Corruption::Order);
+        }
+        if !ground.clients.has(ClientId(key.client.get())) {
+            ground.log.put(Id::Client, at, Wrong::MISMATCH);
+        }
+        let next = match pool {
+            Pool::Data | Pool::Runs | Pool::Compaction => {
+                return self.claim_list(extents, Holder::Lent, ground);
+            }
+            Pool::Inodes => self.counters.ino,
+            Pool::RunIds => self.counters.run,
+        };
+        self.check_next(leaf, end.saturating_sub(1), next, ground.log);
+        ground.clients.take_numbers(pool, extents, leaf);
+        Ok(())
+    }
+
+    fn take_quarantine(
+        &mut self,
+        leaf: BlockNo,
+        key: &[u8],
+        value: &[u8],
+        ground: &mut Ground<'_, '_>,
+    ) -> Result<(), Corruption> {
+        let key = whole::<QuarantineKey>(key)?;
+        let owner = key.owner.get();
+        match OwnerKind::parse(key.kind)? {
+            OwnerKind::Round => {
+                self.check_next(leaf, owner, self.counters.round, ground.log);
+            }
+            OwnerKind::Client => {
+                if !ground.clients.has(ClientId(owner)) {
+                    ground.log.put(Id::Client, Extent::new(leaf, 1), Wrong::MISMATCH);
+                }
+            }
+        }
+        self.claim_list(list(value)?, Holder::Quarantine, ground)
+    }
+
+    fn claim_list(
+        &mut self,
+        extents: &[Extent],
+        holder: Holder,
+        ground: &mut Ground<'_, '_>,
+    ) -> Result<(), Corruption> {
         if !extents.iter().all(|extent| extent.is_inside(self.volume_blocks)) {
             return Err(Corruption::Bounds);
         }
-        self.claims.extend_from_slice(extents).expect("a list is bounded");
+        for extent in extents {
+            self.claim(*extent, holder, None, ground.counts);
+        }
         Ok(())
+    }
+
+    /// Somebody has this extent, which lies in the volume.
+    pub(super) fn claim(
+        &mut self,
+        extent: Extent,
+        holder: Holder,
+        item: Option<Place>,
+        counts: &mut Counts,
+    ) {
+        let blocks = &mut counts.blocks[holder as usize];
+        *blocks = blocks.saturating_add(extent.len());
+        let claim = Claim { extent, item };
+        self.claims.push(claim).map_err(drop).expect("claims are worked off first");
     }
 }
 
-fn take_client(key: &[u8], value: &[u8]) -> Result<(), Corruption> {
-    match ClientPart::parse(whole::<ClientKey>(key)?.part)? {
-        ClientPart::TransactionAnswer | ClientPart::LoanAnswer => Ok(()),
-        ClientPart::Client => {
-            let record = whole::<ClientRecord>(value)?;
-            ClientState::parse(record.state)?;
-            if record.reserved != [0; 14] {
-                return Err(Corruption::Reserved);
-            }
-            if record.flags & !7 != 0 { Err(Corruption::Value) } else { Ok(()) }
-        }
+fn client_record(value: &[u8]) -> Result<&ClientRecord, Corruption> {
+    let record = whole::<ClientRecord>(value)?;
+    ClientState::parse(record.state)?;
+    if record.reserved != [0; 14] {
+        return Err(Corruption::Reserved);
     }
+    if record.flags & !7 != 0 { Err(Corruption::Value) } else { Ok(record) }
 }

@@ -7,7 +7,8 @@
 //!
 //! What this module deliberately doesn't know: what other runs hold.
 
-use super::{Id, Log};
+use super::finding::{Id, Log, Wrong};
+use super::runs::Run;
 use crate::block::{Cache, Pins};
 use crate::error::{Corruption, Error, Stop};
 use crate::format::BlockNo;
@@ -37,11 +38,14 @@ pub(super) struct RunCheck {
     tombstones: u32,
     zones: [ZoneRange; 4],
     bad: Bad,
+    /// All items could be read, and are where the manifest and their order say.
+    is_whole: bool,
 }
 
 /// What checking a run goes by.
 pub(super) struct Ground<'a> {
     pub(super) volume: &'a Volume,
+    pub(super) volume_blocks: u64,
     pub(super) name_key: &'a [u8; 16],
 }
 
@@ -49,17 +53,25 @@ pub(super) struct Ground<'a> {
 pub(super) enum Progress {
     /// There is more to be done.
     More,
-    /// A file's extent, as an item says.
-    File(Extent),
     /// The run is done: whether all its items could be read, and how many were.
     Done { whole: bool, items: u32 },
 }
 
 impl RunCheck {
-    /// Of a run whose entry was checked.
-    pub(super) fn new(entry: &ManifestEntry) -> RunCheck {
+    /// Of a run whose entry was checked. Its blocks are read ahead.
+    pub(super) fn new(run: &Run, cache: &mut Cache<'_>) -> RunCheck {
+        let items = u32::from(run.entry.item_blocks.get());
+        let indexes = u32::from(run.entry.index_blocks.get());
+        for index in 0..run.entry.blocks() as u32 {
+            let magic = match index {
+                index if index < items => Magic::RunItems,
+                index if index < items + indexes => Magic::RunIndex,
+                _ => Magic::RunFilter,
+            };
+            cache.hint_run(&run.block(index), magic);
+        }
         RunCheck {
-            entry: *entry,
+            entry: run.entry,
             done: 0,
             item: 0,
             last: None,
@@ -67,6 +79,7 @@ impl RunCheck {
             tombstones: 0,
             zones: [ZoneRange::EMPTY; 4],
             bad: [0; SEGMENT_BLOCKS as usize / 64],
+            is_whole: true,
         }
     }
 
@@ -119,14 +132,14 @@ impl RunCheck {
         if number < items {
             return self.step_items(number, ground, cache, pins, log);
         }
-        let whole = !(0..items).any(|index| self.is_bad(index));
-        let counted = (self.items, self.tombstones, self.zones);
-        let told = (self.entry.items.get(), self.entry.tombstones.get(), self.entry.zones);
-        if whole && counted != told {
-            let extent = self.entry.extent();
-            log.put(Id::Manifest, extent, Corruption::Mismatch.into());
+        let mut whole = !(0..items).any(|index| self.is_bad(index));
+        let counted = (self.items, self.tombstones);
+        let told = (self.entry.items.get(), self.entry.tombstones.get());
+        if whole && (counted != told || self.zones != self.entry.zones) {
+            log.put(Id::Manifest, self.entry.extent(), Wrong::MISMATCH);
+            whole = self.zones == self.entry.zones;
         }
-        Ok(Progress::Done { whole, items: self.items })
+        Ok(Progress::Done { whole: whole && self.is_whole, items: self.items })
     }
 
     /// Obtains a block and opens it as what it is to be.
@@ -149,7 +162,7 @@ impl RunCheck {
             }
         };
         if let Err(error) = verdict {
-            log.put(id, Extent::new(at.blkno, 1), error.into());
+            log.put(id, Extent::new(at.blkno, 1), error);
             self.set_bad(at.index);
         }
         Ok(())
@@ -180,13 +193,14 @@ impl RunCheck {
         // Nothing stops from here on.
         let extent = Extent::new(at.blkno, 1);
         if !filtered {
-            log.put(Id::RunFilter, extent, Corruption::Mismatch.into());
+            log.put(Id::RunFilter, extent, Wrong::MISMATCH);
         }
         if !indexed {
-            log.put(Id::RunIndex, extent, Corruption::Mismatch.into());
+            log.put(Id::RunIndex, extent, Wrong::MISMATCH);
         }
         if self.last.is_some_and(|last| last >= key) {
-            log.put(Id::RunItems, extent, Corruption::Order.into());
+            log.put(Id::RunItems, extent, Corruption::Order);
+            self.is_whole = false;
         }
         self.last = Some(key);
         let items = Items::opened(cache.block(frame));
@@ -197,14 +211,14 @@ impl RunCheck {
         if self.item == items.count() {
             self.next_block();
         }
-        Ok(match parsed {
-            Ok(Some(file)) => Progress::File(file),
-            Ok(None) => Progress::More,
-            Err(what) => {
-                log.put(Id::Item, extent, what.into());
-                Progress::More
-            }
-        })
+        let parsed = parsed.and_then(|file| match file {
+            Some(file) if !file.is_inside(ground.volume_blocks) => Err(Corruption::Bounds),
+            Some(_) | None => Ok(()),
+        });
+        if let Err(what) = parsed {
+            log.put_item(Id::Item, (at.blkno, key.into()), what);
+        }
+        Ok(Progress::More)
     }
 
     fn next_block(&mut self) {

@@ -33,8 +33,8 @@
 //! would pass for its own. So from the snapshot to the answer changes bear the number that follows.
 //! The next transaction's own is that or a later one.
 //!
-//! So what a transaction lacks bears a number above the one that it names, which is that of the open
-//! transaction. Servers count on that when they say up to which number nothing more will come.
+//! So what a transaction lacks bears a number above the one that it names, which is that of the
+//! open transaction. Servers count on that when they say up to which number nothing more will come.
 //!
 //! # When the device fails
 //!
@@ -80,6 +80,7 @@ use crate::format::{Block, BlockNo, CommitNo, Seq};
 use crate::lsm::build::{
     BuildSpace, FILTER_BLOCKS_MAX, Refused, RunBuilder, Sealed, blocks_for, filter_blocks,
 };
+use crate::mutant::{Mutant, is_active};
 use crate::node::More;
 use heapless::Vec;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Tag};
@@ -754,7 +755,10 @@ impl<'m> Committer<'m> {
                 self.phase = Phase::Failing(Failure::Write);
             }
             Phase::Writing if self.blocks.written == self.blocks.len => {
-                self.phase = Phase::Flushing { asked: false };
+                match is_active(Mutant::TransactionBeforeFlush) {
+                    false => self.phase = Phase::Flushing { asked: false },
+                    true => self.on_flushed(true),
+                }
             }
             Phase::Writing
             | Phase::Failing(_)

@@ -304,6 +304,24 @@ impl Task {
         }
     }
 
+    /// How it can end where it is, if it can: with nothing done, or as a short write. `hopeless`
+    /// says that nobody knows when it could go on: then it ends also if bytes on the device have
+    /// changed, but nothing else has, which is an error like any other of the device. The platform
+    /// isn't moving anything for it.
+    #[must_use]
+    pub fn ending(&self, op: &Op, hopeless: bool) -> Option<Result<Reply, OpError>> {
+        let (reads, writes) = (matches!(op, Op::Read { .. }), matches!(op, Op::Write { .. }));
+        let moved = matches!(self.moving, Moving::Done(_, _)) || self.zeroed.is_some();
+        if moved && !reads && !hopeless {
+            return None;
+        }
+        if writes && self.progress > 0 {
+            return Some(Ok(Reply::Count(self.progress)));
+        }
+        let nothing = if moved && !reads { OpError::Io } else { OpError::Interrupted };
+        (!self.changed).then_some(Err(nothing))
+    }
+
     /// Whether it has changed something, and so must not be given up.
     #[must_use]
     pub fn has_changed(&self) -> bool {
@@ -380,6 +398,12 @@ impl<'m> Fs<'m> {
     #[must_use]
     pub fn uses(&self, ino: Ino) -> bool {
         self.table.uses(ino)
+    }
+
+    /// Inodes that are looked up, open, worked on, or to be named as orphans.
+    #[must_use]
+    pub fn inodes_used(&self) -> u32 {
+        self.table.inodes_used()
     }
 
     /// Handles that are open.

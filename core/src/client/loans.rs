@@ -284,8 +284,7 @@ impl<'m> Loans<'m> {
             asked.data = (target - data) as u32;
             self.data_target = self.data_target.saturating_mul(2).min(self.limits.data_blocks);
         }
-        let room = self.runs.room() >= LOAN_EXTENTS_MAX + RUNS_MAX;
-        if !self.short.runs && room && (runs < 2 * low || self.runs_wanted) {
+        if !self.short.runs && self.has_room_for_runs() && (runs < 2 * low || self.runs_wanted) {
             asked.runs = (3 * low).saturating_sub(runs).max(low) as u32;
         }
         if self.ids.count() < 2 * RUNS_MAX as u64 {
@@ -297,6 +296,11 @@ impl<'m> Loans<'m> {
             asked.inodes = groups as u32 * GROUP_KEYS as u32;
         }
         asked
+    }
+
+    /// Whether an answer, and what a transaction may give back, can be kept.
+    fn has_room_for_runs(&self) -> bool {
+        self.runs.room() >= LOAN_EXTENTS_MAX + RUNS_MAX
     }
 
     /// Collects what the server wants back, and what is of no use here.
@@ -320,8 +324,9 @@ impl<'m> Loans<'m> {
         let above = runs.saturating_sub(4 * u64::from(self.runs_low));
         let spare = runs.saturating_sub(self.runs_low.into());
         let mut surplus = above.max(self.recalled[1].min(spare));
-        // Splinters, of which no transaction can use as many.
-        let splinters = self.runs_wanted && self.runs.len() > RUNS_MAX;
+        // Splinters, of which no transaction can use as many, or which leave no room for more.
+        let crowded = runs < 2 * u64::from(self.runs_low) && !self.has_room_for_runs();
+        let splinters = (self.runs_wanted || crowded) && self.runs.len() > RUNS_MAX;
         for _ in 0..BACK_MAX / 2 {
             let splinter = splinters && self.runs.len() > RUNS_MAX;
             if (surplus == 0 && !splinter) || self.back.is_full() {

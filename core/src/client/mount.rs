@@ -19,6 +19,8 @@
 //!   [`Op::Forget`](super::op::Op::Forget) is always taken and gets none.
 //! * Nothing that was read is answered, and nothing is submitted to the device, past the lease,
 //!   which runs from when its renewal was *sent*.
+//! * A request that a signal has met ends within a second, whether there is a server or not, unless
+//!   it is in the middle of several changes, or of a transfer.
 //! * A suspended mount keeps all it has and waits. What it has not made durable is lost only when
 //!   it is evicted, or when the server refuses its transactions for good: then every request fails
 //!   with [`OpError::Io`](super::op::OpError::Io).
@@ -39,8 +41,9 @@ use crate::format::key::{Key, KeyBytes, NameSecret};
 use crate::format::super_block::Super;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::Kind;
-use crate::format::{ClientId, CommitNo};
-use crate::lock::client::LockClient;
+use crate::format::wire::greeting::Machine;
+use crate::format::{ClientId, CommitNo, Seq};
+use crate::lock::client::{LockClient, View};
 use crate::lock::{LockName, Mode, ToServer};
 use crate::mutant::{Mutant, is_active};
 use crate::node::{Action, Event, More, Node};
@@ -150,6 +153,8 @@ pub struct MountConfig {
     pub timing: MountTiming,
     /// Random, new for each mount: tells the server that it is the same mount when it comes again.
     pub nonce: [u8; 16],
+    /// Where it runs, by which servers know that it is gone when the machine has booted again.
+    pub machine: Machine,
     /// Random: what it greets servers with is made from this.
     pub secret: [u8; 32],
     /// Nothing is changed.
@@ -362,8 +367,7 @@ impl<'m> Mount<'m> {
     /// The platform has done what an answer asked for, or wants the request to end. Of a request
     /// that has ended, nothing.
     pub fn resume(&mut self, now: Instant, id: op::RequestId, resume: Resume) {
-        let _ = now;
-        self.on_resumed(id, resume);
+        self.on_resumed(now, id, resume);
     }
 
     /// Leaves the volume: takes no more requests, finishes those at work, makes everything durable
@@ -439,6 +443,36 @@ impl<'m> Mount<'m> {
     #[must_use]
     pub fn requests(&self) -> usize {
         self.slots.used()
+    }
+
+    /// The newest root heard of.
+    #[must_use]
+    pub fn root(&self) -> CommitNo {
+        self.root
+    }
+
+    /// No change that is still to become durable, of any mount, bears this number, or an earlier
+    /// one, as far as it has heard.
+    #[must_use]
+    pub fn stable(&self) -> Seq {
+        self.feed.stable()
+    }
+
+    /// The locks it has, or waits for.
+    pub fn locks(&self) -> impl Iterator<Item = View> + '_ {
+        self.locks.views()
+    }
+
+    /// Inodes that are looked up, open, or worked on.
+    #[must_use]
+    pub fn inodes_used(&self) -> u32 {
+        self.fs.inodes_used()
+    }
+
+    /// Files and directories that are open.
+    #[must_use]
+    pub fn handles_open(&self) -> u32 {
+        self.fs.handles_open()
     }
 
     /// What is cached, and how much of it is dirty.
@@ -524,7 +558,13 @@ impl<'m> Node<'m> for Mount<'m> {
 
     fn step(&mut self, now: Instant) -> More {
         self.step_talk(now);
-        self.suspended = self.locks.is_suspended(now) && !is_active(Mutant::AnswerAfterLease);
+        self.suspended = self.locks.is_suspended(now);
+        if self.suspended && self.life == Life::Mounted && is_active(Mutant::EvictionByLease) {
+            self.on_evicted(now);
+        }
+        if !self.has_ended() {
+            self.step_signals(now);
+        }
         let mut more = More::No;
         if self.may_submit() {
             for more_of in [
@@ -575,11 +615,12 @@ impl<'m> Node<'m> for Mount<'m> {
             loan,
             works.then(|| self.locks.poll_timeout()).flatten(),
             works.then(|| self.slots.next_time()).flatten(),
+            self.slots.next_signal(),
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
             self.compaction_timeout(),
             self.ending_timeout(),
-            works.then_some(self.lease_until),
+            works.then_some(self.lease_until).filter(|_| !is_active(Mutant::AnswerAfterLease)),
         ];
         due.into_iter().flatten().min()
     }

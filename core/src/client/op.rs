@@ -259,8 +259,9 @@ pub enum Resume {
         /// Whether the caller is in it.
         member: bool,
     },
-    /// Nobody waits for the answer any more (a signal). A request that has changed nothing yet may
-    /// end with [`OpError::Interrupted`]; any other goes on. It is answered in any case.
+    /// Nobody may be waiting for the answer any more: a signal has come. A request that isn't over
+    /// soon afterwards ends with [`OpError::Interrupted`] if it has changed nothing yet, or is a
+    /// short write; any other goes on. It is answered in any case.
     Interrupted,
 }
 

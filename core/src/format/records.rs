@@ -6,8 +6,7 @@
 //! | free by block | [`BlockKey`] | [`Length`] | a free extent |
 //! | free by length | [`LengthKey`] | none | the same extent |
 //! | manifest | [`ManifestKey`] | [`ManifestEntry`] | a run |
-//! | clients | [`ClientKey`] | [`ClientRecord`], or an answer's payload | a client, or what it was
-//! last answered |
+//! | clients | [`ClientKey`] | [`ClientRecord`], or an answer's payload | a client, or what it was last answered |
 //! | loans | [`LoanKey`] | a list | extents of one pool lent to a client |
 //! | open sequence numbers | [`OpenSeqKey`] | [`OpenSeq`] | a client's open transaction |
 //! | freed | [`FreedKey`] | a list | extents freed by a commit |
@@ -114,7 +113,9 @@ record! {
         /// Drawn by the mount before its first greeting, so that a repeated one finds this record.
         nonce: [u8; 16],
         /// Name of the host, UTF-8, zero-padded: for people.
-        name: [u8; 64],
+        name: [u8; 48],
+        /// The host, the same after a reboot; 0 if that means nothing.
+        host_id: [u8; 16],
         /// What the host calls its present boot: a client of an earlier one is gone.
         boot_id: [u8; 16],
         /// The transaction whose answer is kept; 0: none yet.

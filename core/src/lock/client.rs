@@ -46,6 +46,7 @@ use super::{Held, LockName, Mode, Refusal, ToClient, ToServer};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::key::Key;
 use crate::format::{Seq, Term};
+use crate::mutant::{Mutant, is_active};
 use core::time::Duration;
 use outrider_hal::Instant;
 
@@ -262,8 +263,9 @@ impl Lock {
     /// Whether an operation may use it now, the lease aside.
     fn admits(&self, wanted: Mode, class: Class) -> bool {
         let drained = match (self.revoke, class) {
-            (None, _) | (_, Class::Notified) => self.mode,
-            (Some(Revoke { to, phase, .. }), Class::Ordinary) => match phase {
+            (None, _) => self.mode,
+            (_, Class::Notified) if !is_active(Mutant::ParkedInRevoke) => self.mode,
+            (Some(Revoke { to, phase, .. }), Class::Ordinary | Class::Notified) => match phase {
                 Phase::Grace { .. } => self.mode,
                 Phase::Draining { .. } | Phase::Dropping => to,
             },
@@ -455,7 +457,7 @@ impl<'m> LockClient<'m> {
         if term == self.term {
             return Ok(());
         }
-        if term < self.term {
+        if term < self.term && !is_active(Mutant::GrantOfOldTerm) {
             return Err(Violation::Term);
         }
         if !recorded && !self.holds_nothing() {
@@ -487,7 +489,8 @@ impl<'m> LockClient<'m> {
         term: Term,
         message: &ToClient,
     ) -> Result<Reply, Violation> {
-        if term != self.term {
+        let is_old = term < self.term && is_active(Mutant::GrantOfOldTerm);
+        if term != self.term && !is_old {
             return Err(Violation::Term);
         }
         let reply = match *message {
@@ -566,7 +569,7 @@ impl<'m> LockClient<'m> {
     /// held is not lost by that.
     #[must_use]
     pub fn is_suspended(&self, now: Instant) -> bool {
-        now >= self.lease_until
+        now >= self.lease_until && !is_active(Mutant::AnswerAfterLease)
     }
 
     /// Lets the operation use the lock, or puts it in line. To be called again with the same

@@ -7,6 +7,7 @@
 //!                                            ^                                    |
 //!                a later term reads the mark |          farewell: it was there    v
 //!                                            +---- all the time, and has stopped: gone
+//!                                                  or its machine has booted again
 //! ```
 //!
 //! # Invariants
@@ -21,9 +22,12 @@
 //!   finds the mark.
 //! * That its locks on file ranges are not waited for any more is recorded too: a later leader does
 //!   not wait again.
-//! * Quarantined space waits for proof that the client writes no more: today that is its own
-//!   farewell. Time is no proof. Its locks on file ranges wait for the same proof, or for the
-//!   lifetime of I/O; all others are free when the eviction is durable.
+//! * Quarantined space waits for proof that the client writes no more: its own farewell, or a
+//!   client that came later from another boot of the same machine, because a boot ends all I/O of
+//!   those before it. Time is no proof. Its locks on file ranges wait for the same proof, or for
+//!   the lifetime of I/O; all others are free when the eviction is durable.
+//! * That a machine has booted ends no client that is still heard, or not yet evicted: if two
+//!   machines by mistake have one name, both go on.
 //!
 //! What this module deliberately doesn't know: why a client isn't heard.
 
@@ -84,7 +88,9 @@ impl Server<'_> {
         let listening = self.listening_since?;
         let session = self.links.find(member.client);
         let heard = session.and_then(|session| self.links.heard(session));
-        let heard = heard.map_or(listening, |heard| heard.max(listening));
+        // Who was just recorded may have lost its connection before it could be welcomed.
+        let since = listening.max(member.recorded_at);
+        let heard = heard.map_or(since, |heard| heard.max(since));
         Some(heard.plus(self.config.timing.recovery))
     }
 
@@ -101,9 +107,12 @@ impl Server<'_> {
                 self.members.all_mut()[at].ghost_until = None;
             }
             let member = self.members.all()[at];
-            let calms = match member.standing {
-                Standing::Evicting => false,
-                Standing::Evicted if member.ghost_until.is_none() && !member.is_calm => true,
+            let is_gone = self.members.all().iter().any(|later| later.proves_gone(&member));
+            let evict = |calms| Work::Evict(EvictState { calms, ..EvictState::default() });
+            let work = match member.standing {
+                Standing::Evicting => evict(false),
+                Standing::Evicted if is_gone => Work::Farewell,
+                Standing::Evicted if member.ghost_until.is_none() && !member.is_calm => evict(true),
                 Standing::Evicted | Standing::Mounted | Standing::Greeting | Standing::Leaving => {
                     continue;
                 }
@@ -112,9 +121,11 @@ impl Server<'_> {
             let busy = slots.any(|slot| slot.client == member.client);
             if !busy && member.retry_at <= now {
                 self.members.all_mut()[at].retry_at = Instant(0);
-                let state = EvictState { calms, ..EvictState::default() };
+                let leaves = matches!(work, Work::Farewell);
                 // If all slots are taken, there is a next time.
-                let _ = self.table.begin(Work::Evict(state), member.client);
+                if self.table.begin(work, member.client).is_ok() && leaves {
+                    self.members.all_mut()[at].standing = Standing::Leaving;
+                }
             }
         }
     }

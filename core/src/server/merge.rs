@@ -167,7 +167,7 @@ impl<'m> Merger<'m> {
     pub(super) fn begin(&mut self, place: usize, choice: &Choice) {
         (self.stage, self.place, self.pause) = (Stage::Taking, Some(place), Pause::Not);
         (self.write_failed, self.failed) = (None, None);
-        self.taken.begin(blocks_for(choice));
+        self.taken.wanted = blocks_for(choice);
         self.merge.as_deref_mut().expect("carved").begin(choice);
     }
 
@@ -190,7 +190,9 @@ impl<'m> Merger<'m> {
     pub(super) fn reset(&mut self) {
         self.abandon();
         (self.stage, self.pause, self.place) = (Stage::Resting, Pause::Not, None);
-        self.taken.begin(0);
+        if !is_active(Mutant::StaleTermMemory) {
+            self.taken.begin(0);
+        }
     }
 
     /// The next write to submit, its tag counted from this one.
@@ -339,6 +341,7 @@ impl<'m> Merger<'m> {
             change = Change { remove: &[], add: &[] };
         }
         end(&change, Holder::Leader(cx.store.term().round()), &left, cx)?;
+        self.taken.begin(0);
         self.stage = Stage::Ending;
         Ok(Progress::Done)
     }
@@ -354,7 +357,7 @@ impl<'m> Merger<'m> {
         }
         let nothing = Change { remove: &[], add: &[] };
         end(&nothing, Holder::Leader(cx.store.term().round()), &self.taken.extents, cx)?;
-        self.taken.extents.clear();
+        self.taken.begin(0);
         self.stage = Stage::Ending;
         Ok(Progress::Done)
     }

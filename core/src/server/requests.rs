@@ -17,12 +17,14 @@ use super::evict;
 use crate::block::{Cache, Pins};
 use crate::error::{Corruption, Error, Stop};
 use crate::format::layout::FIRST_BLKNO;
+use crate::format::quorum::{BootId, HostId};
 use crate::format::records::{
     ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, LIST_MAX, LoanKey, ManifestKey,
     OpenSeq, OpenSeqKey, OwnerKind, Pool, QuarantineKey, list,
 };
 use crate::format::root::Extent;
 use crate::format::run::SEGMENT_BLOCKS;
+use crate::format::wire::greeting::Machine;
 use crate::format::wire::message::{
     Emitter, Extent as Lent, ExtentRecord, Extents, FREED_MAX, LOAN_EXTENTS_MAX, Loan, LoanRequest,
     ManifestRoot, Payload, RUNS_MAX, ServerAnswer, Transaction, TransactionDone,
@@ -174,12 +176,17 @@ fn is_next(number: u64, stored: u64) -> Result<bool, Halt> {
 }
 
 /// Records a new client, and opens its first transaction.
-pub(super) fn greet(cx: &mut Context<'_, '_>, nonce: [u8; 16]) -> Result<(ClientId, Seq), Halt> {
+pub(super) fn greet(
+    cx: &mut Context<'_, '_>,
+    nonce: [u8; 16],
+    machine: Machine,
+) -> Result<(ClientId, Seq), Halt> {
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
     let (client, seq) = (trees.next_client, trees.next_seq);
     let mut record = ClientRecord::read_from_bytes(&[0; 128]).expect("as many bytes");
     (record.nonce, record.state) = (nonce, ClientState::Mounted as u8);
+    (record.host_id, record.boot_id) = (machine.host.0, machine.boot.0);
     let key = ClientKey::new(client, ClientPart::Client);
     let open = OpenSeqKey { seq: seq.0.into(), client: client.0.into() };
     let floor = OpenSeq { floor: seq.0.into() };
@@ -537,8 +544,8 @@ fn use_loans(
     Ok(())
 }
 
-/// Takes back the next part of what a leaving client has, whose open transaction is `seq`. Done: its
-/// record is gone, and its transaction is not open any more.
+/// Takes back the next part of what a leaving client has, whose open transaction is `seq`. Done:
+/// its record is gone, and its transaction is not open any more.
 pub(super) fn farewell(
     cx: &mut Context<'_, '_>,
     client: ClientId,
@@ -721,6 +728,8 @@ pub(super) struct Recorded {
     pub(super) client: ClientId,
     /// What it drew before its first greeting.
     pub(super) nonce: [u8; 16],
+    /// Where it runs.
+    pub(super) machine: Machine,
     /// It was evicted.
     pub(super) evicted: bool,
     /// It was, and what it may still write in place is not waited for any more.
@@ -743,7 +752,8 @@ pub(super) fn next_client(
     let evicted = record.state == ClientState::Evicted as u8;
     let is_calm = evicted && record.flags & ClientRecord::CALM != 0;
     let client = ClientId(key.client.get());
-    Ok(Some(Recorded { client, nonce: record.nonce, evicted, is_calm }))
+    let machine = Machine { host: HostId(record.host_id), boot: BootId(record.boot_id) };
+    Ok(Some(Recorded { client, nonce: record.nonce, machine, evicted, is_calm }))
 }
 
 /// An open transaction as the tree tells it.

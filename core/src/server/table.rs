@@ -18,6 +18,7 @@ use crate::block::{Cache, Pins, RequestId};
 use crate::format::records::{FreedKey, QuarantineKey};
 use crate::format::wire::ErrorCode;
 use crate::format::wire::PAYLOAD_BYTES_MAX;
+use crate::format::wire::greeting::Machine;
 use crate::format::{ClientId, CommitNo, Seq};
 use crate::net::{SessionId, Ticket};
 use outrider_hal::{Instant, StreamId};
@@ -42,7 +43,7 @@ pub(super) enum Work {
     /// Gives back what a client was lent for a compaction that it has not begun.
     Settle { place: u8 },
     /// Records a new client.
-    Greet { stream: StreamId, nonce: [u8; 16], client: ClientId },
+    Greet { stream: StreamId, nonce: [u8; 16], machine: Machine, client: ClientId },
     /// A loan.
     Loan,
     /// A transaction; the next one's number, once it was carried out.
@@ -104,9 +105,13 @@ pub(super) enum Standing {
 pub(super) struct Member {
     pub(super) client: ClientId,
     pub(super) nonce: [u8; 16],
+    /// Where it runs.
+    pub(super) machine: Machine,
     pub(super) standing: Standing,
     /// Its open transaction, as the open commit has it; 0: none.
     pub(super) seq: Seq,
+    /// When it was recorded, if that was in this term: it was heard then.
+    pub(super) recorded_at: Instant,
     /// What it has changed, and is not durable, bears this number or a later one.
     pub(super) floor: Seq,
     /// It was recorded in this term, and has not said yet that it holds no locks.
@@ -133,13 +138,27 @@ impl Member {
         matches!(self.standing, Standing::Evicting | Standing::Evicted)
     }
 
+    /// Whether this one, which came later, proves that the other is gone: the machine of both has
+    /// booted in between.
+    pub(super) fn proves_gone(&self, other: &Member) -> bool {
+        let recorded = self.standing != Standing::Greeting;
+        recorded && self.client > other.client && self.machine.has_rebooted(&other.machine)
+    }
+
     /// A client of this record.
-    pub(super) fn new(client: ClientId, nonce: [u8; 16], standing: Standing) -> Member {
+    pub(super) fn new(
+        client: ClientId,
+        nonce: [u8; 16],
+        machine: Machine,
+        standing: Standing,
+    ) -> Member {
         Member {
             client,
             nonce,
+            machine,
             standing,
             seq: Seq(0),
+            recorded_at: Instant(0),
             floor: Seq(0),
             is_new: false,
             asked_held: false,
@@ -251,7 +270,7 @@ impl<'m> Table<'m> {
 
 impl<'m> Members<'m> {
     pub(super) fn carve(arena: &mut Arena<'m>, clients: u32) -> Result<Members<'m>, ArenaFull> {
-        let nobody = Member::new(ClientId(0), [0; 16], Standing::Greeting);
+        let nobody = Member::new(ClientId(0), [0; 16], Machine::default(), Standing::Greeting);
         Ok(Members { members: arena.slice(clients, |_| nobody)?, len: 0 })
     }
 

@@ -155,12 +155,12 @@ impl Server<'_> {
                 member.helper.release(*place);
                 Ok(if progress == Progress::More { Progress::Done } else { progress })
             }
-            Work::Greet { nonce, client, .. } => {
+            Work::Greet { nonce, machine, client, .. } => {
                 if members.is_full() {
                     return Err(Halt::Refuse(ErrorCode::TooMany));
                 }
-                let (new, seq) = requests::greet(&mut cx, *nonce)?;
-                let fresh = Member::new(new, *nonce, Standing::Greeting);
+                let (new, seq) = requests::greet(&mut cx, *nonce, *machine)?;
+                let fresh = Member::new(new, *nonce, *machine, Standing::Greeting);
                 let member = Member { seq, floor: seq, ..fresh };
                 members.add(member).expect("it was not full");
                 *client = new;
@@ -225,7 +225,8 @@ fn load(
             Some(found) => {
                 let standing = if found.evicted { Standing::Evicting } else { Standing::Mounted };
                 let is_calm = found.is_calm;
-                let member = Member { is_calm, ..Member::new(found.client, found.nonce, standing) };
+                let new = Member::new(found.client, found.nonce, found.machine, standing);
+                let member = Member { is_calm, ..new };
                 members.add(member).map_err(Halt::Refuse)?;
                 *client = found.client;
             }

@@ -12,7 +12,7 @@ use super::device::{Image, carved, system};
 use outrider_core::arena::{Arena, ArenaFull};
 use outrider_core::format::layout::QUORUM_BLKNO;
 use outrider_core::format::super_block::Super;
-use outrider_core::format::wire::greeting::Role;
+use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{ClientRequest, Outcome, ServerAnswer};
 use outrider_core::net::{
     Cluster, ClusterKey, Incoming, LineLimits, Link, LinkConfig, LinkLimits, SessionLimits, Timing,
@@ -132,6 +132,7 @@ impl Asking {
             timing: Timing::DEFAULT,
             role: Role::Status,
             nonce,
+            machine: Machine::default(),
             read_only: true,
         };
         let limits = LinkLimits {

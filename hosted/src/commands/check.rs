@@ -3,26 +3,35 @@
 //! # Invariants
 //!
 //! * Nothing is written.
-//! * The status is that of fsck(8): 0 nothing is wrong, 4 errors were found and left, 8 the check
-//!   could not be made, 16 the command line is wrong.
+//! * The status is made of the bits of fsck(8): 0 nothing is wrong, 4 errors were found and left, 8
+//!   the check could not be made, or not wholly, 16 the command line is wrong.
+//! * A volume may be in use: what is told is about one state of it, or nothing is told but that it
+//!   was too busy.
+//! * Findings beyond [`FINDINGS_MAX`] are counted, and not shown.
+//!
+//! What this module deliberately doesn't know: how anything is found.
 
 use super::device::{Image, carved, drive};
-use super::{FSCK_USAGE, Failure, corruption, report};
+use super::{FSCK_USAGE, Failure, findings, report};
 use clap::Args;
-use outrider_core::check::{Check, Finding, Wrong};
-use outrider_hal::IoError;
+use outrider_core::check::{ATTEMPTS, Check, Finding, Holder, Limit};
 use outrider_hosted::disk::Access;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 const CLEAN: u8 = 0;
 const ERRORS: u8 = 4;
 const OPERATION: u8 = 8;
+/// Findings that are shown.
+const FINDINGS_MAX: usize = 10_000;
 
-/// Check a volume that is not mounted; nothing is changed.
+/// Check a volume; nothing is changed.
 ///
-/// Exits with 0 if nothing is wrong, 4 if errors were found, 8 if the check could not be made, and
-/// 16 if the command line is wrong, as fsck(8) says.
+/// Each line names one thing that is wrong, and where. The volume may be mounted: then one state of
+/// it is checked.
+///
+/// Exits with 0 if nothing is wrong, 4 if errors were found, 8 if the check could not be made or
+/// not wholly, 12 if both, and 16 if the command line is wrong, as fsck(8) says.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Report as JSON.
@@ -47,85 +56,113 @@ pub(crate) fn run(options: &Options) -> Result<u8, Failure> {
     let (check, findings) =
         examine(options).map_err(|failure| Failure { status: OPERATION, ..failure })?;
     report(options, &check, &findings)?;
-    Ok(if findings.is_empty() { CLEAN } else { ERRORS })
+    let errors = if check.counts().findings == 0 { CLEAN } else { ERRORS };
+    Ok(if check.limit().is_some() { errors | OPERATION } else { errors })
 }
 
 fn examine(options: &Options) -> Result<(Check<'static>, Vec<Finding>), Failure> {
     let image = Image::open(&options.device)?;
     let volume = image.volume_or_spare()?;
     let mut check = carved(|arena| Check::carve(arena, &volume))?;
-    let mut findings = Vec::new();
+    let (mut findings, mut attempt) = (Vec::new(), check.attempt());
     let mut taken = true;
     while taken && !check.is_done() {
-        let before = findings.len();
+        taken = false;
         drive(&mut check, &options.device, Access::ReadOnly, |check| {
+            if attempt != check.attempt() {
+                attempt = check.attempt();
+                findings.clear();
+            }
             while let Some(finding) = check.poll_finding() {
-                findings.push(finding);
+                taken = true;
+                if findings.len() < FINDINGS_MAX {
+                    findings.push(finding);
+                }
             }
         })?;
-        // It may have paused with too many findings to be taken.
-        taken = findings.len() > before;
+    }
+    let name = image.name();
+    if check.is_busy() {
+        return Err(Failure::new(format!(
+            "{name} is too busy: it was changed under each of {ATTEMPTS} checks; \
+             try again when less is written"
+        )));
     }
     if !check.is_done() {
-        return Err(Failure::new(format!("the check of {} did not end", image.name())));
+        return Err(Failure::new(format!("the check of {name} did not end")));
     }
     Ok((check, findings))
 }
 
-fn wrong(finding: &Finding) -> &'static str {
-    match finding.wrong {
-        Wrong::Corrupt(what) => corruption(what),
-        Wrong::Io(IoError::OutOfRange) => "out-of-range",
-        Wrong::Io(IoError::Device | IoError::Unsupported) => "io",
-    }
+/// What there is of everything, for JSON.
+fn counts(check: &Check<'_>) -> Value {
+    let counts = check.counts();
+    let blocks: Map<String, Value> = (Holder::ALL.iter().zip(counts.blocks))
+        .map(|(holder, blocks)| (holder.name().to_owned(), blocks.into()))
+        .collect();
+    json!({
+        "roots": counts.roots,
+        "nodes": counts.nodes,
+        "records": counts.records,
+        "runs": counts.runs,
+        "items": counts.items,
+        "items_newest": counts.items_newest,
+        "inodes": counts.inodes,
+        "directories": counts.directories,
+        "free_blocks": counts.blocks[Holder::Free as usize],
+        "blocks": blocks,
+    })
 }
 
-fn report(options: &Options, check: &Check<'_>, findings: &[Finding]) -> Result<(), Failure> {
-    let counts = check.counts();
-    let told: Vec<Value> = findings
-        .iter()
-        .map(|finding| {
-            json!({
-                "id": finding.id.name(),
-                "blkno": finding.blkno.0,
-                "blocks": finding.blocks,
-                "wrong": wrong(finding),
-            })
-        })
-        .collect();
+fn report(options: &Options, check: &Check<'_>, found: &[Finding]) -> Result<(), Failure> {
+    let total = check.counts().findings;
     if options.json {
         let value = json!({
             "device": options.device.display().to_string(),
-            "clean": findings.is_empty(),
-            "findings": told,
+            "clean": total == 0 && check.limit().is_none(),
             "commit": check.root().map(|root| root.commit().0),
-            "counts": {
-                "roots": counts.roots,
-                "nodes": counts.nodes,
-                "records": counts.records,
-                "runs": counts.runs,
-                "items": counts.items,
-                "free_blocks": counts.free_blocks,
-            },
+            "items_compared": check.are_items_compared(),
+            "limit": check.limit().map(findings::limit),
+            "findings_total": total,
+            "findings": found.iter().map(findings::value).collect::<Vec<_>>(),
+            "counts": counts(check),
         });
         return report::show(&value, true);
     }
-    let mut text = String::new();
-    for finding in findings {
-        let (id, what, at) = (finding.id.name(), wrong(finding), finding.blkno);
-        let upto = match finding.blocks {
-            0 | 1 => String::new(),
-            blocks => format!(" and the {} blocks behind it", blocks - 1),
-        };
-        text += &format!("{id}: {what} at block {at}{upto}\n");
+    let mut text: String = found.iter().map(findings::line).collect();
+    let (name, counts) = (options.device.display(), check.counts());
+    if total > found.len() as u64 {
+        text += &format!("{} more findings are not shown\n", total - found.len() as u64);
     }
-    let name = options.device.display();
-    text += &match findings.len() {
+    if !check.are_items_compared() {
+        text += "what files and directories have in common was not checked: \
+                 not all items could be read\n";
+    }
+    if let Some(limit) = check.limit() {
+        text += &beyond(limit);
+    }
+    text += &match total {
         0 => format!(
-            "{name} is clean: {} nodes, {} records, {} runs, {} items, {} free blocks\n",
-            counts.nodes, counts.records, counts.runs, counts.items, counts.free_blocks
+            "{name} is clean: {} inodes, {} items in {} runs, {} records in {} nodes, {} free \
+             blocks\n",
+            counts.inodes,
+            counts.items,
+            counts.runs,
+            counts.records,
+            counts.nodes,
+            counts.blocks[Holder::Free as usize]
         ),
         errors => format!("{name} has {errors} errors, which were left as they are\n"),
     };
     report::put(text.as_bytes())
+}
+
+/// What was not checked because there is too much of it.
+fn beyond(limit: Limit) -> String {
+    let what = match limit {
+        Limit::Runs => "items and lost blocks were not checked",
+        Limit::Clients | Limit::Numbers => "what is lent to clients was not checked wholly",
+        Limit::Directories => "whether the root directory leads to all was not checked",
+    };
+    format!("there are more {} than memory was taken for: {what}\n", findings::limit(limit))
 }

@@ -158,7 +158,8 @@ fn show(key: &Key, stored: &Stored<'_>) -> Value {
     Value::Object(fields)
 }
 
-const fn name(item: &ItemKey) -> &'static str {
+/// What an item is called: stable.
+pub(super) const fn name(item: &ItemKey) -> &'static str {
     match item {
         ItemKey::MetaSeq { .. } => "meta-seq",
         ItemKey::DataSeq { .. } => "data-seq",

@@ -33,6 +33,7 @@ use outrider_hal::{Clock, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
 use outrider_hosted::disk::{Access, FileDevice};
 use outrider_hosted::fuse::{self, Mount};
+use outrider_hosted::host::machine;
 use outrider_hosted::memory::region;
 use outrider_hosted::mount::{DataDevice, Leave, MountOptions, NoServer, Piece, Sink};
 use outrider_hosted::net::TcpNetwork;
@@ -358,12 +359,15 @@ fn config(parsed: &MountOptions, volume: &Super) -> Result<MountConfig, Failure>
     let (mut nonce, mut secret) = ([0; 16], [0; 32]);
     entropy.fill(&mut nonce);
     entropy.fill(&mut secret);
+    let machine = machine(volume)
+        .map_err(|error| Failure::new(format!("cannot tell who this host is: {error}")))?;
     Ok(MountConfig {
         volume: *volume,
         quorum: quorum::Timing::NORMAL,
         net: net::Timing::DEFAULT,
         timing: MountTiming::NORMAL,
         nonce,
+        machine,
         secret,
         read_only: parsed.read_only,
     })

@@ -59,6 +59,8 @@ pub(crate) enum Section {
     Alloc,
     /// Mounted clients, and what is lent to them.
     Clients,
+    /// Locks: they are in the memory of the server that leads, and on no device.
+    Locks,
 }
 
 /// A volume that is read.
@@ -87,7 +89,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             | Section::Roots
             | Section::Manifest
             | Section::Alloc
-            | Section::Clients,
+            | Section::Clients
+            | Section::Locks,
         )
         | None => 0..=0,
     };
@@ -97,6 +100,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     }
     let value = match options.section {
         Some(Section::Items) => return items(&volume, options),
+        Some(Section::Locks) => {
+            let what = "locks are in the memory of the server that leads, and on no device";
+            return Err(Failure { status: USAGE, what: what.to_owned() });
+        }
         Some(Section::Segment) => {
             json!({ "segment": items::segment(&volume, &options.places[0])? })
         }
@@ -155,7 +162,7 @@ impl Volume {
                 Section::Manifest => ("manifest", self.manifest()?),
                 Section::Alloc => ("alloc", self.alloc()?),
                 Section::Clients => ("clients", self.clients()?),
-                Section::Items | Section::Segment => continue,
+                Section::Items | Section::Segment | Section::Locks => continue,
             };
             all.insert(name.to_owned(), value);
         }
@@ -489,6 +496,7 @@ fn show_client(key: &ClientKey, record: &ClientRecord) -> Value {
         "state": state,
         "read_only": record.flags & 1 != 0,
         "voter": record.flags & 2 != 0,
+        "host": hex(&record.host_id),
         "boot": hex(&record.boot_id),
         "transaction": record.transaction.get(),
         "loan": record.loan.get(),

@@ -1,4 +1,5 @@
-//! `outrider witness`: what a server, or a mount, starts beside itself. See [`outrider_hosted::witness`].
+//! `outrider witness`: what a server, or a mount, starts beside itself. See
+//! [`outrider_hosted::witness`].
 
 use super::Failure;
 use clap::Args;

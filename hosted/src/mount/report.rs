@@ -4,6 +4,10 @@
 
 use outrider_core::client::mount::{Counters, MountState};
 use outrider_core::client::op::Op;
+use outrider_core::format::key::IndexKind;
+use outrider_core::format::{ClientId, CommitNo, Seq};
+use outrider_core::lock::client::View;
+use outrider_core::lock::{Mode, Scope};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +16,74 @@ pub const COUNTERS_XATTR: &str = "outrider.counters";
 /// The attribute that holds the process of the mount, which ends when the mount has left the
 /// volume.
 pub const PID_XATTR: &str = "outrider.pid";
+
+/// The attribute that says which volume it is and how far it has come: lines of a name, a blank and
+/// a value; only for user 0.
+pub const STATFS_XATTR: &str = "outrider.statfs";
+/// The attribute that lists locks, with the number of those to skip behind it: lines of kind,
+/// number, mode, the mode asked for, the mode that a revoke leaves, operations that read, that
+/// write and that only write, and those that wait; only for user 0.
+pub const LOCKS_XATTR: &str = "outrider.locks.";
+/// Bytes of the longest attribute that the kernel takes.
+const BYTES_MAX: usize = 65536;
+
+/// What a mount knows of its volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Which volume it is.
+    pub fsid: u64,
+    /// Its number among the clients, once it has one.
+    pub client: Option<ClientId>,
+    /// No change that is still to become durable bears this number, or an earlier one.
+    pub stable: Seq,
+    /// The newest root it has heard of.
+    pub root: CommitNo,
+}
+
+impl Facts {
+    /// The text of [`STATFS_XATTR`].
+    pub(super) fn report(&self) -> String {
+        let Facts { fsid, client, stable, root } = *self;
+        let client = client.map_or(0, |client| client.0);
+        let (stable, root) = (stable.0, root.0);
+        format!("fsid {fsid:016x}\nclient {client}\ncommitted_seq {stable}\nroot_commit {root}\n")
+    }
+}
+
+/// The text of [`LOCKS_XATTR`]: as many lines as fit.
+pub(super) fn report_locks(locks: &[View], skip: usize) -> String {
+    let mut text = String::new();
+    for lock in locks.iter().skip(skip) {
+        let (kind, number) = match lock.name.scope() {
+            Scope::Group(ino) => ("inodes", ino.0),
+            Scope::Index(IndexKind::MetaSeq, number) => ("meta_seq", number),
+            Scope::Index(IndexKind::DataSeq, number) => ("data_seq", number),
+            Scope::Index(IndexKind::Orphan, number) => ("orphans", number),
+            Scope::Private(client) => ("private", client.0),
+            Scope::Rename => ("rename", 0),
+        };
+        let (mode, asked) = (mode_name(lock.mode), mode_name(lock.asked));
+        let revoke = lock.revoke.map_or("-", mode_name);
+        let ([read, write, write_only], waiters) = (lock.users, lock.waiters);
+        let line = format!(
+            "{kind} {number} {mode} {asked} {revoke} {read} {write} {write_only} {waiters}\n"
+        );
+        if text.len() + line.len() > BYTES_MAX {
+            break;
+        }
+        text.push_str(&line);
+    }
+    text
+}
+
+const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Null => "null",
+        Mode::Read => "read",
+        Mode::Write => "write",
+        Mode::WriteOnly => "write-only",
+    }
+}
 
 /// What operations are called, in the order of [`index`].
 const NAMES: [&str; 31] = [

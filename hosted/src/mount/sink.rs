@@ -5,11 +5,13 @@
 use super::data::{DataDevice, block_start};
 use super::memory::{Memory, PIECE_BYTES_MIN, Piece};
 use super::movers::{Data, Job, Leave, Movers};
-use super::report::{COUNTERS_XATTR, PID_XATTR, Tally};
+use super::queries;
+use super::report::{COUNTERS_XATTR, LOCKS_XATTR, PID_XATTR, STATFS_XATTR, Tally, report_locks};
 use super::{Core, Helm};
 use crate::fuse::{Buffer, Filesystem, Replies, is_member};
 use outrider_core::client::fs::ROOT;
 use outrider_core::client::mount::MountState;
+use outrider_core::client::op::query::QUERY_BYTES_MAX;
 use outrider_core::client::op::{
     Answer, Lent, Op, OpError, Reply, Request, RequestId, Resume, Transfer,
 };
@@ -390,14 +392,23 @@ impl<H: Helm> Sink<H> {
         if name.bytes() == PID_XATTR.as_bytes() {
             return Some(Ok(std::process::id().to_string().into_bytes()));
         }
-        if name.bytes() != COUNTERS_XATTR.as_bytes() {
+        let name = std::str::from_utf8(name.bytes()).ok()?;
+        let skip = name.strip_prefix(LOCKS_XATTR).map(str::parse);
+        if name != COUNTERS_XATTR && name != STATFS_XATTR && !matches!(skip, Some(Ok(_))) {
             return None;
         }
         if request.caller.uid != 0 {
             return Some(Err(OpError::NoData));
         }
-        let (state, counters) = self.helm.with(|core, _| (core.state(), core.counters()));
-        Some(Ok(self.tally.report(state, &counters).into_bytes()))
+        let text = if let Some(Ok(skip)) = skip {
+            report_locks(&self.helm.with(|core, _| core.locks()), skip)
+        } else if name == STATFS_XATTR {
+            self.helm.with(|core, _| core.facts()).report()
+        } else {
+            let (state, counters) = self.helm.with(|core, _| (core.state(), core.counters()));
+            self.tally.report(state, &counters)
+        };
+        Some(Ok(text.into_bytes()))
     }
 
     fn answer_told(&self, id: RequestId, told: Result<Vec<u8>, OpError>, room: Option<usize>) {
@@ -410,6 +421,13 @@ impl<H: Helm> Sink<H> {
             }
             (Ok(text), Some(_)) => replies.reply(id, Ok(Reply::Bytes), &text),
         };
+    }
+
+    /// How long an answer to a question may be: it isn't the same the next time.
+    fn answer_size(&self, id: RequestId) {
+        if let Some(replies) = self.replies.get() {
+            let _ = replies.reply(id, Ok(Reply::Size(QUERY_BYTES_MAX as u32)), &[]);
+        }
     }
 
     /// Whether a request is to be refused before the core hears of it, and why.
@@ -461,7 +479,7 @@ fn room_bytes(base: u64, len: u32, transfer: &Transfer) -> usize {
 
 fn what(op: &Op, lent: &mut Option<Lent<Buffer>>) -> What {
     match op {
-        Op::Getxattr { .. } | Op::Listxattr { .. } => {
+        Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Query(_) => {
             What::Sized(lent.as_ref().map_or(0, |lent| lent.buf.len()))
         }
         Op::Read { at, len, .. } => What::Read { at: *at, len: *len, room: None },
@@ -472,6 +490,12 @@ fn what(op: &Op, lent: &mut Option<Lent<Buffer>>) -> What {
 
 impl<H: Helm> Filesystem for Sink<H> {
     fn handle_request(&self, id: RequestId, mut request: Request<Buffer>) {
+        if let Some(query) = queries::parse(&request.op) {
+            request.op = Op::Query(query);
+            if request.lent.is_none() {
+                return self.answer_size(id);
+            }
+        }
         self.tally.note_request(&request.op);
         if let Some(told) = self.tell(&request) {
             let room = request.lent.map(|lent| lent.buf.len());

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--twice] [--demand] [--trace]
+//! sim --story NAME
 //! sim --mutants
 //! ```
 //!
 //! Built with `--cfg outrider_mutants` it takes `--mutant NAME`: a run that then is clean shows
-//! what the checkers would miss. `--mutants` tries all of them, and prints which seed noticed each.
+//! what the checkers would miss. `--mutants` tries all of them, in seeds and in their stories, and
+//! prints what noticed each, after how much work.
 //!
 //! # Invariants
 //!
@@ -16,10 +18,10 @@
 
 use clap::Parser;
 use outrider_tests::faults::Coverage;
-use outrider_tests::scenario::{ALL, Report, Scenario};
+use outrider_tests::scenario::{ALL, Report, Scenario, stories};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
 
 /// Simulates clusters under faults.
 #[derive(Debug, Parser)]
@@ -42,6 +44,9 @@ struct Options {
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
+    /// Tell this story instead.
+    #[arg(long)]
+    story: Option<String>,
     /// Make all nodes make this mistake.
     #[cfg(outrider_mutants)]
     #[arg(long)]
@@ -52,11 +57,27 @@ struct Options {
     mutants: bool,
 }
 
-/// What stands before the number of steps when something went wrong.
-const STEPS_BEFORE: &str = "steps: ";
+/// What stands before the work that was done when something went wrong.
+const WORK_BEFORE: &str = "work: ";
 
-/// Steps of nodes in the seeds that have been run, to be told if a node panics.
-static STEPS: AtomicU64 = AtomicU64::new(0);
+/// What was done in the seeds that have been run.
+static WORK: Mutex<BTreeMap<&str, u64>> = Mutex::new(BTreeMap::new());
+
+/// The work that says how much it took to find something.
+fn work_so_far() -> String {
+    let work = WORK.lock().map(|work| work.clone()).unwrap_or_default();
+    let count = |what| work.get(what).copied().unwrap_or_default();
+    let [commits, crashes, steps] = ["commits confirmed", "crashes", "steps"].map(count);
+    format!("{WORK_BEFORE}{commits} commits, {crashes} crashes, {steps} steps")
+}
+
+fn add_work(report: &Report) {
+    if let Ok(mut work) = WORK.lock() {
+        for (what, count) in &report.work {
+            *work.entry(what).or_default() += count;
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -85,6 +106,9 @@ fn main() -> ExitCode {
         };
         activate(Some(*mutant));
     }
+    if let Some(name) = &options.story {
+        return tell(name);
+    }
     for scenario in scenarios {
         if let Err(what) = run_seeds(scenario, &options) {
             eprintln!("{what}");
@@ -92,6 +116,22 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Tells a story, and says what a checker found, if anything.
+fn tell(name: &str) -> ExitCode {
+    let Some(story) = stories::ALL.iter().find(|story| story.name == name) else {
+        let names: Vec<&str> = stories::ALL.iter().map(|story| story.name).collect();
+        eprintln!("there is no story {name:?}; there are {names:?}");
+        return ExitCode::FAILURE;
+    };
+    match (story.tell)() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(violation) => {
+            eprintln!("{name}: {violation}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Runs a scenario's seeds, and prints what was done and what went wrong how often.
@@ -137,7 +177,7 @@ fn run_seed(scenario: &'static Scenario, seed: u64, options: &Options) -> Result
         move |panic: &std::panic::PanicHookInfo<'_>| {
             report(panic);
             eprintln!("{replay}");
-            eprintln!("{STEPS_BEFORE}{}", STEPS.load(Ordering::Relaxed));
+            eprintln!("{}", work_so_far());
         }
     };
     std::panic::set_hook(Box::new(name_the_seed));
@@ -146,10 +186,9 @@ fn run_seed(scenario: &'static Scenario, seed: u64, options: &Options) -> Result
         world.trace_mut().print_lines();
     }
     let report = scenario.run(&mut world);
-    let steps = report.work.iter().find(|(what, _)| *what == "steps").map_or(0, |work| work.1);
-    STEPS.fetch_add(steps, Ordering::Relaxed);
+    add_work(&report);
     if let Some(violation) = &report.violation {
-        eprintln!("{STEPS_BEFORE}{}", STEPS.load(Ordering::Relaxed));
+        eprintln!("{}", work_so_far());
         return Err(format!("{} seed {seed}: {violation}\n{replay}", scenario.name));
     }
     if options.twice {
@@ -183,72 +222,135 @@ fn first_difference(scenario: &Scenario, seed: u64) -> String {
     }
 }
 
-/// Mistakes, each tried in a process of its own: some end in a panic.
+/// Mistakes, each tried in processes of its own: some end in a panic, and some don't end.
 #[cfg(outrider_mutants)]
 mod hunts {
-    use super::STEPS_BEFORE;
+    use super::WORK_BEFORE;
     use outrider_core::mutant::Mutant;
-    use outrider_tests::hunt::{Hunt, hunt};
-    use std::process::{Command, ExitCode};
+    use outrider_tests::hunt::{Hunt, Told, hunt};
+    use std::io::Read;
+    use std::process::{Command, ExitCode, Stdio};
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
 
-    /// Tries them all; says which seed noticed each.
+    /// Mistakes that are tried at a time.
+    const WORKERS: usize = 2;
+    /// How long one may take to be noticed.
+    const PATIENCE: Duration = Duration::from_secs(900);
+
+    /// What came of one: lines to print, and whether it was noticed.
+    type Row = (Vec<String>, bool);
+
+    /// The next one to try, and what came of those before whose turn to be printed has not come.
+    struct Progress {
+        next: usize,
+        printed: usize,
+        rows: Vec<Option<Row>>,
+        missed: u32,
+    }
+
+    /// Tries them all; says what noticed each.
     pub(super) fn run() -> ExitCode {
-        println!("{:<24}{:<10}{:>6}{:>12}  noticed as", "mistake", "scenario", "seeds", "steps");
-        let mut missed = 0;
-        for mutant in Mutant::ALL {
-            let name = format!("{mutant:?}");
-            let Some(Hunt { scenario, seeds }) = hunt(*mutant) else {
-                println!("{name:<24}-  (tests in the core)");
-                continue;
-            };
-            let (steps, seed, what) = match noticed(&name, scenario.name, seeds) {
-                Ok(Some(noticed)) => noticed,
-                Ok(None) => {
-                    missed += 1;
-                    println!("{name:<24}{:<10}{seeds:>6}{:>12}  NOT NOTICED", scenario.name, "");
-                    continue;
-                }
-                Err(error) => {
-                    eprintln!("{name}: {error}");
-                    return ExitCode::FAILURE;
-                }
-            };
-            println!("{name:<24}{:<10}{:>6}{steps:>12}  {what}", scenario.name, seed + 1);
-        }
-        match missed {
+        let rows = Mutant::ALL.iter().map(|_| None).collect();
+        let progress = Mutex::new(Progress { next: 0, printed: 0, rows, missed: 0 });
+        std::thread::scope(|scope| {
+            for _ in 0..WORKERS {
+                scope.spawn(|| work(&progress));
+            }
+        });
+        match progress.into_inner().map_or(1, |progress| progress.missed) {
             0 => ExitCode::SUCCESS,
-            _ => {
-                eprintln!("{missed} mistakes were not noticed");
+            missed => {
+                eprintln!("{missed} mistakes were not noticed as they should be");
                 ExitCode::FAILURE
             }
         }
     }
 
-    /// Steps until the mistake was noticed, the seed, and as what.
-    type Noticed = (u64, u64, String);
-
-    fn noticed(mutant: &str, scenario: &str, seeds: u64) -> std::io::Result<Option<Noticed>> {
-        let seeds = seeds.to_string();
-        let arguments = ["--mutant", mutant, "--scenario", scenario, "--seeds", &seeds];
-        let output = Command::new(std::env::current_exe()?).args(arguments).output()?;
-        if output.status.success() {
-            return Ok(None);
+    fn work(progress: &Mutex<Progress>) {
+        loop {
+            let Ok(mut now) = progress.lock() else { return };
+            let at = now.next;
+            let Some(mutant) = Mutant::ALL.get(at) else { return };
+            now.next += 1;
+            drop(now);
+            let row = try_one(*mutant);
+            let Ok(mut now) = progress.lock() else { return };
+            now.rows[at] = Some(row);
+            let mut turn = now.printed;
+            while let Some(row) = now.rows.get_mut(turn).and_then(Option::take) {
+                row.0.iter().for_each(|line| println!("{line}"));
+                now.missed += u32::from(!row.1);
+                turn += 1;
+            }
+            now.printed = turn;
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let number = |before: &str| {
-            let after = said.lines().find_map(|line| line.split_once(before))?.1;
-            after.split(' ').next()?.parse().ok()
+    }
+
+    fn try_one(mutant: Mutant) -> Row {
+        let name = format!("{mutant:?}");
+        let Hunt { seeds, told } = hunt(mutant);
+        let (mut lines, mut noticed) = (Vec::new(), true);
+        match seeds {
+            None => lines.push(format!("{name:<24}seeds: none, see tests/src/hunt.rs")),
+            Some((scenario, seeds)) => {
+                let seeds = seeds.to_string();
+                let arguments = ["--scenario", scenario.name, "--seeds", &seeds];
+                let found = found(&name, &arguments, &format!("{} seed ", scenario.name));
+                let said = found.clone().unwrap_or_else(|| "NOT NOTICED".to_owned());
+                lines.push(format!("{name:<24}seeds: {} of {seeds}: {said}", scenario.name));
+                noticed &= found.is_some();
+            }
+        }
+        let (story, said) = match told {
+            Told::Core(test) => (test, "(a test of the core)".to_owned()),
+            Told::Test(test) => (test, "(a test of this package, run beside this)".to_owned()),
+            Told::Nowhere => ("none", "seeds alone notice it".to_owned()),
+            Told::Story(story) => {
+                let found = found(&name, &["--story", story.name], &format!("{}: ", story.name));
+                noticed &= found.is_some();
+                (story.name, found.unwrap_or_else(|| "NOT NOTICED".to_owned()))
+            }
         };
-        let (steps, seed) = (number(STEPS_BEFORE), number("--seed "));
-        let (Some(steps), Some(seed)) = (steps, seed) else {
-            return Err(std::io::Error::other(said.into_owned()));
+        lines.push(format!("{:<24}story: {story}: {said}", ""));
+        (lines, noticed)
+    }
+
+    /// As what a process noticed the mistake, and after how much work, if it did. A violation
+    /// stands behind `before`.
+    fn found(mutant: &str, arguments: &[&str], before: &str) -> Option<String> {
+        let mut child = Command::new(std::env::current_exe().ok()?)
+            .args(["--mutant", mutant])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let end = Instant::now() + PATIENCE;
+        let status = loop {
+            match child.try_wait().ok()? {
+                Some(status) => break status,
+                None if Instant::now() > end => {
+                    child.kill().and_then(|()| child.wait()).ok()?;
+                    return None;
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
         };
+        let mut said = String::new();
+        child.stderr.take()?.read_to_string(&mut said).ok()?;
+        if status.success() {
+            return None;
+        }
+        let work = said.lines().find_map(|line| line.strip_prefix(WORK_BEFORE));
+        let seed = said.lines().find_map(|line| Some(line.split_once("--seed ")?.1));
+        let seed = seed.and_then(|seed| seed.split(' ').next()).map(|seed| format!("seed {seed}"));
         // A panic says where it happened in one line, and why in the next.
-        let of_seed = format!("{scenario} seed {seed}: ");
-        let violation = said.lines().find_map(|line| line.strip_prefix(&of_seed));
         let panic = || said.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
-        let what = violation.or_else(panic).unwrap_or("an end without words");
-        let what: String = what.chars().take(110).collect();
-        Ok(Some((steps, seed, what)))
+        let what = said.lines().find_map(|line| line.strip_prefix(before)).or_else(panic)?;
+        let of_seed = what.split_once(": ").filter(|(seed, _)| seed.parse::<u64>().is_ok());
+        let what: String = of_seed.map_or(what, |of_seed| of_seed.1).chars().take(120).collect();
+        let parts = [seed.as_deref(), work, Some(&what)];
+        Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
 }

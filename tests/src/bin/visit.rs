@@ -19,7 +19,7 @@
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::super_block::{Super, Unverified};
-use outrider_core::format::wire::greeting::Role;
+use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, HeldLocks, InoSet, Outcome, ServerAnswer, ServerRequest, Statfs,
 };
@@ -115,6 +115,7 @@ impl Visitor {
             timing: Timing::DEFAULT,
             role: Role::Mount,
             nonce: draw()?,
+            machine: Machine::default(),
             read_only: false,
         };
         let asks = ServerLimits::for_clients(1).links.session.asks_max;

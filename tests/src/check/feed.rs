@@ -74,13 +74,8 @@ impl Log {
     ) {
         self.pages += 1;
         self.entries += page.entries().len() as u64;
-        let places = || page.entries().map(|at| Some(at));
-        let mut before = None;
-        let sorted = places().all(|at| {
-            let behind = before < at;
-            before = at;
-            behind
-        });
+        let places: Vec<Position> = page.entries().collect();
+        let sorted = places.is_sorted_by(|a, b| a < b);
         let inside = page.entries().all(|at| first <= at && at <= page.through);
         if !sorted || !inside || page.through.seq > page.stable {
             self.demand(format!("a page of {feed:?} at {host} is no page: {page:?}"));

@@ -176,6 +176,10 @@ impl Checker for Leaders {
     }
 
     fn work(&self) -> Vec<(&'static str, u64)> {
-        vec![("roots looked at", self.roots), ("nodes found durable", self.nodes)]
+        vec![
+            ("commits confirmed", self.commits.values().sum()),
+            ("roots looked at", self.roots),
+            ("nodes found durable", self.nodes),
+        ]
     }
 }

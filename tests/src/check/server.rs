@@ -695,7 +695,6 @@ impl Checker for Servers {
             ("elections", sum(|counters| counters.elections)),
             ("terms served", sum(|counters| counters.terms_served)),
             ("terms lost", sum(|counters| counters.terms_lost)),
-            ("commits confirmed", sum(|counters| counters.commits)),
             ("requests dropped", sum(|counters| counters.dropped)),
             ("listen failures", sum(|counters| counters.listen_failures)),
             ("censuses", self.censuses),

@@ -1,4 +1,5 @@
-//! Metadata servers and mounts, whose users make calls.
+//! Metadata servers and mounts, whose users make calls: some to the mounts, and some to a kernel
+//! between.
 //!
 //! What a crashed voter may still write is bounded as in the scenario of servers, and what a
 //! crashed mount may by the lifetime that servers are told.
@@ -14,16 +15,18 @@ use crate::node::{Boot, Guest, Program};
 use crate::platform::{Call, Platform};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
-use crate::time::MINUTE;
+use crate::time::{MINUTE, Time};
 use crate::trace::HostId;
-use crate::world::World;
+use crate::world::{Workload, World};
+use applications::{Applications, Linearizable, Mishaps, Seen};
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::client::mount::{MountLimits, MountState};
 use outrider_core::client::op::OpError;
-use outrider_core::format::item::Time;
+use outrider_core::format::item::Time as FileTime;
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot};
 use outrider_core::format::super_block::{Identity as Volume, Super, Unverified};
+use outrider_core::format::wire::greeting::Machine;
 use outrider_core::lsm::choose::Policy;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
@@ -39,6 +42,7 @@ use std::time::Duration;
 use users::{Log, Mounts, Users};
 use vanishing::Vanishing;
 
+pub mod applications;
 pub mod readers;
 pub mod users;
 mod vanishing;
@@ -102,24 +106,54 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
         world.add_host("server", Serving { me: host, volume });
     }
     let limits = MountLimits::small();
-    let mounts = (0..MOUNTS).map(|_| world.add_host("mount", Mounting { volume, limits }));
+    let mounts = (0..MOUNTS)
+        .map(|_| world.add_host("mount", Mounting { volume, limits, tells_boot: false }));
     let mounts: Vec<HostId> = mounts.collect();
     let log = Rc::new(RefCell::new(Log::new(strict)));
     let rng = Rng::new(seed).fork("users");
     let told = Rc::new(RefCell::new(feed::Log::default()));
     let users = Users::new(mounts.iter().copied(), rng, Rc::clone(&log));
-    let readers = Readers::beside(users, &mounts, Rc::clone(&told));
-    match strict {
-        true => world.set_workload(readers),
-        false => {
-            let rng = Rng::new(seed).fork("vanishing");
-            world.set_workload(Vanishing::beside(readers, rng));
-        }
-    }
+    let users = Readers::beside(users, &mounts, Rc::clone(&told));
     world.add_checker(Mounts::new(log));
     world.add_checker(Compactions::default());
     world.add_checker(Feeds::new(told));
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let rng = Rng::new(seed).fork("applications");
+    let mishaps = if strict { Mishaps::SIGNALS } else { Mishaps::SOME };
+    let applications = Applications::new(mounts.into_iter(), rng, mishaps, Rc::clone(&seen));
+    world.add_checker(Linearizable::new(seen, strict));
+    let crowd = Crowd::new(vec![Box::new(users), Box::new(applications)]);
+    match strict {
+        true => world.set_workload(crowd),
+        false => {
+            let rng = Rng::new(seed).fork("vanishing");
+            world.set_workload(Vanishing::beside(crowd, rng));
+        }
+    }
     world
+}
+
+/// Several workloads on one world.
+struct Crowd {
+    members: Vec<(Box<dyn Workload>, Time)>,
+}
+
+impl Crowd {
+    fn new(members: Vec<Box<dyn Workload>>) -> Crowd {
+        Crowd { members: members.into_iter().map(|member| (member, Time(0))).collect() }
+    }
+}
+
+impl Workload for Crowd {
+    fn tick(&mut self, world: &mut World) -> Option<Duration> {
+        let now = world.now();
+        let due = self.members.iter_mut().filter(|(_, at)| *at <= now);
+        for (member, at) in due {
+            *at = member.tick(world).map_or(Time(u64::MAX), |after| now.plus(after));
+        }
+        let next = self.members.iter().map(|(_, at)| *at).min()?;
+        Some(next.since(now))
+    }
 }
 
 /// The volume, as mkfs makes it, with so many voters.
@@ -138,7 +172,7 @@ fn recipe(servers: u16) -> Recipe {
         cluster_key: [9; 32],
         voters,
     };
-    Recipe { identity, now: Time { sec: 1_000_000, nsec: 0 } }
+    Recipe { identity, now: FileTime { sec: 1_000_000, nsec: 0 } }
 }
 
 /// A device with an empty volume, and what its super block says.
@@ -248,6 +282,8 @@ pub struct Mounting {
     pub volume: Super,
     /// The size of the mount.
     pub limits: MountLimits,
+    /// It tells servers which boot it is of, and nothing of an earlier one is under way.
+    pub tells_boot: bool,
 }
 
 impl Program for Mounting {
@@ -263,7 +299,11 @@ impl Program for Mounting {
     }
 
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
-        let config = Platform::config(self.volume, &mut boot.entropy);
+        let mut config = Platform::config(self.volume, &mut boot.entropy);
+        if self.tells_boot {
+            let host = QuorumHost(boot.addr.addr.octets());
+            config.machine = Machine { host, boot: BootId([boot.boots as u8; 16]) };
+        }
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
         Box::new(Platform::carve(&mut arena, &self.limits, &config).expect("measured"))
     }
@@ -276,7 +316,7 @@ pub fn calm(seed: u64, mounts: u16, limits: MountLimits) -> World {
     let mut world = World::calm(seed, image);
     world.add_host("server", Serving { me: 0, volume });
     for _ in 0..mounts {
-        world.add_host("mount", Mounting { volume, limits });
+        world.add_host("mount", Mounting { volume, limits, tells_boot: true });
     }
     world
 }
@@ -326,18 +366,46 @@ impl Shown {
     }
 }
 
-impl Executes for Shown {
-    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done, OpError> {
+impl Shown {
+    /// Begins a call, and doesn't wait for its end.
+    ///
+    /// # Panics
+    ///
+    /// If the machine doesn't run.
+    pub fn begin(&self, asked: &Asked<'_>) -> u64 {
         let call = Call {
             user: asked.user.clone(),
             now: asked.now,
             op: asked.op.clone(),
             data: asked.data.to_vec(),
         };
-        let what = format!("{:?}", asked.op);
         let id = self.world.borrow_mut().with(self.host, |at: &mut Platform, _| at.call(call));
-        let id = id.expect("it runs");
-        self.until(&what, |at| at.has_ended(id));
+        id.expect("it runs")
+    }
+
+    /// A signal comes for a call.
+    pub fn interrupt(&self, id: u64) {
+        self.world.borrow_mut().with(self.host, |at: &mut Platform, now| at.interrupt(now, id));
+    }
+
+    /// Runs the world for this long. How a call has ended, if it has.
+    ///
+    /// # Panics
+    ///
+    /// If a checker finds something.
+    pub fn ended_within(&self, id: u64, how_long: Duration) -> Option<Result<Done, OpError>> {
+        let mut world = self.world.borrow_mut();
+        let host = self.host;
+        let ended = |world: &World| world.guest(host).is_some_and(|at: &Platform| at.has_ended(id));
+        world.run_until(how_long, ended).expect("no violation");
+        world.with(host, |at: &mut Platform, _| at.take(id)).flatten()
+    }
+}
+
+impl Executes for Shown {
+    fn execute(&mut self, asked: &Asked<'_>) -> Result<Done, OpError> {
+        let id = self.begin(asked);
+        self.until(&format!("{:?}", asked.op), |at| at.has_ended(id));
         let ended = self.world.borrow_mut().with(self.host, |at: &mut Platform, _| at.take(id));
         ended.flatten().expect("it has ended")
     }

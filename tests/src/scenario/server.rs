@@ -1,4 +1,4 @@
-//! A metadata server, a second voter, and mounts that speak the bare protocol.
+//! Three voters, one of which is the metadata server, and mounts that speak the bare protocol.
 //!
 //! Each mount greets, borrows space, writes the blocks of its runs to the device, flushes, and
 //! records them in numbered transactions that also free some of the data it used before. The server
@@ -25,7 +25,7 @@ use crate::check::compaction::{
 };
 use crate::check::leaders::Leaders;
 use crate::check::server::{Log, Servers};
-use crate::faults::{Fault, FaultSet, Promise};
+use crate::faults::{Atlas, Fault, FaultSet, Promise};
 use crate::image::Image;
 use crate::net::Net;
 use crate::node::{Boot, Guest, Program};
@@ -43,7 +43,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{Identity as Volume, Super};
-use outrider_core::format::wire::greeting::Role;
+use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
     ServerAnswer, ServerRequest, Transaction,
@@ -71,7 +71,7 @@ use std::time::Duration;
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 14;
 /// Servers; the mounts come after them.
-pub const SERVERS: u16 = 2;
+pub const SERVERS: u16 = 3;
 const MOUNTS: u16 = 3;
 const PORT: u16 = 7000;
 /// Clients whose record may be there at once: a mount that crashes leaves one behind.
@@ -134,7 +134,20 @@ fn world(seed: u64) -> World {
         blocks_damaged_max: 0,
         damageable: 0..0,
     };
-    let mut world = World::new(seed, promise, formatted(&volume()));
+    populate(World::new(seed, promise, formatted(&volume())))
+}
+
+/// The same machines; nothing goes wrong by itself, but of these faults each that can happen does.
+#[must_use]
+pub fn quiet(seed: u64, faults: &[Fault]) -> World {
+    let survives = FaultSet::of(faults);
+    let promise = Promise { survives, hosts_impaired_max: 3, ..Promise::nothing() };
+    let root = Rng::new(seed);
+    let atlas = Atlas::fixed(&root, promise, survives, 1_000_000);
+    populate(World::with_atlas(&root, atlas, formatted(&volume())))
+}
+
+fn populate(mut world: World) -> World {
     let log = Rc::new(RefCell::new(Log::default()));
     for host in 0..SERVERS {
         world.add_host("server", Serving { me: host });
@@ -270,6 +283,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         timing: NetTiming::DEFAULT,
         role: Role::Mount,
         nonce,
+        machine: Machine::default(),
         read_only: false,
     };
     let watcher = WatcherBlocks::carve(arena).expect("measured");
@@ -428,6 +442,12 @@ fn records(pool: Pool, of: &[(u64, u64)]) -> Vec<ExtentRecord> {
 }
 
 impl Mount {
+    /// Whether it has not been welcomed by anybody yet, and somebody is about to.
+    #[must_use]
+    pub fn is_greeting(&self) -> bool {
+        self.stream.is_some() && !self.link.is_up() && self.link.client().is_none()
+    }
+
     /// Farewells said in this life.
     #[must_use]
     pub fn farewells(&self) -> u64 {

@@ -811,6 +811,31 @@ fn a_full_volume_lets_go_of_what_it_has() {
 }
 
 #[test]
+fn splinters_are_exchanged_when_they_leave_no_room() {
+    let loans = &mut World::new(1000).loans;
+    let answer = |loans: &mut Loans<'_>, lent: &[ExtentRecord]| {
+        loans.retry();
+        loans.step();
+        let request = loans.request().expect("more is wanted");
+        let (number, returned) = (request.number, request.returned.iter().count());
+        loans.handle_sent();
+        loans.handle_loan(&Loan { number, lent: Extents::new(lent).unwrap() });
+        returned
+    };
+    let blocks = |start, count| ExtentRecord::new(Lent { pool: Pool::Runs, start, count });
+    let splinters: Vec<_> = (0..17).map(|at| blocks(1000 + 2 * at, 1)).collect();
+    assert_eq!(answer(loans, &splinters), 0);
+    // They are too few blocks for a transaction, and too many extents to be lent more.
+    let few = loans.run_blocks();
+    assert!(few == 17 && loans.inos.peek(Ino(1), false).is_none());
+    assert!(answer(loans, &[]) > 0 && loans.run_blocks() < few);
+    assert!(loans.request().is_none());
+    loans.retry();
+    loans.step();
+    assert!(loans.request().is_some_and(|request| request.run_blocks > 0));
+}
+
+#[test]
 fn changes_after_the_snapshot_are_not_durable_with_it() {
     let mut world = World::new(1000);
     world.borrow(100, None);
@@ -837,8 +862,8 @@ fn changes_after_the_snapshot_are_not_durable_with_it() {
 }
 
 impl World {
-    /// All that is dirty, in one transaction. Returns what the server was told of an inode: nothing,
-    /// that it is deleted, or its value.
+    /// All that is dirty, in one transaction. Returns what the server was told of an inode:
+    /// nothing, that it is deleted, or its value.
     fn transact(&mut self, number: u64) -> Option<Option<Vec<u8>>> {
         self.step(1000);
         self.begin();

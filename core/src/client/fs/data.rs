@@ -178,8 +178,14 @@ impl Run<'_, '_, '_, '_> {
             let extent = self.extent(ino, block)?.filter(|extent| extent.first() <= block);
             let Some(extent) = extent else {
                 let last = FileBlock((end - 1) / BLOCK);
+                let changed = self.task.changed;
                 match self.fill_hole(ino, block, last, true) {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        // Blocks that are reserved show nowhere, so the write can still be given
+                        // up.
+                        self.task.changed = changed;
+                        continue;
+                    }
                     Err(_) if !extents.is_empty() => break,
                     Err(stop) => return Err(stop),
                 }

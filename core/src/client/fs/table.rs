@@ -2,8 +2,12 @@
 //!
 //! # Invariants
 //!
-//! * An inode has a slot exactly while something counts: a lookup, an open handle, a task, or that
-//!   it is still to be named as an orphan.
+//! * An inode has a slot only while something counts: a lookup, an open handle, a task, or that it
+//!   is still to be named as an orphan.
+//! * That of an inode that is only looked up, and has a name, is given to another when there is no
+//!   other: a kernel names inodes by their numbers, and remembers as many as it has memory for. So
+//!   who looks at more files than there are slots gets on, and a slot may have counted fewer
+//!   lookups than are given back.
 //! * An orphan is named once, when its last use has ended after its last name was seen to go.
 //! * That the kernel has looked an inode up keeps it only if this mount has seen its last name go.
 //!   What others have removed, the kernel remembers for as long as it likes: it would hold back the
@@ -48,6 +52,9 @@ pub(super) struct Table<'m> {
     chains: &'m mut [u32],
     slots: &'m mut [Slot],
     free: u32,
+    used: u32,
+    /// Where the search for a slot to be given to another goes on.
+    hand: u32,
     due_count: u32,
     handles: &'m mut [Opened],
     handle_free: u32,
@@ -70,6 +77,8 @@ impl<'m> Table<'m> {
                 next: next(index, limits.inodes),
             })?,
             free: if limits.inodes == 0 { NONE } else { 0 },
+            used: 0,
+            hand: 0,
             due_count: 0,
             handles: arena.slice(limits.handles, |index| Opened {
                 ino: Ino(0),
@@ -103,10 +112,12 @@ impl<'m> Table<'m> {
         let id = match self.find(ino) {
             Some(id) => id,
             None => {
+                self.make_room();
                 let id = self.free;
                 let chain = self.chain(ino);
                 let slot = self.slots.get_mut(id as usize).ok_or(OpError::NoMemory)?;
                 self.free = slot.next;
+                self.used += 1;
                 *slot = Slot {
                     ino,
                     lookups: 0,
@@ -137,7 +148,28 @@ impl<'m> Table<'m> {
         if used || slot.due || slot.readers > 0 || slot.writer {
             return;
         }
-        let next = slot.next;
+        self.remove(id);
+    }
+
+    /// Sees to it that a slot is free, if any can be.
+    fn make_room(&mut self) {
+        if self.free != NONE {
+            return;
+        }
+        for _ in 0..self.slots.len() {
+            let id = self.hand;
+            self.hand = if id + 1 < self.slots.len() as u32 { id + 1 } else { 0 };
+            let slot = &self.slots[id as usize];
+            let worked_on = slot.readers > 0 || slot.writer;
+            if slot.opens == 0 && !worked_on && !slot.nameless && !slot.due {
+                return self.remove(id);
+            }
+        }
+    }
+
+    /// Frees a slot that is taken.
+    fn remove(&mut self, id: u32) {
+        let Slot { ino, next, .. } = self.slots[id as usize];
         let chain = self.chain(ino);
         let mut link = &mut self.chains[chain];
         while *link != id {
@@ -147,6 +179,7 @@ impl<'m> Table<'m> {
         self.slots[id as usize].next = self.free;
         self.slots[id as usize].ino = Ino(0);
         self.free = id;
+        self.used -= 1;
     }
 
     /// Whether the inode must stay although it has no name.
@@ -155,10 +188,13 @@ impl<'m> Table<'m> {
         slot.is_some_and(|slot| slot.opens > 0 || (slot.nameless && slot.lookups > 0))
     }
 
-    /// Whether [`look_up`](Self::look_up) of this inode, and another one, would find room.
-    pub(super) fn reserve(&self, ino: Ino) -> Result<(), OpError> {
-        let room = self.find(ino).is_some() || self.free != NONE;
-        if room { Ok(()) } else { Err(OpError::NoMemory) }
+    /// Sees to it that [`look_up`](Self::look_up) of this inode finds room.
+    pub(super) fn reserve(&mut self, ino: Ino) -> Result<(), OpError> {
+        if self.find(ino).is_some() {
+            return Ok(());
+        }
+        self.make_room();
+        if self.free == NONE { Err(OpError::NoMemory) } else { Ok(()) }
     }
 
     /// Counts a lookup.
@@ -221,7 +257,7 @@ impl<'m> Table<'m> {
     }
 
     /// Whether the inode can be opened once more.
-    pub(super) fn reserve_handle(&self, ino: Ino) -> Result<(), OpError> {
+    pub(super) fn reserve_handle(&mut self, ino: Ino) -> Result<(), OpError> {
         if self.handle_free == NONE { Err(OpError::TooManyOpen) } else { self.reserve(ino) }
     }
 
@@ -264,7 +300,71 @@ impl<'m> Table<'m> {
         }
     }
 
+    /// Slots that are taken.
+    pub(super) fn inodes_used(&self) -> u32 {
+        self.used
+    }
+
     pub(super) fn handles_open(&self) -> u32 {
         self.handles_open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ino, Limits, OpError, Table};
+    use crate::arena::Arena;
+    use core::mem::MaybeUninit;
+
+    const INODES: u32 = 4;
+
+    fn with_table(test: impl FnOnce(&mut Table<'_>)) {
+        let mut region = [MaybeUninit::uninit(); 1 << 12];
+        let pad = region.as_ptr().align_offset(crate::arena::REGION_ALIGN);
+        let mut arena = Arena::new(&mut region[pad..]).unwrap();
+        let limits = Limits { inodes: INODES, handles: 8 };
+        test(&mut Table::carve(&mut arena, &limits).unwrap());
+    }
+
+    #[test]
+    fn what_is_only_looked_up_makes_room() {
+        with_table(|table| {
+            for ino in 1..100 {
+                table.reserve(Ino(ino)).unwrap();
+                table.look_up(Ino(ino)).unwrap();
+                assert!(table.inodes_used() <= INODES);
+            }
+            for ino in 1..100 {
+                table.forget(Ino(ino), 1);
+            }
+            assert_eq!(table.inodes_used(), 0);
+        });
+    }
+
+    #[test]
+    fn what_is_open_or_worked_on_or_without_a_name_stays() {
+        with_table(|table| {
+            let handle = table.open(Ino(1)).unwrap();
+            assert!(table.lock(Ino(2), false).unwrap());
+            table.look_up(Ino(3)).unwrap();
+            table.lose_names(Ino(3));
+            for ino in 10..30 {
+                table.look_up(Ino(ino)).unwrap();
+            }
+            assert!(table.uses(Ino(1)) && table.uses(Ino(3)));
+            assert!(!table.lock(Ino(2), true).unwrap(), "it is still worked on");
+            assert!(table.lock(Ino(4), true).unwrap());
+            assert_eq!(table.look_up(Ino(30)), Err(OpError::NoMemory));
+            assert_eq!(table.reserve(Ino(30)), Err(OpError::NoMemory));
+            table.close(handle);
+            table.look_up(Ino(30)).unwrap();
+            // Of what was looked up more often than was counted, more is given back.
+            table.forget(Ino(30), 5);
+            table.unlock(Ino(2), false);
+            table.unlock(Ino(4), true);
+            table.forget(Ino(3), 1);
+            assert_eq!(table.poll_orphan(), Some(Ino(3)));
+            assert_eq!(table.inodes_used(), 0);
+        });
     }
 }

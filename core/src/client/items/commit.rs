@@ -229,9 +229,9 @@ impl ItemCache<'_> {
         self.dirty_items -= 1;
         self.dirty_chunks -= self.chunks(entry.id);
         self.expire_fills_under(&entry.key, root);
-        let leaves =
-            if is_active(Mutant::WriteOnlyItemsKept) { TOMBSTONE } else { TOMBSTONE | BLIND };
-        if flags & leaves != 0 {
+        let flags = if is_active(Mutant::WriteOnlyItemsKept) { flags & !BLIND } else { flags };
+        self.slots[entry.id as usize].flags = flags;
+        if flags & (TOMBSTONE | BLIND) != 0 {
             self.free_slot(entry.id);
         } else {
             self.index.mark(&entry.key, marks(flags));

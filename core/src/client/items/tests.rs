@@ -475,6 +475,35 @@ fn blind_items_answer_nothing_and_leave_at_commit() {
     });
 }
 
+/// An item is written without having been read, and committed; another mount deletes it. What a
+/// fill under the new root lets be read.
+fn deleted_by_another() -> Option<Vec<u8>> {
+    let mut seen = None;
+    roomy(|cache| {
+        change(cache, &[Edit::CreateBlind { key: key(1), value: b"one" }]);
+        let (snapshot, _) = copy(cache);
+        assert!(cache.commit_done(snapshot, CommitNo(2)));
+        settle(cache);
+        fill(cache, 3, &[(2, b"two")]);
+        assert_eq!(read(cache, 2), Ok(Some(b"two".to_vec())));
+        seen = read(cache, 1).unwrap();
+    });
+    seen
+}
+
+#[test]
+fn what_another_mount_has_deleted_is_not_read_from_a_blind_write() {
+    assert_eq!(deleted_by_another(), None);
+}
+
+#[test]
+fn keeping_blind_items_would_show_what_others_have_deleted() {
+    activate(Some(Mutant::WriteOnlyItemsKept));
+    let seen = deleted_by_another();
+    activate(None);
+    assert_eq!(seen, Some(b"one".to_vec()));
+}
+
 /// A fill that nobody stopped when its lock was given up, and the keys became another lock's.
 #[test]
 fn a_blind_change_makes_fills_of_its_key_stale() {

@@ -2,11 +2,11 @@
 //!
 //! # How a page of a feed is made
 //!
-//! Servers tell up to which number a feed is *stable*: nothing that is still to become durable bears
-//! that number, or an earlier one. They tell it together with a root that has all that does. So a
-//! page of what is stable is read from the newest root, beside the item cache and without locks: a
-//! lock could only show what isn't stable, and to get it all others would have to commit. The page
-//! is one window of one read, which takes its turn with fills.
+//! Servers tell up to which number a feed is *stable*: nothing that is still to become durable
+//! bears that number, or an earlier one. They tell it together with a root that has all that does.
+//! So a page of what is stable is read from the newest root, beside the item cache and without
+//! locks: a lock could only show what isn't stable, and to get it all others would have to commit.
+//! The page is one window of one read, which takes its turn with fills.
 //!
 //! The server is asked for its root first, once for each page, after the page was asked for. So a
 //! page is never older than one that ended before on another mount: what has left a feed, because
@@ -72,6 +72,11 @@ impl Changes {
     pub(super) fn learn(&mut self, stable: Seq) {
         // Who was told it first says nothing: it stays true.
         self.stable = self.stable.max(stable);
+    }
+
+    /// What is stable.
+    pub(super) fn stable(&self) -> Seq {
+        self.stable
     }
 
     /// A server is asked for its root.

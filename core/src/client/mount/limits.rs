@@ -164,8 +164,9 @@ impl MountLimits {
         if self.locks.ops < ops || self.locks.holds_per_op < fs::HOLDS_MAX as u32 {
             return Err(LimitsError::Holds);
         }
-        // Each operation works on up to six inodes, beside those that the kernel knows.
-        let inodes = ops.saturating_mul(6);
+        // Each operation works on up to six inodes, beside those that are open. What the kernel
+        // only knows makes room.
+        let inodes = ops.saturating_mul(6).saturating_add(self.fs.handles);
         if self.fs.inodes < inodes || self.fs.handles == 0 {
             return Err(LimitsError::Fs);
         }

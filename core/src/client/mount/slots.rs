@@ -78,6 +78,17 @@ pub(super) enum Say {
     AskMember(u32),
 }
 
+/// Whether somebody still waits for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// Nobody has said otherwise.
+    None,
+    /// A signal has come: it goes on until this time.
+    Due(Instant),
+    /// That time has come: it ends where it can.
+    Over,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct State {
     stage: Stage,
@@ -91,8 +102,9 @@ pub(super) struct Body<'m> {
     pub(super) request: Request<&'m mut [u8]>,
     pub(super) task: Task,
     pub(super) say: Option<Say>,
-    /// Nobody waits for it any more.
-    pub(super) interrupted: bool,
+    pub(super) signal: Signal,
+    /// It was ended for a signal.
+    pub(super) cut: bool,
     /// What is deleted, if it is a deletion.
     pub(super) deletes: Option<Ino>,
     /// What is to be set to zero on the device for it.
@@ -107,9 +119,17 @@ impl Body<'_> {
     fn idle() -> Self {
         let (caller, now) = (Caller::new(0, 0, 0), Time::default());
         let request = Request { caller, now, op: Op::Statfs, lent: None };
-        let task = Task::answer();
-        let (say, interrupted, deletes, zero, write_errors) = (None, false, None, None, 0);
-        Body { request, task, say, interrupted, deletes, zero, failures: 0, write_errors }
+        Body {
+            request,
+            task: Task::answer(),
+            say: None,
+            signal: Signal::None,
+            cut: false,
+            deletes: None,
+            zero: None,
+            failures: 0,
+            write_errors: 0,
+        }
     }
 }
 
@@ -228,6 +248,49 @@ impl<'m> Slots<'m> {
         let states = self.states.iter().enumerate();
         let of_sort = states.filter(|(_, at)| at.stage != Stage::Free && sort(&at.stage));
         of_sort.min_by_key(|(_, at)| at.age).map(|(at, _)| at)
+    }
+
+    /// The oldest that was ended for a signal, and has not said so.
+    pub(super) fn oldest_cut(&self) -> Option<usize> {
+        let states = self.states.iter().enumerate();
+        let cut = states.filter(|(at, state)| state.stage == Stage::Said && self.bodies[*at].cut);
+        cut.min_by_key(|(_, at)| at.age).map(|(at, _)| at)
+    }
+
+    /// Looks which of those that a signal has met should have ended by now. One of them that can
+    /// end: neither the platform nor the device has a part in it at the moment.
+    pub(super) fn overdue(
+        &mut self,
+        now: Instant,
+        ends: impl Fn(&Body<'_>) -> bool,
+    ) -> Option<usize> {
+        for at in 0..self.requests {
+            let body = &mut self.bodies[at];
+            match body.signal {
+                Signal::Due(due) if due <= now => body.signal = Signal::Over,
+                Signal::None | Signal::Due(_) | Signal::Over => {}
+            }
+            let rests = match self.states[at].stage {
+                Stage::Ready => true,
+                Stage::Parked(park) => park != Park::Zeroing,
+                Stage::Said => !matches!(body.say, Some(Say::Done(_))),
+                Stage::Free | Stage::Moving | Stage::Asking => false,
+            };
+            if rests && body.signal == Signal::Over && ends(body) {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// When the next of those that a signal has met is to end.
+    pub(super) fn next_signal(&self) -> Option<Instant> {
+        let states = self.states[..self.requests].iter().enumerate();
+        let due = states.filter_map(|(at, state)| match (state.stage, self.bodies[at].signal) {
+            (Stage::Free, _) | (_, Signal::None | Signal::Over) => None,
+            (_, Signal::Due(due)) => Some(due),
+        });
+        due.min()
     }
 
     /// The oldest that waits for bytes to be set to zero, which has not begun.

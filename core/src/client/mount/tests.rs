@@ -10,7 +10,7 @@ use crate::format::item::Time;
 use crate::format::super_block::Super;
 use crate::format::super_block::tests::identity;
 use crate::format::wire::ErrorCode;
-use crate::format::wire::greeting::Greeting;
+use crate::format::wire::greeting::{Greeting, Machine};
 use crate::format::wire::message::{
     ClientRequest, Extents, ManifestRoot, Outcome, RootNow, ServerAnswer, TransactionDone,
 };
@@ -63,6 +63,7 @@ impl Rig {
             net: Timing::DEFAULT,
             timing: MountTiming::NORMAL,
             nonce: [3; 16],
+            machine: Machine::default(),
             secret: [4; 32],
             read_only: false,
         };
@@ -251,12 +252,13 @@ impl Rig {
 fn a_mount_that_is_refused_for_good_gives_up_and_says_so() {
     for error in [ErrorCode::Invalid, ErrorCode::Stale, ErrorCode::TooMany] {
         let mut rig = Rig::mounted();
+        let before = rig.transactions;
         rig.manners.transactions = Some(error);
         for _ in 0..20 {
             rig.want_commit();
             rig.run(Duration::from_secs(1));
         }
-        assert_eq!(rig.transactions, 4, "it has tried a few times");
+        assert_eq!(rig.transactions - before, 4, "it has tried a few times");
         assert_eq!((rig.mount.state(), rig.mount.refusal()), (MountState::Refused, Some(error)));
         assert_eq!(rig.answers, [(RequestId(1), Err(OpError::Io))], "who waited was told");
         assert!(!rig.ask(2), "and nothing more is taken");
@@ -275,16 +277,22 @@ fn trouble_that_passes_is_waited_for() {
         let mut rig = Rig::mounted();
         rig.manners.transactions = Some(error);
         rig.manners.loans = Some(error);
+        // An answer may be on its way.
+        rig.run(STEP * 5);
+        let before = rig.mount.counters().commits;
         for _ in 0..20 {
             rig.want_commit();
             rig.run(Duration::from_secs(1));
         }
         assert!(rig.transactions > 10 && rig.loans > 10);
-        assert_eq!((rig.mount.state(), rig.mount.counters().commits), (MountState::Mounted, 0));
+        assert_eq!(
+            (rig.mount.state(), rig.mount.counters().commits),
+            (MountState::Mounted, before)
+        );
         rig.manners = Manners::default();
         rig.want_commit();
         rig.run(Duration::from_secs(1));
-        assert_eq!(rig.mount.counters().commits, 1);
+        assert!(rig.mount.counters().commits > before);
     }
 }
 

@@ -69,6 +69,7 @@ impl<'m> Way<'m> {
             timing: config.net,
             role: Role::Mount,
             nonce: config.nonce,
+            machine: config.machine,
             read_only: config.read_only,
         };
         let link = Link::carve(arena, limits, link)?;

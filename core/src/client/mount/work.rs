@@ -2,7 +2,7 @@
 //!
 //! What this module deliberately doesn't know: how what they wait for is brought about.
 
-use super::slots::{Park, Say, Stage};
+use super::slots::{Park, Say, Signal, Stage};
 use super::{Life, Mount};
 use crate::client::fs::{Context, Step, Wait};
 use crate::client::op::query::Query;
@@ -11,10 +11,14 @@ use crate::client::reader::ReaderEvent;
 use crate::error::Error;
 use crate::lock::client::{Class, OpId};
 use crate::node::More;
+use core::time::Duration;
 use outrider_hal::Instant;
 
 /// Runs of operations in a step.
 const RUNS_PER_STEP: u32 = 64;
+/// How long a request goes on after a signal has come for it. Most signals are handled, by programs
+/// that don't expect EINTR from files; who is killed meanwhile waits no longer than that.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Times that something must fail to be read until an operation that has changed something ends.
 const FAILURES_MAX: u8 = 5;
 
@@ -62,7 +66,7 @@ impl<'m> Mount<'m> {
     }
 
     /// Takes what the platform says of a request; see [`Mount::resume`].
-    pub(super) fn on_resumed(&mut self, id: op::RequestId, resume: Resume) {
+    pub(super) fn on_resumed(&mut self, now: Instant, id: op::RequestId, resume: Resume) {
         let Some(at) = self.slots.find(id) else { return };
         match (self.slots.stage(at), resume) {
             (Stage::Moving, Resume::Transferred(result)) => {
@@ -73,11 +77,10 @@ impl<'m> Mount<'m> {
                 self.slots.body(at).request.caller.groups.tell(gid, member);
                 self.slots.stand(at, Stage::Ready);
             }
-            (stage, Resume::Interrupted) => {
-                self.slots.body(at).interrupted = true;
-                // What is parked looks at it when it runs; what is being zeroed can't be left.
-                if matches!(stage, Stage::Parked(park) if park != Park::Zeroing) {
-                    self.slots.stand(at, Stage::Ready);
+            (_, Resume::Interrupted) => {
+                let body = self.slots.body(at);
+                if body.signal == Signal::None {
+                    body.signal = Signal::Due(now.plus(PATIENCE));
                 }
             }
             (
@@ -94,10 +97,12 @@ impl<'m> Mount<'m> {
 
     /// The next thing to say; see [`Mount::poll_answer`].
     pub(super) fn next_answer(&mut self) -> Option<(op::RequestId, Answer<&'m mut [u8]>)> {
-        if self.suspended && !self.has_ended() {
-            return None;
-        }
-        let at = self.slots.oldest(|stage| *stage == Stage::Said)?;
+        let at = if self.suspended && !self.has_ended() {
+            // What ends for a signal says nothing that was read.
+            self.slots.oldest_cut()?
+        } else {
+            self.slots.oldest(|stage| *stage == Stage::Said)?
+        };
         let id = self.slots.id(at);
         let mut say = self.slots.body(at).say.take().expect("there is something to say");
         if self.has_ended() && !matches!(say, Say::Done(_)) {
@@ -146,10 +151,6 @@ impl<'m> Mount<'m> {
         let statfs_due = self.statfs.is_due(now, self.config.timing.statfs_age);
         let mut cx = context!(self, now, at as u32);
         let body = self.slots.body(at);
-        if body.interrupted && !body.task.has_changed() {
-            self.fs.give_up(&mut cx, &mut body.task);
-            return self.finish(at, Err(OpError::Interrupted));
-        }
         if body.deletes.is_none() && matches!(body.request.op, Op::Statfs) && statfs_due {
             self.statfs.wanted = true;
             return self.slots.stand(at, Stage::Parked(Park::Statfs));
@@ -167,6 +168,24 @@ impl<'m> Mount<'m> {
                 body.zero = Some(extent);
                 self.slots.stand(at, Stage::Parked(Park::Zeroing));
             }
+        }
+    }
+
+    /// Ends what a signal has met, and what is not over in time: also without a lease or a server,
+    /// as these may not come back.
+    pub(super) fn step_signals(&mut self, now: Instant) {
+        let hopeless = !self.may_submit();
+        while let Some(at) =
+            self.slots.overdue(now, |body| body.task.ending(&body.request.op, hopeless).is_some())
+        {
+            let mut cx = context!(self, now, at as u32);
+            let body = self.slots.body(at);
+            let ending = body.task.ending(&body.request.op, hopeless);
+            let result = ending.expect("that was looked at");
+            self.fs.give_up(&mut cx, &mut body.task);
+            body.cut = true;
+            self.slots.wake(|park| *park == Park::Busy);
+            self.say(at, Say::Done(result));
         }
     }
 

@@ -16,6 +16,7 @@
 //! different labels: neither a recorded conversation nor a mirrored one passes.
 
 use super::{ErrorCode, Malformed, named, reserved, whole};
+use crate::format::quorum::{BootId, HostId};
 use crate::format::{ClientId, Term};
 use crate::record;
 use zerocopy::little_endian::{U16, U64};
@@ -31,7 +32,7 @@ pub const GREETING_BYTES_MAX: usize = size_of::<Hello>();
 
 record! {
     /// Opens a connection.
-    pub struct Hello [104] {
+    pub struct Hello [136] {
         /// 1.
         step: u8,
         /// What the connection is for: a [`Role`].
@@ -63,6 +64,10 @@ record! {
         received: U64,
         /// Counts the client's connections: of two of them, the one with the higher number lives.
         attempt: U64,
+        /// The machine it runs on, the same after a reboot; 0 if that means nothing.
+        host_id: [u8; 16],
+        /// What the machine calls its present boot.
+        boot_id: [u8; 16],
         /// Most unanswered requests of the shared sort that the client will have.
         requests_max: U16,
         /// Zero.
@@ -161,6 +166,24 @@ impl Role {
     }
 }
 
+/// Where a client runs. A boot ends all I/O of the boots before it, so a client of a later one
+/// proves that those of an earlier one are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Machine {
+    /// The machine; 0 if that means nothing.
+    pub host: HostId,
+    /// Its boot.
+    pub boot: BootId,
+}
+
+impl Machine {
+    /// Whether the other one is another boot of the same machine.
+    #[must_use]
+    pub fn has_rebooted(&self, other: &Machine) -> bool {
+        self.host != HostId::default() && self.host == other.host && self.boot != other.boot
+    }
+}
+
 /// A hello's checked meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Greeting {
@@ -180,6 +203,8 @@ pub struct Greeting {
     pub received: u64,
     /// Counts the client's connections.
     pub attempt: u64,
+    /// Where it runs.
+    pub machine: Machine,
     /// Most unanswered requests of the shared sort that it will have.
     pub requests_max: u16,
 }
@@ -223,6 +248,7 @@ impl Hello {
             term: hello.term.into(),
             received: hello.received.get(),
             attempt: named(hello.attempt)?,
+            machine: Machine { host: HostId(hello.host_id), boot: BootId(hello.boot_id) },
             requests_max: hello.requests_max.get(),
         };
         Ok((hello, greeting))
@@ -249,6 +275,8 @@ impl Hello {
             term: greeting.term.into(),
             received: greeting.received.into(),
             attempt: greeting.attempt.into(),
+            host_id: greeting.machine.host.0,
+            boot_id: greeting.machine.boot.0,
             requests_max: greeting.requests_max.into(),
             reserved_end: [0; 6],
         }

@@ -3,7 +3,7 @@
 extern crate std;
 
 use super::greeting::{
-    Admission, Challenge, Greeting, Hello, MAC_BYTES, Proof, RANDOM_BYTES, Role, Welcome,
+    Admission, Challenge, Greeting, Hello, MAC_BYTES, Machine, Proof, RANDOM_BYTES, Role, Welcome,
 };
 use super::message::{
     AT_ONCE_MAX, COMPACT_CHANGE_MAX, COMPACT_INPUTS_MAX, COMPACT_UPPERS_MAX, ClientAnswer,
@@ -18,6 +18,7 @@ use super::{
     Part, Party, RECORD_MAGIC, RecordHeader,
 };
 use crate::format::key::{Key, KeyBytes};
+use crate::format::quorum::{BootId, HostId};
 use crate::format::records::ManifestEntry;
 use crate::format::root;
 use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, RunId, Seq, Term};
@@ -127,6 +128,7 @@ fn greeting() -> Greeting {
         term: Term::new(5, 1),
         received: 44,
         attempt: 3,
+        machine: Machine { host: HostId([0xe5; 16]), boot: BootId([0xf6; 16]) },
         requests_max: 64,
     }
 }

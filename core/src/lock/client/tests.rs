@@ -6,6 +6,7 @@ use super::*;
 use crate::format::{ClientId, Ino};
 use crate::lock::model::{new_client, new_server};
 use crate::lock::server::{self, LockServer};
+use crate::mutant::activate;
 use crate::node::More;
 use proptest::prelude::*;
 use std::vec::Vec;
@@ -244,6 +245,74 @@ fn what_a_notification_waits_for_is_served_under_the_old_grant() {
     assert_eq!(client.poll_action(), drops(Mode::Null, 1));
     client.caches_dropped(now, &name());
     assert_eq!(client.poll_message(now), Some(released(5, Mode::Null)));
+}
+
+/// The kernel is told to forget what it has under a lock, and asks for something that this waits
+/// for: whether both come to an end.
+fn a_question_from_the_kernel_during_a_revoke_ends() -> bool {
+    let mut client = mounted();
+    hold(&mut client, 0, name(), 5, Mode::Read);
+    client.release_all(START, OpId(0));
+    revoke(&mut client, at(500), 5, Mode::Null);
+    assert_eq!(client.poll_action(), drops(Mode::Null, 0));
+    let now = at(600);
+    let asked = client.acquire(now, OpId(1), name(), Mode::Read, Class::Notified);
+    // Parked, it is only served when the caches are dropped, which waits for its answer.
+    if asked == Ok(Acquired::Waiting) {
+        client.handle_timeout(at(10_000_000));
+        return client.poll_ready().is_some();
+    }
+    client.release_all(now, OpId(1));
+    for pass in 0.. {
+        client.caches_dropped(now, &name());
+        match client.poll_action() {
+            None => return client.poll_message(now) == Some(released(5, Mode::Null)),
+            dropped => assert_eq!((dropped, pass), (drops(Mode::Null, 1), 0)),
+        }
+    }
+    false
+}
+
+#[test]
+fn a_revoke_and_what_it_makes_the_kernel_ask_for_both_end() {
+    assert!(a_question_from_the_kernel_during_a_revoke_ends());
+}
+
+#[test]
+fn parking_what_a_notification_waits_for_would_never_end() {
+    activate(Some(Mutant::ParkedInRevoke));
+    let ends = a_question_from_the_kernel_during_a_revoke_ends();
+    activate(None);
+    assert!(!ends);
+}
+
+/// A lock was asked for in one term, and again in the next, whose server has granted it to another
+/// mount. Then the grant of the older term arrives, which a leader that was stopped has made.
+fn holds_by_a_grant_of_an_older_term() -> bool {
+    let mut client = mounted();
+    assert_eq!(acquire(&mut client, 0, name(), Mode::Write), Ok(Acquired::Waiting));
+    assert!(client.poll_message(START).is_some());
+    let newer = Term::new(2, 1);
+    client.handle_greeting(newer, false).unwrap();
+    let asked = ToServer::Request { name: name(), mode: Mode::Write };
+    assert_eq!(client.poll_message(START), Some(asked));
+    let late = ToClient::Grant { name: name(), generation: 5, mode: Mode::Write };
+    let taken = client.handle_message(START, TERM, &late);
+    assert_eq!(taken.is_ok(), client.mode(&name()) == Mode::Write);
+    taken.is_ok()
+}
+
+#[test]
+fn a_grant_of_an_older_term_is_not_taken() {
+    assert!(!holds_by_a_grant_of_an_older_term());
+}
+
+#[test]
+fn a_grant_of_an_older_term_would_give_a_lock_to_two() {
+    activate(Some(Mutant::GrantOfOldTerm));
+    let holds = holds_by_a_grant_of_an_older_term();
+    activate(None);
+    assert!(holds);
 }
 
 #[test]

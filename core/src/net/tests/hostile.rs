@@ -5,6 +5,7 @@ use super::std::vec;
 use super::std::vec::Vec;
 use super::world::{WINDOWS, carve_link, carve_links, cluster, link_config, with_arena};
 use crate::arena::Arena;
+use crate::format::wire::greeting::GREETING_BYTES_MAX;
 use crate::format::wire::message::{
     ClientRequest, LockRecord, LockTell, Outcome, ServerAnswer, ServerRequest,
 };
@@ -166,7 +167,7 @@ fn a_body_that_is_too_large_is_refused_by_its_length() {
     // A stranger may send a greeting, a member a frame.
     with_server(|links| {
         links.accept(NOW, STREAM, [0; 16]).unwrap();
-        assert_eq!(end(links, 105), Some(End::Record(BadRecord::Length)));
+        assert_eq!(end(links, GREETING_BYTES_MAX as u32 + 1), Some(End::Record(BadRecord::Length)));
     });
     with_server(|links| {
         member(links);

@@ -3,7 +3,7 @@
 use super::std::vec;
 use super::std::vec::Vec;
 use super::world::{KEY, WINDOWS};
-use crate::format::wire::greeting::{Admission, Greeting, Role};
+use crate::format::wire::greeting::{Admission, Greeting, Machine, Role};
 use crate::format::wire::{BODY_BYTES_MAX, Frame};
 use crate::format::{ClientId, Term};
 use crate::net::greeting::{Answerer, Asker};
@@ -71,6 +71,7 @@ pub(super) fn first_greeting() -> Greeting {
         term: Term::NONE,
         received: 0,
         attempt: 1,
+        machine: Machine::default(),
         requests_max: WINDOWS.asks_max,
     }
 }

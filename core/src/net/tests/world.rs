@@ -4,7 +4,7 @@
 use super::std::collections::{BTreeMap, VecDeque};
 use crate::arena::Arena;
 use crate::format::key::Key;
-use crate::format::wire::greeting::{Greeting, Role};
+use crate::format::wire::greeting::{Greeting, Machine, Role};
 use crate::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, HeldLocks, LockRecord, LockTell,
     ManifestRoot, Outcome, Pool, ServerAnswer, ServerRequest, Transaction, TransactionDone,
@@ -46,6 +46,7 @@ pub(super) fn link_config(cluster: Cluster, nonce: u8) -> LinkConfig {
         timing: Timing::DEFAULT,
         role: Role::Mount,
         nonce: [nonce; 16],
+        machine: Machine::default(),
         read_only: false,
     }
 }

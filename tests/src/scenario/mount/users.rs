@@ -48,6 +48,8 @@ struct Versions {
 pub struct Log {
     files: BTreeMap<(HostId, u64), Versions>,
     calls: BTreeMap<HostId, u64>,
+    /// Calls of each machine when faults had stopped.
+    calm: Option<BTreeMap<HostId, u64>>,
     /// Nothing fails: what was written is seen by all.
     strict: bool,
     reads: u64,
@@ -61,6 +63,12 @@ impl Log {
     #[must_use]
     pub fn new(strict: bool) -> Log {
         Log { strict, ..Log::default() }
+    }
+
+    /// Calls of a machine since faults have stopped, if they have.
+    fn calm_calls(&self, host: HostId) -> Option<u64> {
+        let count = |of: &BTreeMap<HostId, u64>| of.get(&host).copied().unwrap_or(0);
+        self.calm.as_ref().map(|calm| count(&self.calls) - count(calm))
     }
 }
 
@@ -305,6 +313,20 @@ impl Users {
         }
     }
 
+    /// Whether a user has got through what it must, and has let go of all that it held.
+    fn rests(&mut self, at: usize) -> bool {
+        let user = &mut self.users[at];
+        let calls = self.log.borrow().calm_calls(user.host);
+        if user.stage != Stage::Begin || calls.is_none_or(|calls| calls < GOAL) {
+            return false;
+        }
+        user.looked_up.extend(user.dir.take());
+        if !user.looked_up.is_empty() {
+            user.stage = Stage::Forget;
+        }
+        user.looked_up.is_empty()
+    }
+
     fn drive(&mut self, world: &mut World, at: usize) {
         let (host, boots) = (self.users[at].host, self.users[at].boots);
         if world.boots(host) != boots {
@@ -326,6 +348,9 @@ impl Users {
             self.on_ended(at, result);
         }
         if state != Some(MountState::Mounted) && state != Some(MountState::Suspended) {
+            return;
+        }
+        if self.rests(at) {
             return;
         }
         let (op, data) = self.op(at);
@@ -369,8 +394,6 @@ impl Workload for Users {
 /// Looks at what users know, and whether they get on.
 pub struct Mounts {
     log: Rc<RefCell<Log>>,
-    /// Calls of each machine when faults had stopped.
-    calm: RefCell<Option<BTreeMap<HostId, u64>>>,
     violations: Cell<u64>,
     commits: Cell<u64>,
 }
@@ -380,7 +403,7 @@ impl Mounts {
     #[must_use]
     pub fn new(log: Rc<RefCell<Log>>) -> Mounts {
         let (violations, commits) = (Cell::new(0), Cell::new(0));
-        Mounts { log, calm: RefCell::new(None), violations, commits }
+        Mounts { log, violations, commits }
     }
 }
 
@@ -402,13 +425,11 @@ impl Checker for Mounts {
     }
 
     fn unsettled(&self, world: &World) -> Option<String> {
-        let log = self.log.borrow();
-        let mut calm = self.calm.borrow_mut();
-        let calm = calm.get_or_insert_with(|| log.calls.clone());
+        let log = &mut *self.log.borrow_mut();
+        log.calm.get_or_insert_with(|| log.calls.clone());
         world.hosts().find_map(|host| {
             let platform = world.guest::<Platform>(host)?;
-            let count = |of: &BTreeMap<HostId, u64>| of.get(&host).copied().unwrap_or(0);
-            let done = count(&log.calls) - count(calm);
+            let done = log.calm_calls(host).unwrap_or(0);
             (done < GOAL).then(|| format!("{host}: {done} calls, {}", platform.describe()))
         })
     }

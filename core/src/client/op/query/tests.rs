@@ -1,3 +1,5 @@
+//! What is written into lent memory, and read from it.
+
 extern crate std;
 
 use super::*;

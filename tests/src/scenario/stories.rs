@@ -1,0 +1,184 @@
+//! Stories: clusters to which one thing happens, told so that a certain mistake can't be missed.
+//!
+//! Each is true of clusters that make no mistake; with the mistake it is told for, a checker finds
+//! something. What happens is the same each time.
+//!
+//! # Invariants
+//!
+//! * A story needs nothing of chance but the ordinary jitter of devices and networks: whatever goes
+//!   wrong in it is said in it.
+//!
+//! What this module deliberately doesn't know: which mistakes there are.
+
+use crate::check::Violation;
+use crate::faults::Fault;
+use crate::scenario::{register, server};
+use crate::time::{MILLI, MINUTE, SECOND};
+use crate::trace::HostId;
+use crate::world::World;
+use outrider_core::format::layout::{FIRST_BLKNO, ROOT_BLKNO};
+use outrider_core::server::Server;
+use std::time::Duration;
+
+/// A story.
+#[derive(Debug, Clone, Copy)]
+pub struct Story {
+    /// What it is about.
+    pub name: &'static str,
+    /// Tells it; what a checker found, if anything.
+    pub tell: fn() -> Result<(), Violation>,
+}
+
+/// All of them.
+pub const ALL: &[Story] = &[
+    FAIR_WEATHER,
+    LEADER_STOPPED_AT_ROOT,
+    LEADER_STOPPED_AT_BLOCK,
+    LEADER_CRASHES,
+    MOUNT_STOPPED,
+    WELCOMES_LOST,
+    MOUNT_CUT_OFF,
+    MOUNT_CUT_OFF_BRIEFLY,
+];
+
+/// Nothing goes wrong.
+pub const FAIR_WEATHER: Story = Story { name: "nothing goes wrong", tell: fair_weather };
+
+fn fair_weather() -> Result<(), Violation> {
+    run(&mut server::quiet(1, &[]), SECOND * 30)
+}
+
+/// Leaders are stopped one after the other while a root is under way, which lands long after.
+pub const LEADER_STOPPED_AT_ROOT: Story =
+    Story { name: "a leader's root lands a minute late", tell: || leader_stopped(is_root) };
+
+/// The same while a commit's blocks are under way.
+pub const LEADER_STOPPED_AT_BLOCK: Story =
+    Story { name: "a leader's blocks land a minute late", tell: || leader_stopped(is_block) };
+
+fn is_root(blkno: u64) -> bool {
+    (ROOT_BLKNO.0..FIRST_BLKNO.0).contains(&blkno)
+}
+
+fn is_block(blkno: u64) -> bool {
+    blkno >= FIRST_BLKNO.0
+}
+
+fn leader_stopped(at: fn(u64) -> bool) -> Result<(), Violation> {
+    let mut world = server::quiet(2, &[Fault::DiskHeldWrite]);
+    for _ in 0..4 {
+        run(&mut world, SECOND * 5)?;
+        let mut writer = None;
+        world.run_until(MINUTE, |world| {
+            writer = leader(world).filter(|leader| {
+                world.disk().writes().any(|(host, blkno)| host == *leader && at(blkno.0))
+            });
+            writer.is_some()
+        })?;
+        world.pause(writer.expect("leaders write"), SECOND * 45);
+        run(&mut world, SECOND * 18)?;
+    }
+    Ok(())
+}
+
+/// The leader crashes, and one mount comes to the next one later than the others, in its lease.
+pub const LEADER_CRASHES: Story =
+    Story { name: "a mount comes late to a new leader", tell: leader_crashes };
+
+fn leader_crashes() -> Result<(), Violation> {
+    let mut world = server::quiet(3, &[]);
+    for turn in 0..4 {
+        run(&mut world, SECOND * 6)?;
+        let Some(leader) = leader(&world) else { continue };
+        let mounts: Vec<HostId> = world.hosts().filter(|host| host.0 >= server::SERVERS).collect();
+        cut_off(&mut world, mounts[turn % mounts.len()], server::SERVERS, SECOND * 5);
+        world.crash(leader);
+        run(&mut world, SECOND * 10)?;
+        world.boot(leader);
+    }
+    Ok(())
+}
+
+/// A mount is stopped for so long that it is evicted, with writes under way.
+pub const MOUNT_STOPPED: Story =
+    Story { name: "a mount is stopped and evicted", tell: mount_stopped };
+
+fn mount_stopped() -> Result<(), Violation> {
+    let mut world = server::quiet(4, &[Fault::DiskHeldWrite]);
+    let mount = HostId(server::SERVERS);
+    run(&mut world, SECOND * 5)?;
+    world.run_until(MINUTE, |world| world.disk().is_writing(mount))?;
+    world.pause(mount, SECOND * 25);
+    run(&mut world, SECOND * 40)
+}
+
+/// Mounts greet for the first time, and don't hear the answer.
+pub const WELCOMES_LOST: Story = Story { name: "first welcomes are lost", tell: welcomes_lost };
+
+fn welcomes_lost() -> Result<(), Violation> {
+    let mut world = server::quiet(5, &[]);
+    for _ in 0..4 {
+        let mut greets = None;
+        world.run_until(MINUTE, |world| {
+            let is_greeting = |host: &HostId| {
+                world.guest::<server::Mount>(*host).is_some_and(server::Mount::is_greeting)
+            };
+            greets = world.hosts().find(is_greeting);
+            greets.is_some()
+        })?;
+        // It has proven by now who it is; its record is not durable yet.
+        run(&mut world, MILLI * 5)?;
+        for server in (0..server::SERVERS).map(HostId) {
+            world.block(server, greets.expect("mounts come"), SECOND * 6);
+        }
+        run(&mut world, SECOND * 8)?;
+    }
+    let evictions = |host| world.guest::<Server<'static>>(host).map(|at| at.counters().evictions);
+    match world.hosts().filter_map(evictions).sum::<u64>() {
+        0 => Ok(()),
+        _ => Err(Violation {
+            at: world.now(),
+            checker: "story",
+            what: "a mount was evicted that had only just come".to_owned(),
+        }),
+    }
+}
+
+/// A mount is cut off from all servers, and others go on to change what it remembers.
+pub const MOUNT_CUT_OFF: Story =
+    Story { name: "a mount is cut off and evicted", tell: || mount_cut_off(SECOND * 25) };
+
+/// A mount is cut off for longer than its lease, and comes back before anybody evicts it.
+pub const MOUNT_CUT_OFF_BRIEFLY: Story =
+    Story { name: "a mount's lease is over for a while", tell: || mount_cut_off(SECOND * 6) };
+
+fn mount_cut_off(how_long: Duration) -> Result<(), Violation> {
+    let mut world = register::quiet(6);
+    for turn in 0..3 {
+        run(&mut world, SECOND * 10)?;
+        cut_off(&mut world, HostId(register::SERVERS + turn), register::SERVERS, how_long);
+        run(&mut world, how_long)?;
+    }
+    run(&mut world, SECOND * 10)
+}
+
+fn run(world: &mut World, how_long: Duration) -> Result<(), Violation> {
+    world.run_until(how_long, |_| false).map(|_| ())
+}
+
+fn cut_off(world: &mut World, mount: HostId, servers: u16, how_long: Duration) {
+    for server in (0..servers).map(HostId) {
+        world.block(server, mount, how_long);
+        world.block(mount, server, how_long);
+    }
+}
+
+/// The server that leads, if one does and runs.
+fn leader(world: &World) -> Option<HostId> {
+    world.hosts().find(|host| {
+        let server = world.guest::<Server<'static>>(*host).filter(|_| world.is_running(*host));
+        server.is_some_and(|server| {
+            server.serving().is_some() && server.voter().may_act(world.clock(*host))
+        })
+    })
+}

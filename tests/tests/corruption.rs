@@ -1,0 +1,347 @@
+//! Damage to every structure of a volume: it is found, with its address and with what is wrong, and
+//! nobody takes it for what was written.
+//!
+//! The volume has all kinds of files and all trees, and is in use when its power fails. Who may
+//! meet the damage is the check of the volume, and the server and the mount that start afterwards.
+//! These two needn't meet it: what they don't read harms nobody, and of the super block, the
+//! quorum blocks and the roots there are others to go by.
+#![allow(clippy::unwrap_used)] // A test that can't go on has failed.
+
+use outrider_core::check::{Finding, Wrong};
+use outrider_core::client::op::{RenameMode, XattrMode};
+use outrider_core::error::Corruption;
+use outrider_core::format::block::{Magic, Promise, header, open, seal};
+use outrider_core::format::item::FileKind;
+use outrider_core::format::layout::SUPER_BLKNO;
+use outrider_core::format::super_block::{Super, SuperError, Unverified};
+use outrider_core::format::{BLOCK_BYTES, Block};
+use outrider_tests::crash::parts::{Part, Place, parts};
+use outrider_tests::crash::recovery::{check, tree as files};
+use outrider_tests::crash::volume::{Cluster, SPINS, Tree, made};
+use outrider_tests::image::Image;
+use outrider_tests::model::User;
+use outrider_tests::model::script::{OpenArg, Step, Subject};
+use outrider_tests::model::walk::Walk;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A volume that lost power while it was in use.
+struct Sample {
+    image: Image,
+    volume: Super,
+    places: Vec<Place>,
+    /// Its files.
+    tree: Tree,
+    /// Its files at the commit before: what is found when the newest root is damaged, as if it had
+    /// never been written.
+    before: Tree,
+}
+
+/// Files of all types.
+fn populate(mount: &mut Walk<Cluster>, number: usize) {
+    let names = ["file", "fifo", "link", "dir", "other"];
+    let [file, fifo, link, dir, other] = names.map(|name| vec!["top", name]);
+    let how = OpenArg { read: true, write: true, create: None, truncate: false, append: false };
+    let create = OpenArg { create: Some(0o644), ..how };
+    let name = ["user.one", "user.two"][number % 2];
+    let calls = [
+        Step::Mkdir { path: vec!["top"], mode: 0o755 },
+        Step::Open { slot: 0, path: file.clone(), how: create },
+        Step::Write { slot: 0, at: 5000 * number as u64, len: 9000, byte: 7 + number as u8 },
+        Step::Close { slot: 0 },
+        Step::Mknod { path: fifo, kind: FileKind::Fifo, mode: 0o600 },
+        Step::Symlink { target: "somewhere/else", path: link },
+        Step::Link { path: file.clone(), to: other.clone() },
+        Step::Mkdir { path: dir.clone(), mode: 0o700 },
+        Step::Setxattr { path: file.clone(), name, value: vec![9; 900], mode: XattrMode::Any },
+        Step::Rename { path: other, to: vec!["top", "dir", "x"], mode: RenameMode::Replace },
+        // In use, and without a name when power fails.
+        Step::Open { slot: 1, path: vec!["gone"], how: create },
+        Step::Write { slot: 1, at: 0, len: 100_000, byte: 5 },
+        Step::Unlink { path: vec!["gone"] },
+    ];
+    for call in calls {
+        // What is there already stays.
+        let _ = mount.run(&User::ROOT, &call);
+    }
+}
+
+fn sample() -> Sample {
+    let (mut image, volume) = made();
+    for power in 1..4 {
+        let cluster = Cluster::new(image, volume, power);
+        cluster.mount().unwrap();
+        let mut mount = Walk::over(cluster.clone());
+        // The mount that crashed before is evicted meanwhile, and what it was lent quarantined.
+        cluster.world().borrow_mut().run_until(Duration::from_secs(8), |_| false).unwrap();
+        for number in 0..4 {
+            populate(&mut mount, number + usize::from(power));
+            cluster.idle().unwrap();
+        }
+        image = cluster.world().borrow().disk().image();
+    }
+    assert_eq!(check(&image, &volume), []);
+    let tree = files(image.clone(), &volume, 9).unwrap();
+    assert!(tree.len() > 6, "{tree:?}");
+    let places = parts(&image, &volume);
+    let mut undone = image.clone();
+    let root = places.iter().find(|place| place.part == Part::Root).unwrap();
+    undone.write(root.blkno.0, Rc::new(Block::ZERO));
+    let before = files(undone, &volume, 9).unwrap();
+    Sample { image, volume, places, tree, before }
+}
+
+impl Sample {
+    /// One place of each part.
+    fn one_of_each(&self) -> Vec<Place> {
+        let all: BTreeMap<Part, Place> =
+            self.places.iter().rev().map(|place| (place.part, *place)).collect();
+        all.into_values().collect()
+    }
+
+    fn damaged(&self, place: &Place, change: impl FnOnce(&mut Block)) -> Image {
+        let mut image = self.image.clone();
+        let mut block = Block(image.block(place.blkno.0).0);
+        change(&mut block);
+        image.write(place.blkno.0, Rc::new(block));
+        image
+    }
+
+    /// The check says this of the block, and nothing that isn't so.
+    fn is_found(&self, image: &Image, place: &Place, what: Option<Corruption>) -> bool {
+        let says = |finding: &Finding| {
+            let Wrong::Corrupt(wrong) = finding.wrong else { return false };
+            let first = matches!(place.part, Part::Super | Part::Spare);
+            finding.blkno == place.blkno && (first || what.is_none_or(|what| what == wrong))
+        };
+        check(image, &self.volume).iter().any(says)
+    }
+
+    /// Whether a server and a mount that start here notice something; otherwise they must see the
+    /// files as they are.
+    fn is_refused(&self, image: Image, place: &Place, context: &str) -> bool {
+        match files(image, &self.volume, 9) {
+            Ok(found) => {
+                let undone = place.part == Part::Root && found == self.before;
+                assert!(found == self.tree || undone, "{context}: {found:?}");
+                false
+            }
+            Err(what) => {
+                assert!(!what.starts_with(SPINS), "{context}: {what}");
+                true
+            }
+        }
+    }
+}
+
+/// What became of damage, by part.
+#[derive(Default)]
+struct Told(BTreeMap<Part, [u64; 4]>);
+
+impl Told {
+    fn add(&mut self, part: Part, counts: [u64; 4]) {
+        let told = self.0.entry(part).or_default();
+        told.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+
+    fn print(&self, what: &str) {
+        println!("{what}: damages, found by the check, starts refused, starts unharmed");
+        for (part, counts) in &self.0 {
+            println!("  {:<10} {counts:?}", format!("{part:?}"));
+        }
+    }
+}
+
+#[test]
+fn all_trees_and_all_kinds_of_blocks_are_there() {
+    let sample = sample();
+    let there: Vec<Part> = sample.one_of_each().iter().map(|place| place.part).collect();
+    println!("{} blocks: {there:?}", sample.places.len());
+    for kind in [1, 2, 3, 4, 5, 6, 8] {
+        assert!(there.contains(&Part::Node(kind)), "no tree of kind {kind}");
+    }
+    assert!(there.contains(&Part::Items) && there.contains(&Part::Filter));
+}
+
+#[test]
+fn every_flipped_byte_of_every_kind_of_block_is_found_at_the_gate() {
+    let sample = sample();
+    let mut flips = 0;
+    for place in sample.one_of_each() {
+        let block = sample.image.block(place.blkno.0);
+        let (part, blkno) = (place.part, place.blkno);
+        let seq = part.has_version().then(|| header(block).seq.get());
+        let promise = Promise { magic: part.magic(), blkno, seq };
+        let volume = part.volume(&sample.volume);
+        assert_eq!(open(block, &volume, &promise), Ok(()), "{place:?}");
+        for byte in 0..BLOCK_BYTES {
+            let mut damaged = Block(block.0);
+            damaged.0[byte] ^= 1 << (byte % 8);
+            let found = open(&damaged, &volume, &promise);
+            assert_eq!(found, Err(Corruption::Checksum), "byte {byte} of {place:?}");
+            flips += 1;
+        }
+    }
+    println!("{flips} flipped bytes found");
+}
+
+#[test]
+fn flipped_bytes_are_found_by_whoever_reads_them() {
+    let sample = sample();
+    let mut told = Told::default();
+    for place in sample.one_of_each() {
+        let near = (0..64).chain((64..BLOCK_BYTES).step_by(199));
+        for byte in near.chain([BLOCK_BYTES - 1]) {
+            let image = sample.damaged(&place, |block| block.0[byte] ^= 1 << (byte % 8));
+            let context = format!("byte {byte} of {place:?}");
+            assert!(sample.is_found(&image, &place, Some(Corruption::Checksum)), "{context}");
+            told.add(place.part, [1, 1, 0, 0]);
+            if [0, 20, 50, 4095].contains(&byte) {
+                let refused = sample.is_refused(image, &place, &context);
+                told.add(place.part, [0, 0, refused.into(), (!refused).into()]);
+            }
+        }
+    }
+    told.print("flipped bytes");
+    let refused = |part| told.0.get(&part).is_some_and(|counts| counts[2] > 0);
+    // A server can't do without its trees, a mount not without items.
+    for part in [Part::Node(1), Part::Node(3), Part::Node(4), Part::Items] {
+        assert!(refused(part), "{part:?} is not read");
+    }
+}
+
+#[test]
+fn blocks_that_are_not_what_was_meant_are_found() {
+    let sample = sample();
+    let mut told = Told::default();
+    let mut found = |place: &Place, image: Image, what: Option<Corruption>, context: &str| {
+        let context = format!("{context}: {place:?}");
+        assert!(sample.is_found(&image, place, what), "{context}: {what:?}");
+        let refused = sample.is_refused(image, place, &context);
+        told.add(place.part, [1, 1, refused.into(), (!refused).into()]);
+    };
+    for place in sample.one_of_each() {
+        let (part, blkno) = (place.part, place.blkno);
+        let volume = part.volume(&sample.volume);
+        let seq = header(sample.image.block(blkno.0)).seq.get();
+        let sealed = |magic: Magic, blkno, seq| {
+            sample.damaged(&place, |block| seal(block, &volume, magic, blkno, seq))
+        };
+        let other = if part.magic() == Magic::Btree { Magic::Root } else { Magic::Btree };
+        found(&place, sealed(other, blkno, seq), Some(Corruption::Kind), "another kind");
+        let misdirected = sealed(part.magic(), blkno.plus(1), seq);
+        found(&place, misdirected, Some(Corruption::Misdirected), "another address");
+        if part.has_version() {
+            let stale = sealed(part.magic(), blkno, seq - 1);
+            found(&place, stale, Some(Corruption::Stale), "an older version");
+        }
+        if !matches!(part, Part::Super | Part::Spare) {
+            let mut volume = volume;
+            volume.fsid ^= 1;
+            let foreign =
+                sample.damaged(&place, |block| seal(block, &volume, part.magic(), blkno, seq));
+            found(&place, foreign, Some(Corruption::Volume), "another volume");
+        }
+        // A root that is all zero has never been written.
+        if !matches!(part, Part::Root | Part::OldRoot) {
+            found(&place, sample.damaged(&place, |block| block.0.fill(0)), None, "zeros");
+        }
+        // The same kind of block from elsewhere. Without two roots there is an older one.
+        let is_twin = |twin: &&Place| twin.blkno != blkno && twin.part.magic() == part.magic();
+        if part.magic() != Magic::Root
+            && let Some(twin) = sample.places.iter().find(is_twin)
+        {
+            let mut image = sample.image.clone();
+            let (one, two) = (image.block(blkno.0).clone(), image.block(twin.blkno.0).clone());
+            image.write(blkno.0, two);
+            image.write(twin.blkno.0, one);
+            found(&place, image, Some(Corruption::Misdirected), "two blocks changed places");
+        }
+    }
+    told.print("other blocks");
+}
+
+#[test]
+fn a_device_that_is_cut_short_is_refused() {
+    let sample = sample();
+    let block = sample.image.block(SUPER_BLKNO.0);
+    let blocks = sample.volume.blocks();
+    for short in [0, 1, 17, blocks / 2, blocks - 1] {
+        let verified = Unverified::new(block).verify(SUPER_BLKNO, short);
+        assert!(matches!(verified, Err(SuperError::Truncated { .. })), "{short}: {verified:?}");
+    }
+}
+
+/// Meaningful bytes are changed and the checksum made right: what a hostile writer, or a bug, would
+/// leave. Anything may be found, or nothing; nobody panics, and nothing goes on for ever.
+#[test]
+fn nothing_that_is_well_sealed_makes_anybody_panic_or_hang() {
+    let sample = sample();
+    let mut told = Told::default();
+    for place in sample.one_of_each() {
+        let block = sample.image.block(place.blkno.0).clone();
+        let means = |byte: &usize| *byte < 128 || block.0[*byte] != 0;
+        let bytes: Vec<usize> = (32..BLOCK_BYTES).filter(means).collect();
+        let stride = (bytes.len() / 100).max(1);
+        for (turn, &byte) in bytes.iter().step_by(stride).enumerate() {
+            let mut image = sample.image.clone();
+            place.forge(&mut image, &sample.volume, |block| forge(block, byte, turn));
+            let context = format!("byte {byte} of {place:?}, change {turn}");
+            let found = survives(&context, || look(&image, &sample.volume, turn.is_multiple_of(8)));
+            told.add(place.part, found);
+        }
+    }
+    told.print("forged blocks");
+}
+
+/// Changes a byte, or eight from there on.
+fn forge(block: &mut Block, byte: usize, turn: usize) {
+    let end = (byte + 8).min(BLOCK_BYTES);
+    match turn % 4 {
+        0 => block.0[byte] ^= 0x01,
+        1 => block.0[byte] ^= 0x80,
+        2 => block.0[byte..end].fill(0xff),
+        _ => block.0[byte] = block.0[byte].wrapping_add(1),
+    }
+}
+
+/// Has whoever may read an image do so; says what they say.
+fn look(image: &Image, volume: &Super, start: bool) -> [u64; 4] {
+    let read = Unverified::new(image.block(SUPER_BLKNO.0)).verify(SUPER_BLKNO, volume.blocks());
+    let volume = read.as_ref().unwrap_or(volume);
+    let found = !check(image, volume).is_empty() || read.is_err();
+    if !start || !volume.is_writable() {
+        return [1, found.into(), 0, 0];
+    }
+    let refused = match files(image.clone(), volume, 9) {
+        Ok(_) => false,
+        Err(what) => {
+            assert!(!what.starts_with(SPINS), "{what}");
+            true
+        }
+    };
+    [1, found.into(), refused.into(), (!refused).into()]
+}
+
+fn survives<T>(context: &str, act: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| panic!("{context}: a panic"))
+}
+
+/// With `RUSTFLAGS="--cfg outrider_mutants"`: it would be noticed if no checksum were looked at.
+#[cfg(outrider_mutants)]
+#[test]
+fn a_skipped_checksum_is_noticed() {
+    use outrider_core::mutant::{Mutant, activate};
+    let sample = sample();
+    activate(Some(Mutant::ChecksumSkipped));
+    let missed = sample.one_of_each().into_iter().filter(|place| {
+        let image = sample.damaged(place, |block| block.0[0] ^= 1);
+        !sample.is_found(&image, place, Some(Corruption::Checksum))
+    });
+    let missed: Vec<Part> = missed.map(|place| place.part).collect();
+    activate(None);
+    println!("not found: {missed:?}");
+    assert!(missed.len() > 8);
+}
