@@ -444,7 +444,7 @@ impl<'m> Loans<'m> {
                 self.data_target = left.min(self.data_target);
             }
             Pool::Runs => self.recalled[1] += u64::from(recall.count),
-            Pool::Inodes | Pool::RunIds => {}
+            Pool::Inodes | Pool::RunIds | Pool::Compaction => {}
         }
     }
 
@@ -523,6 +523,7 @@ impl<'m> Loans<'m> {
                 Pool::Inodes => self.accept_inos(span),
                 Pool::RunIds if start == 0 => Err(NotAdded::Overlaps),
                 Pool::RunIds => self.ids.add(span),
+                Pool::Compaction => Err(NotAdded::Overlaps),
             };
             match added {
                 Ok(()) if matches!(pool, Pool::Data | Pool::Runs) => {

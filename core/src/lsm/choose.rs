@@ -17,12 +17,36 @@
 //!   end before the first that is busy. Until they are gone no other leaves the level.
 //! * If its oldest runs are many and small, neighbours in age are first merged into one that stays
 //!   in level 0 and takes their place: the order number of the newest of them.
-//! * In the levels below a cursor goes round: each run has its turn, and busy ones are passed over.
+//! * In the levels below a cursor goes round: each run has its turn. Busy ones are passed over, and
+//!   so are those that overlap a busy run of the level below; then the level above has its turn.
+//! * Runs that are on top of a merge are not counted any more: they are about to leave their level.
 //! * What is chosen has at most [`LOWERS_MAX`] runs of the level below. If the keys of the
 //!   uppers go on behind the last of these, what lies there stays in its level: the tail.
 //! * Tombstones are left out when no level below that merged into has a run between the ends of
-//!   the inputs. While they are merged nothing can get there: whatever moves into those levels
-//!   comes from runs of the level merged into that lie elsewhere, or that are inputs.
+//!   the inputs.
+//!
+//! # Several merges at a time
+//!
+//! No run is an input of two, for what is merged is busy. Let the *claim* of a merge be all keys
+//! from the least to the greatest of its inputs, up to its tail, in the level merged into: what it
+//! merges down lies there. Then, as long as it is under way,
+//!
+//! 1. *no other run of that level overlaps the claim*. All that did were taken as lowers, or lie
+//!    behind the tail. A run gets into the level from the one above, by a merge with a claim in
+//!    this same level; or as a tail of a merge into the next, within the run that this tail was of.
+//! 2. *Claims in one level are disjoint.* Level 0 has one merge down at a time: of the oldest, up
+//!    to the first that is busy. In other levels the runs on top of two merges are disjoint, and of
+//!    two lowers each overlaps one of them only, or the later merge would have met a busy run; so
+//!    all of the one merge lies before all of the other. By 1, a claim in a level is also disjoint
+//!    from the run on top of a merge from that level into the next, which is not among its lowers.
+//! 3. *Where no deeper level had a run within the claim, none gets one.* What gets into the next
+//!    level comes from a run of this one, which by 1 lies on one side of the claim, merged with
+//!    runs of the next that overlap it and are outside the claim too, so on the same side. The same
+//!    holds one level further down, where again no run within the claim is on top.
+//!
+//! By 2 the levels stay disjoint, and by 3 a tombstone that was left out has nothing to hide, even
+//! if other merges end while it is merged. A choice is finished before another is begun, so that
+//! the later always sees the earlier as busy.
 //!
 //! A choice is made in steps, from the manifest as it is at each, and runs come and go between
 //! them. What it must not do is take a run and miss an older one that came later to where the walk
@@ -214,6 +238,8 @@ pub struct Field<'a> {
     pub level_runs: &'a [u64; LEVELS],
     /// Those that are being merged.
     pub busy: &'a [RunId],
+    /// How many of those in each level are on top of a merge, and so about to leave it.
+    pub pending: &'a [u64; LEVELS],
     /// Counts up with each change that removes runs.
     pub merges: u64,
     /// The order number that the next run gets when it is recorded.
@@ -327,7 +353,8 @@ impl Chooser {
     }
 
     fn enter_level(&mut self, level: u8, field: &Field<'_>) -> Chosen {
-        let runs = field.level_runs[usize::from(level)];
+        let pending = field.pending[usize::from(level)];
+        let runs = field.level_runs[usize::from(level)].saturating_sub(pending);
         if level == 0 {
             if runs < self.policy.level_0_runs {
                 return Chosen::Nothing;

@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! * Each job is a request like any other, with a place in the table. At most one looks after
-//!   space, and one merges.
+//!   space, one chooses what is merged, and one merges.
 //!
 //! What this module deliberately doesn't know: how they do it.
 
@@ -40,7 +40,6 @@ impl Server<'_> {
                 && matches!(slot.work, Work::Tidy { .. } | Work::Release { .. })
         };
         let trees = &self.store.trees;
-        let level_runs = trees.level_runs;
         let freed = self.tidy_left > 0 && !trees.freed.is_empty();
         let quarantined = self.release_at.is_some_and(|at| at <= now);
         // If all slots are taken, there is a next time. One job after the other, in turns.
@@ -52,11 +51,7 @@ impl Server<'_> {
         } else if freed && !one_is_on_it {
             let _ = self.table.begin(Work::Tidy { from: self.tidy_from }, ClientId(0));
         }
-        if self.merger.is_due(now, &level_runs)
-            && let Ok(index) = self.table.begin(Work::Merge, ClientId(0))
-        {
-            self.merger.begin(index);
-        }
+        self.begin_compactions(now);
     }
 
     /// Lets go on what has waited for a step, or for level 0.
@@ -64,7 +59,7 @@ impl Server<'_> {
         if let Some(index) = self.merger.wake() {
             self.table.ready(index);
         }
-        if self.held > 0 && !self.merger.is_pressed(&self.store.trees.level_runs) {
+        if self.held > 0 && !self.is_pressed() {
             self.held = 0;
             for index in 0..self.table.slots.len() {
                 if self.table.slots[index].stage == Stage::Held {
@@ -72,6 +67,12 @@ impl Server<'_> {
                 }
             }
         }
+    }
+
+    /// Whether transactions with runs are to wait for merging.
+    pub(super) fn is_pressed(&self) -> bool {
+        let own = !self.merger.inputs().is_empty();
+        self.planner.is_pressed(&self.store.trees.level_runs, own)
     }
 
     /// Which leaders of earlier rounds are proven gone, as the last reading of all slots shows. A

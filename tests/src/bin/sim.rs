@@ -13,7 +13,7 @@
 //! # Invariants
 //!
 //! * The exit status is 0 only if every run was clean and, with `--demand`, every fault its
-//!   scenario demands has happened.
+//!   scenario demands has happened, and all that it demands was done.
 //! * Whatever goes wrong, a panic of a node included, the command that replays it is printed.
 
 use clap::Parser;
@@ -150,10 +150,15 @@ fn run_seeds(scenario: &'static Scenario, options: &Options) -> Result<(), Strin
         }
     }
     println!("{}: {} seeds from {}, all clean", scenario.name, options.seeds, options.seed);
-    for (what, count) in work {
-        println!("  {what:<22}{count:>12}");
+    for (what, count) in &work {
+        println!("  {what:<30}{count:>12}");
     }
     println!("faults that happened:\n{}", coverage.report());
+    let undone = |what: &&&str| work.get(**what).is_none_or(|count| *count == 0);
+    let undone: Vec<_> = scenario.demanded_work.iter().filter(undone).collect();
+    if options.demand && !undone.is_empty() {
+        return Err(format!("{}: was never done: {undone:?}", scenario.name));
+    }
     let missing = coverage.missing((scenario.demands)());
     if options.demand && !missing.is_empty() {
         return Err(format!("{}: never happened: {missing:?}", scenario.name));
