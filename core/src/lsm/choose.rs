@@ -4,7 +4,7 @@
 //!   Level(9) ... Level(1) ------------------------------------------> Level 0
 //!     | too many runs?                                                  | too many runs?
 //!     v                                                                 v
-//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers or a Choice
+//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers, or a Choice: a join
 //!     ^           | one is busy: the next upper
 //!     +-----------+
 //! ```
@@ -15,8 +15,10 @@
 //!
 //! * Level 0 is merged in the order of age: what goes down are its oldest runs, together, and they
 //!   end before the first that is busy. Until they are gone no other leaves the level.
-//! * If its oldest runs are many and small, neighbours in age are first merged into one that stays
-//!   in level 0 and takes their place: the order number of the newest of them.
+//! * They go down when the oldest [`UPPERS_DOWN_MAX`] have [`Policy::level_0_blocks`] or more. Until
+//!   then small runs are *joined*: neighbours in age become one that stays in level 0, with the
+//!   order number of the newest of them, so that it is newer than what they were newer than. Which
+//!   ones, see [`join`]. Only if none can be, the oldest go down although they are less.
 //! * In the levels below a cursor goes round: each run has its turn. Busy ones are passed over, and
 //!   so are those that overlap a busy run of the level below; then the level above has its turn.
 //! * Runs that are on top of a merge are not counted any more: they are about to leave their level.
@@ -56,6 +58,9 @@
 //!
 //! What this module deliberately doesn't know: who merges, and where space comes from.
 
+mod join;
+
+use self::join::Join;
 use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run};
 use super::range::KeyRange;
 use crate::block::{Cache, Pins};
@@ -521,26 +526,17 @@ impl Chooser {
         if is_active(Mutant::LevelZeroOutOfOrder) && !self.oldest.is_empty() {
             self.oldest.remove(0);
         }
-        let Policy { level_0_blocks, small_blocks, .. } = self.policy;
         let idle = |run: &Run| !field.busy.contains(&run.id());
-        let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
         let ready = self.oldest.iter().take_while(|run| idle(run)).count();
-        let enough = (1..=ready).find(|&count| blocks(&self.oldest[..count]) >= level_0_blocks);
-        let count = enough.unwrap_or(ready);
-        if count > 0 && count <= UPPERS_DOWN_MAX {
-            self.choose_aged(0, count);
-            self.merge_down(0);
-            return Chosen::Step;
-        }
-        // Too many small ones, or an older merge is still on its way: join neighbours in age.
-        let small = |run: &&Run| run.entry.blocks() < small_blocks && idle(run);
-        let skipped = self.oldest.iter().take_while(|run| !small(run)).count();
-        let small = self.oldest[skipped..].iter().take_while(small).count();
-        let joined = (1..=small)
-            .take_while(|count| blocks(&self.oldest[skipped..][..*count]) <= level_0_blocks);
-        let joined = joined.count();
-        if joined >= UPPERS_DOWN_MAX {
-            self.choose_aged(skipped, joined);
+        let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
+        let enough = (1..=ready.min(UPPERS_DOWN_MAX))
+            .find(|&count| blocks(&self.oldest[..count]) >= self.policy.level_0_blocks);
+        let joined = match enough {
+            Some(_) => None,
+            None => join::find(&self.oldest, &self.policy, idle),
+        };
+        if let Some(Join { from, count, .. }) = joined {
+            self.choose_aged(from, count);
             self.choice.lowers.clear();
             (self.choice.target, self.choice.tail_after) = (0, None);
             (self.choice.drop_tombstones, self.phase) = (false, Phase::Chosen);
@@ -549,7 +545,7 @@ impl Chooser {
         if ready == 0 {
             return Chosen::Nothing;
         }
-        self.choose_aged(0, ready.min(UPPERS_DOWN_MAX));
+        self.choose_aged(0, enough.unwrap_or(ready.min(UPPERS_DOWN_MAX)));
         self.merge_down(0);
         Chosen::Step
     }
@@ -558,14 +554,9 @@ impl Chooser {
     /// order, unless all are: what is made of them gets that order, and could not be told from
     /// those left, which are newer than the rest of it.
     fn choose_aged(&mut self, from: usize, count: usize) {
-        let runs = &self.oldest[from..];
-        let splits = |count: &usize| match runs.get(*count) {
-            Some(next) => runs[*count - 1].order == next.order,
-            // There may be more that were not collected.
-            None => self.oldest.is_full() && *count == runs.len(),
-        };
-        let whole = (1..=count).rev().find(|count| !splits(count));
+        let whole = (1..=count).rev().find(|count| !join::splits(&self.oldest, from + count));
+        let runs = &self.oldest[from..][..whole.unwrap_or(count)];
         self.choice.uppers.clear();
-        self.choice.uppers.extend(runs[..whole.unwrap_or(count)].iter().copied());
+        self.choice.uppers.extend(runs.iter().copied());
     }
 }
