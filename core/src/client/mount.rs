@@ -110,8 +110,8 @@ pub struct MountTiming {
     pub retry: Duration,
     /// How often the volume is searched for inodes that nobody uses and that have no name.
     pub orphan_scan: Duration,
-    /// A mount that changes nothing lets its number pass this often while others change something,
-    /// so that the feeds of changes get on.
+    /// A mount that changes nothing lets its number pass this often, or a few times less, while
+    /// others change something, so that the feeds of changes get on.
     pub pass: Duration,
 }
 
