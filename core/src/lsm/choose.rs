@@ -4,7 +4,7 @@
 //!   Level(9) ... Level(1) ------------------------------------------> Level 0
 //!     | too many runs?                                                  | too many runs?
 //!     v                                                                 v
-//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers, or a Choice: a join
+//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers, or a Choice
 //!     ^           | one is busy: the next upper
 //!     +-----------+
 //! ```
@@ -15,10 +15,11 @@
 //!
 //! * Level 0 is merged in the order of age: what goes down are its oldest runs, together, and they
 //!   end before the first that is busy. Until they are gone no other leaves the level.
-//! * They go down when the oldest [`UPPERS_DOWN_MAX`] have [`Policy::level_0_blocks`] or more. Until
-//!   then small runs are *joined*: neighbours in age become one that stays in level 0, with the
-//!   order number of the newest of them, so that it is newer than what they were newer than. Which
-//!   ones, see [`join`]. Only if none can be, the oldest go down although they are less.
+//! * They go down when the oldest [`UPPERS_DOWN_MAX`] have [`Policy::level_0_blocks`] or more.
+//!   Until then small runs are *joined*: neighbours in age become one that stays in level 0, with
+//!   the order number of the newest of them, so that it is newer than what they were newer than.
+//!   Which ones, the module `join` decides. Only if none can be, the oldest go down although they
+//!   are less.
 //! * In the levels below a cursor goes round: each run has its turn. Busy ones are passed over, and
 //!   so are those that overlap a busy run of the level below; then the level above has its turn.
 //! * Runs that are on top of a merge are not counted any more: they are about to leave their level.
@@ -97,12 +98,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// 4 MiB of level 0 at a time, and each level ten times as large as the one above.
+    /// 4 MiB of level 0 at a time, and each level eight times as large as the one above. So level 1
+    /// is what one merge takes with them, and no part of them is written again because it was too
+    /// much.
     pub const STANDARD: Policy = Policy {
         level_0_runs: 8,
         level_0_blocks: 4 * SEGMENT_BLOCKS,
         small_blocks: SEGMENT_BLOCKS / 2,
-        fanout: 10,
+        fanout: LOWERS_MAX as u64,
     };
 
     /// Whether a level has more runs than it should have.

@@ -756,7 +756,8 @@ fn merging_comes_to_an_end() {
 #[test]
 fn a_wide_run_goes_down_in_parts() {
     let mut story = Story::new(2, CHANGE_MAX as u32);
-    let policy = Policy { level_0_runs: 1, ..Policy::STANDARD };
+    // More runs in level 1 than one merge takes.
+    let policy = Policy { level_0_runs: 1, fanout: 10, ..Policy::STANDARD };
     *story.shared.chooser.borrow_mut() = Chooser::new(policy);
     story.shared.segment.set(5);
     let mut rng = Rng(2);
