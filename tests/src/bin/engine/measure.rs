@@ -40,8 +40,9 @@ const CHANGED: usize = 1000;
 const FRESH: u32 = 16;
 /// Inodes that one mount reads.
 const SAMPLES: usize = 4000;
-/// Durable creates, of each writer.
-const DURABLE: u64 = 50;
+/// Durable creates of one writer; and of each, if there are many. What is merged meanwhile is in
+/// part what was written before.
+const DURABLE: [u64; 2] = [1000, 200];
 /// Writers at a time.
 pub(crate) const WRITERS: u64 = 16;
 
@@ -301,6 +302,7 @@ impl Bench {
 
     /// Creates files and makes each durable, with so many writers at a time.
     fn make_durable(&mut self, dirs: &[Ino], writers: u64) -> Durable {
+        let rounds = if writers == 1 { DURABLE[0] } else { DURABLE[1] };
         // What is asked once for each directory is not what a transaction asks.
         for _ in 0..3 {
             self.durable_round(dirs, writers);
@@ -310,7 +312,7 @@ impl Bench {
         let commits = self.cluster.platform().mount.counters().commits;
         let merges = self.cluster.server().counters().merging.merges;
         let mut times = Vec::new();
-        for _ in 0..DURABLE {
+        for _ in 0..rounds {
             let server = self.cluster.server_time();
             self.durable_round(dirs, writers);
             times.push(self.cluster.server_time() - server);
@@ -320,7 +322,7 @@ impl Bench {
         let (server, mount) = (server - traffic[0], mount - traffic[1]);
         let merge_bytes = self.merge_bytes().iter().sum::<u64>() - merged.iter().sum::<u64>();
         Durable {
-            files: DURABLE * writers,
+            files: rounds * writers,
             transactions: self.cluster.platform().mount.counters().commits - commits,
             bytes: server.bytes_written() + mount.bytes_written() - merge_bytes,
             merge_bytes,
