@@ -4,6 +4,7 @@
 //! device, never in code.
 
 pub mod commit;
+pub mod compact;
 pub mod extents;
 pub mod fs;
 pub mod items;

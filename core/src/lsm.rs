@@ -1,7 +1,7 @@
 //! The log-structured tree: what the items of a volume are made of.
 //!
 //! Clients write sorted runs of items into level 0; merging moves them down through levels in which
-//! runs don't overlap, each level ten times as large as the one above. The manifest, a btree, says
+//! runs don't overlap, each level eight times as large as the one above. The manifest, a btree, says
 //! which runs there are.
 //!
 //! ```text

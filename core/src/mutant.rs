@@ -34,6 +34,10 @@ mutants! {
     LevelZeroOutOfOrder,
     /// A merge's space is recorded nowhere.
     MergeSpaceUnowned,
+    /// The space of a client's compaction is recorded nowhere.
+    CompactionSpaceUnowned,
+    /// What is being merged is chosen again.
+    CompactionBusyIgnored,
     /// What a merge has read is freed, and the manifest goes on naming it.
     InputsFreedEarly,
     /// What a transaction has used stays in its client's loans.

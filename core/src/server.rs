@@ -37,9 +37,11 @@
 //! What this module deliberately doesn't know: sockets, the device, and the clock.
 
 mod claims;
+mod compact;
 mod config;
 mod events;
 mod evict;
+mod holder;
 mod jobs;
 mod knocks;
 mod limits;
@@ -54,7 +56,6 @@ mod work;
 pub use config::{ServerConfig, ServerTiming, StartError};
 pub use events::ServerEvent;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
-pub use merge::MergeCounters;
 
 use crate::arena::Arena;
 use crate::block::RequestId;
@@ -77,13 +78,14 @@ use crate::txn::settle::data_floor;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
 use claims::Claims;
+use compact::{Helper, Planner};
 use events::Events;
 use heapless::{Deque, Vec};
 use jobs::Tidying;
 use knocks::Knocks;
 use listening::Listening;
 use locks::{Breach, Locks};
-use merge::Merger;
+use merge::{Merger, Outcome as MergeOutcome};
 use orphans::Orphans;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
 use requests::Scratch;
@@ -103,6 +105,39 @@ const TAG_FLUSH: Tag = Tag(Store::TAGS + Voter::TAGS);
 /// Tags of the merge's writes begin here.
 const TAG_MERGE: Tag = Tag(TAG_FLUSH.0 + 1);
 const _: () = assert!(TAG_MERGE.0.checked_add(Merger::TAGS).is_some());
+
+/// What has been merged since a server started, for status and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MergeCounters {
+    /// Merges, those that only moved a run counted.
+    pub merges: u64,
+    /// Of these, runs that were moved as they are.
+    pub moves: u64,
+    /// Of these, those that clients made.
+    pub by_clients: u64,
+    /// Merges that were given up.
+    pub failures: u64,
+    /// Blocks that the server wrote for its own.
+    pub blocks: u64,
+    /// Times a client was asked.
+    pub asked: u64,
+    /// Times it would not.
+    pub refused: u64,
+    /// Compactions given to another because their client was not heard of.
+    pub lost: u64,
+    /// Those that a client may have been at work on when it was evicted, lost ones included.
+    pub evicted: u64,
+    /// Those that a term ended with.
+    pub dropped: u64,
+    /// Results that could not be.
+    pub rejected: u64,
+    /// Results that nobody counted on any more.
+    pub late: u64,
+    /// Results for numbers of which nothing was known.
+    pub unknown: u64,
+    /// Results whose inputs were gone. None, unless there is a mistake in this code.
+    pub contradictions: u64,
+}
 
 /// What a server has done since it started, for status and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -171,6 +206,7 @@ pub struct Server<'m> {
     locks: Locks<'m>,
     orphans: Orphans<'m>,
     scratch: Option<&'m mut Scratch>,
+    planner: Planner<'m>,
     merger: Merger<'m>,
     phase: Phase,
     actions: Deque<Action<'m>, ACTIONS>,
@@ -254,6 +290,7 @@ impl<'m> Server<'m> {
             },
             orphans: Orphans::carve(arena, limits.links.clients_max.into())?,
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
+            planner: Planner::carve(arena, limits)?,
             merger: Merger::carve(arena, limits, volume)?,
             phase: Phase::Following,
             actions: Deque::new(),
@@ -287,7 +324,9 @@ impl<'m> Server<'m> {
     /// What it has done.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters { merging: self.merger.counters(), ..self.counters }
+        let blocks = self.merger.blocks();
+        let merging = MergeCounters { blocks, ..self.planner.counters() };
+        Counters { merging, ..self.counters }
     }
 
     /// The term in which it serves, if it does.
@@ -358,6 +397,7 @@ impl<'m> Server<'m> {
         self.counters.dropped += dropped as u64;
         self.table.clear(&mut self.store.cache);
         self.merger.reset();
+        self.planner.reset();
         (self.held, self.tidying, self.release_at) = (0, Tidying::NEW, None);
         self.members.clear();
         self.locks.reset();
@@ -511,12 +551,27 @@ impl<'m> Server<'m> {
                 return;
             }
             Work::Merge => {
-                if self.merger.on_durable(now) {
-                    self.table.ready(index);
+                match self.merger.on_durable() {
+                    MergeOutcome::GoesOn => self.table.ready(index),
+                    MergeOutcome::Made => self.planner.on_own(now, None),
+                    MergeOutcome::GivenUp(error) => self.planner.on_own(now, Some(error)),
                 }
                 return;
             }
-            Work::Load { .. } | Work::Tidy | Work::Release { .. } => return,
+            Work::Compact => return self.on_planned(now),
+            Work::Compacted { failed } => {
+                if let Some(error) = *failed {
+                    self.events.push(ServerEvent::CompactionFailed(client, error));
+                }
+                ServerAnswer::Compacted
+            }
+            Work::CompactReady { at_once } => {
+                if let Some(member) = self.members.find(client) {
+                    member.helper = Helper::ready(*at_once);
+                }
+                ServerAnswer::CompactReady
+            }
+            Work::Load { .. } | Work::Tidy | Work::Release { .. } | Work::Settle { .. } => return,
         };
         self.counters.requests += 1;
         if let Some((session, ticket)) = slot.asked {
@@ -551,9 +606,12 @@ impl<'m> Server<'m> {
             // Without the records there is no serving.
             Work::Load { .. } => self.end_term(),
             Work::Tidy => self.tidying.on_refused(),
-            // Neither is refused for long: the one is tried again, the other ends by itself.
-            Work::Release { .. } | Work::Merge => {}
-            Work::Loan | Work::Transaction { .. } => {}
+            // None is refused for long: it is tried again, or ends by itself.
+            Work::Release { .. } | Work::Compact | Work::Merge | Work::Settle { .. } => {}
+            Work::Loan
+            | Work::Transaction { .. }
+            | Work::Compacted { .. }
+            | Work::CompactReady { .. } => {}
         }
     }
 
@@ -664,6 +722,8 @@ impl<'m> Server<'m> {
                 | ClientRequest::Loan(_)
                 | ClientRequest::LockAsk(_)
                 | ClientRequest::Orphans(_)
+                | ClientRequest::CompactReady(_)
+                | ClientRequest::Compacted(_)
                     if known.is_none_or(|known| known.standing != Standing::Mounted) =>
                 {
                     (Err(Outcome::Failed(ErrorCode::Evicted, None)), 0)
@@ -686,6 +746,11 @@ impl<'m> Server<'m> {
                     (Ok(Work::Transaction { seq_next: Seq(0) }), request.number)
                 }
                 ClientRequest::Loan(request) => (Ok(Work::Loan), request.number),
+                ClientRequest::Compacted(_) => (Ok(Work::Compacted { failed: None }), 0),
+                ClientRequest::CompactReady(ready) => {
+                    let at_once = ready.at_once;
+                    (Ok(Work::CompactReady { at_once }), 0)
+                }
                 ClientRequest::Farewell if known.is_some() => (Ok(Work::Farewell), 0),
                 ClientRequest::Farewell => (Err(Outcome::Done(ServerAnswer::Farewell)), 0),
                 ClientRequest::Root => (Err(Outcome::Done(self.root_now(known))), 0),
@@ -713,7 +778,11 @@ impl<'m> Server<'m> {
                 self.links.recorded(session, ticket);
                 let slot = &mut self.table.slots[index];
                 slot.asked = Some((session, ticket));
-                if let (Work::Farewell, Some(member)) = (&slot.work, self.members.find(client)) {
+                let leaves = matches!(slot.work, Work::Farewell);
+                if leaves || matches!(slot.work, Work::CompactReady { .. }) {
+                    self.forget_compactions(client);
+                }
+                if let Some(member) = self.members.find(client).filter(|_| leaves) {
                     member.standing = Standing::Leaving;
                 }
             }
@@ -992,7 +1061,7 @@ impl<'m> Node<'m> for Server<'m> {
             Listening::Shut | Listening::Open => None,
         };
         let due = [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, listen];
-        let others = [self.merger.poll_timeout(), self.release_at, self.eviction_timeout()];
+        let others = [self.compaction_timeout(), self.release_at, self.eviction_timeout()];
         due.into_iter().chain(others).flatten().min()
     }
 

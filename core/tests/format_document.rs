@@ -120,6 +120,11 @@ records! { line:
     message::LoanRecord,
     message::RecallRecord,
     message::RootNowRecord,
+    message::CompactRecord,
+    message::CompactRunRecord,
+    message::CompactSpaceRecord,
+    message::CompactedRecord,
+    message::CompactReadyRecord,
     message::StatfsRecord,
     message::StatusRecord,
 }

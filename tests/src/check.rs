@@ -7,6 +7,7 @@
 //!   settled, and whether its part of the cluster is settled. That question is how hangs are found:
 //!   a cluster must settle within a bound once faults have stopped.
 
+pub mod compaction;
 pub mod counter;
 pub mod feed;
 pub mod leaders;

@@ -91,6 +91,8 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         | Mutant::NoCommitReserve
         | Mutant::LevelZeroOutOfOrder
         | Mutant::MergeSpaceUnowned
+        | Mutant::CompactionSpaceUnowned
+        | Mutant::CompactionBusyIgnored
         | Mutant::InputsFreedEarly
         | Mutant::LoansNotShrunk
         | Mutant::GrantBeforeRelease

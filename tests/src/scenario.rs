@@ -24,6 +24,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// The faults each of which must have happened over enough seeds.
     pub demands: fn() -> FaultSet,
+    /// What must have been done over enough seeds, of what a run's report counts.
+    pub demanded_work: &'static [&'static str],
     /// Makes the world of a seed.
     pub world: fn(u64) -> World,
     /// How long faults go on.

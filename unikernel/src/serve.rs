@@ -258,6 +258,9 @@ fn log(event: ServerEvent) {
         }
         ServerEvent::Left(client) => defmt::info!("client {=u64} has left", client.0),
         ServerEvent::Evicted(client) => defmt::warn!("client {=u64} is evicted", client.0),
+        ServerEvent::CompactionFailed(client, error) => {
+            defmt::warn!("client {=u64} did not merge: error {=u8}", client.0, error.to_wire());
+        }
         ServerEvent::Deposed(term, loss) => {
             let round = term.round();
             match loss {

@@ -20,6 +20,7 @@ use crate::format::records::{
     QuarantineKey, extent, list,
 };
 use crate::format::root::{Extent, LEVELS, Root};
+use crate::format::wire::message::AT_ONCE_MAX;
 use crate::format::{BlockNo, ClientId};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
@@ -262,14 +263,23 @@ impl Records {
         let before =
             before.filter(|(before, _)| (before.client, before.pool) == (key.client, key.pool));
         let (part, low) = before.map_or((0, 0), |(key, end)| (u32::from(key.part.get()) + 1, end));
-        if u32::from(key.part.get()) != part || extents[0].start().0 < low {
+        let ordered = match pool {
+            // Of two lists each is there or not, and they have nothing to do with each other.
+            Pool::Compaction => key.part.get() < u16::from(AT_ONCE_MAX),
+            Pool::Data | Pool::Runs | Pool::Inodes | Pool::RunIds => {
+                u32::from(key.part.get()) == part && extents[0].start().0 >= low
+            }
+        };
+        if !ordered {
             ground.log.put(Id::Lists, at, Corruption::Order);
         }
         if !ground.clients.has(ClientId(key.client.get())) {
             ground.log.put(Id::Client, at, Wrong::MISMATCH);
         }
         let next = match pool {
-            Pool::Data | Pool::Runs => return self.claim_list(extents, Holder::Lent, ground),
+            Pool::Data | Pool::Runs | Pool::Compaction => {
+                return self.claim_list(extents, Holder::Lent, ground);
+            }
             Pool::Inodes => self.counters.ino,
             Pool::RunIds => self.counters.run,
         };

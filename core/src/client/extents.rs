@@ -143,6 +143,12 @@ impl<'m> Extents<'m> {
         self.len = 0;
     }
 
+    /// Becomes the same as another, which has no more extents than there is room for.
+    pub fn copy_from(&mut self, other: &Extents<'_>) {
+        self.spans[..other.len].copy_from_slice(other.spans());
+        self.len = other.len;
+    }
+
     fn remove(&mut self, index: usize) {
         self.spans.copy_within(index + 1..self.len, index);
         self.len -= 1;

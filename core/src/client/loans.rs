@@ -47,7 +47,7 @@
 
 use super::commit::{CommitLimits, Share};
 use super::extents::{Extents, NotAdded, Span};
-use super::fs::pools::{Gate, USES_MAX};
+use super::fs::pools::{Gate, INO_USES_MAX, USES_MAX};
 use super::fs::{BlockRun, Blocks, Inos, ROOT};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::records::Pool;
@@ -85,7 +85,7 @@ const VAIN_MAX: u32 = 3;
 // What is free, what transactions have used, and what is given back.
 const _: () = assert!(RUN_EXTENTS + RUNS_MAX + BACK_MAX <= EXTENTS_MAX);
 const _: () = assert!(DATA_EXTENTS + USES_MAX + BACK_MAX <= EXTENTS_MAX);
-const _: () = assert!(LoanLimits::GROUPS_MAX as usize + USES_MAX + BACK_MAX <= EXTENTS_MAX);
+const _: () = assert!(LoanLimits::GROUPS_MAX as usize + INO_USES_MAX + BACK_MAX <= EXTENTS_MAX);
 
 /// How much a mount borrows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -466,7 +466,7 @@ impl<'m> Loans<'m> {
                 self.data_target = left.min(self.data_target);
             }
             Pool::Runs => self.recalled[1] += u64::from(recall.count),
-            Pool::Inodes | Pool::RunIds => {}
+            Pool::Inodes | Pool::RunIds | Pool::Compaction => {}
         }
     }
 
@@ -551,6 +551,7 @@ impl<'m> Loans<'m> {
                 Pool::Inodes => self.accept_inos(span),
                 Pool::RunIds if start == 0 => Err(NotAdded::Overlaps),
                 Pool::RunIds => self.ids.add(span),
+                Pool::Compaction => Err(NotAdded::Overlaps),
             };
             match added {
                 Ok(()) if matches!(pool, Pool::Data | Pool::Runs) => {
@@ -704,7 +705,7 @@ impl<'m> Loans<'m> {
     /// The transaction that was cut has failed: the next names what it did.
     pub(super) fn restore(&mut self, used: &[ExtentRecord], freed: &[ExtentRecord]) {
         self.blocks.used.restore(spans(used, Pool::Data));
-        self.inos.used.restore(spans(used, Pool::Inodes));
+        self.inos.used.restore();
         self.blocks.freed.restore(spans(freed, Pool::Data));
         self.wake = true;
     }

@@ -30,6 +30,7 @@
 //! What this module deliberately doesn't know: who its users are, sockets, the device, the clock.
 
 use super::commit::Committer;
+use super::compact::{self, Compactor};
 use super::fs::Fs;
 use super::items::{self, ItemCache};
 use super::loans::Loans;
@@ -62,6 +63,7 @@ use zerocopy::IntoBytes;
 use zeroing::Zeroing;
 
 mod commits;
+mod compaction;
 mod ending;
 mod feed;
 mod keep;
@@ -85,6 +87,7 @@ const TAG_READER: u64 = 0;
 const TAG_COMMIT: u64 = TAG_READER + Reader::TAGS;
 const TAG_WATCHER: u64 = TAG_COMMIT + Committer::TAGS;
 const TAG_ZEROING: u64 = TAG_WATCHER + Watcher::TAGS;
+const TAG_COMPACT: u64 = TAG_ZEROING + (1 << 32);
 
 /// How long a mount waits for things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +111,8 @@ pub struct MountTiming {
     pub retry: Duration,
     /// How often the volume is searched for inodes that nobody uses and that have no name.
     pub orphan_scan: Duration,
-    /// A mount that changes nothing lets its number pass this often while others change something,
-    /// so that the feeds of changes get on.
+    /// A mount that changes nothing lets its number pass this often, or a few times less, while
+    /// others change something, so that the feeds of changes get on.
     pub pass: Duration,
 }
 
@@ -239,6 +242,8 @@ pub struct Counters {
     pub reads_failed: u64,
     /// Items that were dirty when the mount was evicted, or had to give up.
     pub items_lost: u64,
+    /// What was merged for the server.
+    pub compaction: compact::Counters,
 }
 
 /// Where it is in its life, the lease aside.
@@ -271,6 +276,9 @@ pub struct Mount<'m> {
     loans: Loans<'m>,
     slots: Slots<'m>,
     zeroing: Zeroing<'m>,
+    compactor: Compactor<'m>,
+    /// Nothing about compaction is told before this time, after there was no room for it.
+    compact_at: Instant,
     orphans: Orphans,
     scan: Scan,
     feed: Changes,
@@ -327,6 +335,8 @@ impl<'m> Mount<'m> {
             loans: Loans::carve(arena, &limits.loans(), volume)?,
             slots: Slots::carve(arena, limits.requests, limits.deletions)?,
             zeroing: Zeroing::carve(arena, limits.zeroings, TAG_ZEROING)?,
+            compactor: Compactor::carve(arena, &limits.compact(config.read_only), volume)?,
+            compact_at: Instant(0),
             orphans: Orphans::default(),
             scan: Scan::NEW,
             feed: Changes::default(),
@@ -423,7 +433,7 @@ impl<'m> Mount<'m> {
     /// What it has done.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { compaction: self.compactor.counters(), ..self.counters }
     }
 
     /// What it was told at its start.
@@ -517,6 +527,8 @@ impl<'m> Mount<'m> {
                 Action::Block(tagged(request, TAG_COMMIT))
             } else if let Some(request) = may.then(|| self.zeroing.poll_request()).flatten() {
                 Action::Block(request)
+            } else if let Some(request) = may.then(|| self.compactor.poll_request()).flatten() {
+                Action::Block(tagged(request, TAG_COMPACT))
             } else {
                 return More::No;
             };
@@ -533,7 +545,8 @@ impl<'m> Mount<'m> {
                 self.committer.handle_completion(untagged(done, TAG_COMMIT));
             }
             TAG_WATCHER..TAG_ZEROING => self.way.watcher.handle_completion(now, done),
-            TAG_ZEROING.. => self.zeroing.handle_completion(done),
+            TAG_ZEROING..TAG_COMPACT => self.zeroing.handle_completion(done),
+            TAG_COMPACT.. => self.compactor.handle_completion(untagged(done, TAG_COMPACT)),
         }
     }
 }
@@ -576,6 +589,9 @@ impl<'m> Node<'m> for Mount<'m> {
             self.fail_all(now);
         }
         self.step_loans(now);
+        if self.step_compaction(now) == More::Yes {
+            more = More::Yes;
+        }
         self.step_questions(now);
         self.step_ending(now);
         // What was asked and answered goes into the buffers.
@@ -611,6 +627,7 @@ impl<'m> Node<'m> for Mount<'m> {
             self.slots.next_signal(),
             works.then(|| self.scan_timeout()).flatten(),
             self.commit_timeout(),
+            self.compaction_timeout(),
             self.ending_timeout(),
             works.then_some(self.lease_until).filter(|_| !is_active(Mutant::AnswerAfterLease)),
         ];

@@ -137,7 +137,8 @@ record! {
         client: BigU64,
         /// What they are extents of: a [`Pool`].
         pool: u8,
-        /// Counts the lists of this client and pool.
+        /// Counts the lists of this client and pool; for [`Pool::Compaction`] it is 0 or 1, of
+        /// which each has its list or none.
         part: BigU16,
     }
 
@@ -213,6 +214,8 @@ pub enum Pool {
     Inodes = 3,
     /// Run numbers.
     RunIds = 4,
+    /// Blocks for what a compaction makes, a list for each.
+    Compaction = 5,
 }
 
 /// Who must be proven gone before quarantined space can be used.
@@ -240,7 +243,7 @@ macro_rules! parse_number {
 parse_number! {
     ClientPart { Client, TransactionAnswer, LoanAnswer }
     ClientState { Mounted, Leaving, Evicted }
-    Pool { Data, Runs, Inodes, RunIds }
+    Pool { Data, Runs, Inodes, RunIds, Compaction }
     OwnerKind { Round, Client }
 }
 

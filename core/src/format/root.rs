@@ -26,7 +26,7 @@ pub const TAKEOVER_ROUNDS: usize = 31;
 pub const TAKEOVER_BLOCKS: u64 = 48;
 /// Extents in which the commit reserve can be.
 pub const RESERVE_EXTENTS: usize = 64;
-/// Levels of the log-structured tree: with a fanout of 10 the last holds 10^9 segments, a pebibyte.
+/// Levels of the log-structured tree: with a fanout of 8 the last is due 8^9 segments, 128 TiB.
 pub const LEVELS: usize = 10;
 
 record! {

@@ -122,7 +122,7 @@ pub enum Malformed {
 }
 
 /// What is asked. The number is that on the wire: 1 to 127 are asked by clients, 129 to 255 by the
-/// server, of which 144 to 159 are set aside for compaction.
+/// server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
@@ -142,6 +142,10 @@ pub enum Kind {
     Farewell = 7,
     /// Asks who leads, and how it goes.
     Status = 8,
+    /// Says that nothing of an earlier compaction is under way, and how many can be asked for.
+    CompactReady = 9,
+    /// Says what has come of a compaction.
+    Compacted = 10,
     /// Grants a lock, takes one back, or part of it, or refuses one. Answered at once.
     LockTell = 129,
     /// Asks which locks a client holds.
@@ -150,6 +154,8 @@ pub enum Kind {
     Recall = 131,
     /// Asks which of some nameless inodes a client uses.
     InUse = 132,
+    /// Asks to merge runs. Answered at once; what comes of it is said by [`Kind::Compacted`].
+    Compact = 144,
 }
 
 /// Which end of a session.
@@ -172,7 +178,7 @@ pub enum Window {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 15] = [
         Kind::LockAsk,
         Kind::Orphans,
         Kind::Transaction,
@@ -181,10 +187,13 @@ impl Kind {
         Kind::Statfs,
         Kind::Farewell,
         Kind::Status,
+        Kind::CompactReady,
+        Kind::Compacted,
         Kind::LockTell,
         Kind::Recover,
         Kind::Recall,
         Kind::InUse,
+        Kind::Compact,
     ];
 
     /// The kind of this number on the wire.
@@ -204,8 +213,12 @@ impl Kind {
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
-            | Kind::Status => Party::Client,
-            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => Party::Server,
+            | Kind::Status
+            | Kind::CompactReady
+            | Kind::Compacted => Party::Client,
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
+                Party::Server
+            }
         }
     }
 
@@ -217,9 +230,12 @@ impl Kind {
             | Kind::Transaction
             | Kind::Loan
             | Kind::Farewell
+            | Kind::CompactReady
+            | Kind::Compacted
             | Kind::Recover
             | Kind::Recall
-            | Kind::InUse => Window::One,
+            | Kind::InUse
+            | Kind::Compact => Window::One,
             Kind::LockAsk | Kind::Root | Kind::Statfs | Kind::Status | Kind::LockTell => {
                 Window::Shared
             }
@@ -231,7 +247,14 @@ impl Kind {
     #[must_use]
     pub const fn is_of_one_term(self) -> bool {
         match self {
-            Kind::LockAsk | Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => true,
+            Kind::LockAsk
+            | Kind::LockTell
+            | Kind::Recover
+            | Kind::Recall
+            | Kind::InUse
+            | Kind::CompactReady
+            | Kind::Compacted
+            | Kind::Compact => true,
             Kind::Orphans
             | Kind::Transaction
             | Kind::Loan

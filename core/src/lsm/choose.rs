@@ -4,7 +4,7 @@
 //!   Level(9) ... Level(1) ------------------------------------------> Level 0
 //!     | too many runs?                                                  | too many runs?
 //!     v                                                                 v
-//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers or a Choice
+//!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers, or a Choice
 //!     ^           | one is busy: the next upper
 //!     +-----------+
 //! ```
@@ -15,14 +15,41 @@
 //!
 //! * Level 0 is merged in the order of age: what goes down are its oldest runs, together, and they
 //!   end before the first that is busy. Until they are gone no other leaves the level.
-//! * If its oldest runs are many and small, neighbours in age are first merged into one that stays
-//!   in level 0 and takes their place: the order number of the newest of them.
-//! * In the levels below a cursor goes round: each run has its turn, and busy ones are passed over.
+//! * They go down when the oldest [`UPPERS_DOWN_MAX`] have [`Policy::level_0_blocks`] or more.
+//!   Until then small runs are *joined*: neighbours in age become one that stays in level 0, with
+//!   the order number of the newest of them, so that it is newer than what they were newer than.
+//!   Which ones, the module `join` decides. Only if none can be, the oldest go down although they
+//!   are less.
+//! * In the levels below a cursor goes round: each run has its turn. Busy ones are passed over, and
+//!   so are those that overlap a busy run of the level below; then the level above has its turn.
+//! * Runs that are on top of a merge are not counted any more: they are about to leave their level.
 //! * What is chosen has at most [`LOWERS_MAX`] runs of the level below. If the keys of the
 //!   uppers go on behind the last of these, what lies there stays in its level: the tail.
 //! * Tombstones are left out when no level below that merged into has a run between the ends of
-//!   the inputs. While they are merged nothing can get there: whatever moves into those levels
-//!   comes from runs of the level merged into that lie elsewhere, or that are inputs.
+//!   the inputs.
+//!
+//! # Several merges at a time
+//!
+//! No run is an input of two, for what is merged is busy. Let the *claim* of a merge be all keys
+//! from the least to the greatest of its inputs, up to its tail, in the level merged into: what it
+//! merges down lies there. Then, as long as it is under way,
+//!
+//! 1. *no other run of that level overlaps the claim*. All that did were taken as lowers, or lie
+//!    behind the tail. A run gets into the level from the one above, by a merge with a claim in
+//!    this same level; or as a tail of a merge into the next, within the run that this tail was of.
+//! 2. *Claims in one level are disjoint.* Level 0 has one merge down at a time: of the oldest, up
+//!    to the first that is busy. In other levels the runs on top of two merges are disjoint, and of
+//!    two lowers each overlaps one of them only, or the later merge would have met a busy run; so
+//!    all of the one merge lies before all of the other. By 1, a claim in a level is also disjoint
+//!    from the run on top of a merge from that level into the next, which is not among its lowers.
+//! 3. *Where no deeper level had a run within the claim, none gets one.* What gets into the next
+//!    level comes from a run of this one, which by 1 lies on one side of the claim, merged with
+//!    runs of the next that overlap it and are outside the claim too, so on the same side. The same
+//!    holds one level further down, where again no run within the claim is on top.
+//!
+//! By 2 the levels stay disjoint, and by 3 a tombstone that was left out has nothing to hide, even
+//! if other merges end while it is merged. A choice is finished before another is begun, so that
+//! the later always sees the earlier as busy.
 //!
 //! A choice is made in steps, from the manifest as it is at each, and runs come and go between
 //! them. What it must not do is take a run and miss an older one that came later to where the walk
@@ -32,6 +59,9 @@
 //!
 //! What this module deliberately doesn't know: who merges, and where space comes from.
 
+mod join;
+
+use self::join::Join;
 use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run};
 use super::range::KeyRange;
 use crate::block::{Cache, Pins};
@@ -68,12 +98,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// 4 MiB of level 0 at a time, and each level ten times as large as the one above.
+    /// 4 MiB of level 0 at a time, and each level eight times as large as the one above. So level 1
+    /// is what one merge takes with them, and no part of them is written again because it was too
+    /// much.
     pub const STANDARD: Policy = Policy {
         level_0_runs: 8,
         level_0_blocks: 4 * SEGMENT_BLOCKS,
         small_blocks: SEGMENT_BLOCKS / 2,
-        fanout: 10,
+        fanout: LOWERS_MAX as u64,
     };
 
     /// Whether a level has more runs than it should have.
@@ -214,6 +246,8 @@ pub struct Field<'a> {
     pub level_runs: &'a [u64; LEVELS],
     /// Those that are being merged.
     pub busy: &'a [RunId],
+    /// How many of those in each level are on top of a merge, and so about to leave it.
+    pub pending: &'a [u64; LEVELS],
     /// Counts up with each change that removes runs.
     pub merges: u64,
     /// The order number that the next run gets when it is recorded.
@@ -327,7 +361,8 @@ impl Chooser {
     }
 
     fn enter_level(&mut self, level: u8, field: &Field<'_>) -> Chosen {
-        let runs = field.level_runs[usize::from(level)];
+        let pending = field.pending[usize::from(level)];
+        let runs = field.level_runs[usize::from(level)].saturating_sub(pending);
         if level == 0 {
             if runs < self.policy.level_0_runs {
                 return Chosen::Nothing;
@@ -495,26 +530,17 @@ impl Chooser {
         if is_active(Mutant::LevelZeroOutOfOrder) && !self.oldest.is_empty() {
             self.oldest.remove(0);
         }
-        let Policy { level_0_blocks, small_blocks, .. } = self.policy;
         let idle = |run: &Run| !field.busy.contains(&run.id());
-        let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
         let ready = self.oldest.iter().take_while(|run| idle(run)).count();
-        let enough = (1..=ready).find(|&count| blocks(&self.oldest[..count]) >= level_0_blocks);
-        let count = enough.unwrap_or(ready);
-        if count > 0 && count <= UPPERS_DOWN_MAX {
-            self.choose_aged(0, count);
-            self.merge_down(0);
-            return Chosen::Step;
-        }
-        // Too many small ones, or an older merge is still on its way: join neighbours in age.
-        let small = |run: &&Run| run.entry.blocks() < small_blocks && idle(run);
-        let skipped = self.oldest.iter().take_while(|run| !small(run)).count();
-        let small = self.oldest[skipped..].iter().take_while(small).count();
-        let joined = (1..=small)
-            .take_while(|count| blocks(&self.oldest[skipped..][..*count]) <= level_0_blocks);
-        let joined = joined.count();
-        if joined >= UPPERS_DOWN_MAX {
-            self.choose_aged(skipped, joined);
+        let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
+        let enough = (1..=ready.min(UPPERS_DOWN_MAX))
+            .find(|&count| blocks(&self.oldest[..count]) >= self.policy.level_0_blocks);
+        let joined = match enough {
+            Some(_) => None,
+            None => join::find(&self.oldest, &self.policy, idle),
+        };
+        if let Some(Join { from, count, .. }) = joined {
+            self.choose_aged(from, count);
             self.choice.lowers.clear();
             (self.choice.target, self.choice.tail_after) = (0, None);
             (self.choice.drop_tombstones, self.phase) = (false, Phase::Chosen);
@@ -523,7 +549,7 @@ impl Chooser {
         if ready == 0 {
             return Chosen::Nothing;
         }
-        self.choose_aged(0, ready.min(UPPERS_DOWN_MAX));
+        self.choose_aged(0, enough.unwrap_or(ready.min(UPPERS_DOWN_MAX)));
         self.merge_down(0);
         Chosen::Step
     }
@@ -532,14 +558,9 @@ impl Chooser {
     /// order, unless all are: what is made of them gets that order, and could not be told from
     /// those left, which are newer than the rest of it.
     fn choose_aged(&mut self, from: usize, count: usize) {
-        let runs = &self.oldest[from..];
-        let splits = |count: &usize| match runs.get(*count) {
-            Some(next) => runs[*count - 1].order == next.order,
-            // There may be more that were not collected.
-            None => self.oldest.is_full() && *count == runs.len(),
-        };
-        let whole = (1..=count).rev().find(|count| !splits(count));
+        let whole = (1..=count).rev().find(|count| !join::splits(&self.oldest, from + count));
+        let runs = &self.oldest[from..][..whole.unwrap_or(count)];
         self.choice.uppers.clear();
-        self.choice.uppers.extend(runs[..whole.unwrap_or(count)].iter().copied());
+        self.choice.uppers.extend(runs.iter().copied());
     }
 }

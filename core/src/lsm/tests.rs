@@ -221,7 +221,8 @@ pub(crate) fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
                     let busy = shared.busy.borrow().clone();
                     let (level_runs, merges) = (&world.level_runs, shared.merges.get());
                     let (manifest, busy, next_order) = (&manifest, &busy[..], world.next_order);
-                    let field = Field { manifest, level_runs, busy, merges, next_order };
+                    let pending = &[0; LEVELS];
+                    let field = Field { manifest, level_runs, busy, pending, merges, next_order };
                     let mut chooser = shared.chooser.borrow_mut();
                     if !core::mem::replace(&mut started, true) {
                         chooser.begin(&field);
@@ -755,7 +756,8 @@ fn merging_comes_to_an_end() {
 #[test]
 fn a_wide_run_goes_down_in_parts() {
     let mut story = Story::new(2, CHANGE_MAX as u32);
-    let policy = Policy { level_0_runs: 1, ..Policy::STANDARD };
+    // More runs in level 1 than one merge takes.
+    let policy = Policy { level_0_runs: 1, fanout: 10, ..Policy::STANDARD };
     *story.shared.chooser.borrow_mut() = Chooser::new(policy);
     story.shared.segment.set(5);
     let mut rng = Rng(2);
@@ -1006,7 +1008,8 @@ fn choose_blindly(manifest: Manifest, level_runs: [u64; LEVELS]) -> Op<World> {
     let mut started = false;
     Box::new(move |_, cache, pins| {
         let (manifest, level_runs) = (&manifest, &level_runs);
-        let field = Field { manifest, level_runs, busy: &[], merges: 0, next_order: u64::MAX };
+        let (busy, pending) = (&[][..], &[0; LEVELS]);
+        let field = Field { manifest, level_runs, busy, pending, merges: 0, next_order: u64::MAX };
         if !core::mem::replace(&mut started, true) {
             chooser.begin(&field);
         }

@@ -6,6 +6,7 @@
 //!
 //! What this module deliberately doesn't know: who asks, and what they do about it.
 
+use crate::format::wire::ErrorCode;
 use crate::format::{ClientId, Term};
 use crate::net::End;
 use crate::quorum::{Loss, Refusal};
@@ -32,6 +33,9 @@ pub enum ServerEvent {
     Left(ClientId),
     /// A client that was not heard, or broke the protocol, was evicted.
     Evicted(ClientId),
+    /// A client has not done what it was asked to merge, or not as it must be done
+    /// ([`ErrorCode::Invalid`]), or was not heard of ([`ErrorCode::NotConnected`]).
+    CompactionFailed(ClientId, ErrorCode),
     /// Its term is over, against its will.
     Deposed(Term, Loss),
     /// It is durable that its term is over.

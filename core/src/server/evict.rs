@@ -79,6 +79,8 @@ impl Server<'_> {
             member.standing = Standing::Evicting;
             self.counters.evictions += 1;
         }
+        let dropped = self.forget_compactions(client);
+        self.planner.on_evicted(dropped);
     }
 
     /// When a client has not been heard for too long, unless it is heard until then.
@@ -222,7 +224,7 @@ pub(super) fn evict(
     let Some((key, value)) = found.filter(|(key, _)| key.client == from.client) else {
         return Ok(Progress::Done);
     };
-    let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs));
+    let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs | Pool::Compaction));
     let lent = list(value).map_err(|what| requests::corrupt(trees, what))?;
     let lent: Vec<Extent, { crate::format::records::LIST_MAX }> =
         Vec::from_slice(lent).map_err(|_| requests::corrupt(trees, Corruption::Bounds))?;

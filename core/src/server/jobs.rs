@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! * Each job is a request like any other, with a place in the table. At most one looks after
-//!   space, and one merges.
+//!   space, one chooses what is merged, and one merges.
 //! * Lists of freed extents are entered into the free trees at least as quickly as they are made:
 //!   in each commit as many extents as it has room for, and if some list is older than
 //!   `COMMITS_MAX` commits, requests that would add to the lists wait until none is, and commits
@@ -116,7 +116,6 @@ impl Server<'_> {
             slot.stage != Stage::Free && matches!(slot.work, Work::Tidy | Work::Release { .. })
         };
         let trees = &self.store.trees;
-        let level_runs = trees.level_runs;
         let freed = !self.tidying.is_over && !trees.freed.is_empty();
         let quarantined = self.release_at.is_some_and(|at| at <= now);
         // If all slots are taken, there is a next time. One job after the other, in turns.
@@ -128,18 +127,14 @@ impl Server<'_> {
         } else if freed && !one_is_on_it {
             let _ = self.table.begin(Work::Tidy, ClientId(0));
         }
-        if self.merger.is_due(now, &level_runs)
-            && let Ok(index) = self.table.begin(Work::Merge, ClientId(0))
-        {
-            self.merger.begin(index);
-        }
+        self.begin_compactions(now);
     }
 
     /// Whether this request is to wait: its runs for level 0 to shrink, what it frees for what was
     /// freed before to be entered.
     pub(super) fn is_to_wait(&self, index: usize) -> bool {
         let slot = &self.table.slots[index];
-        let pressed = self.merger.is_pressed(&self.store.trees.level_runs);
+        let pressed = self.is_pressed();
         let behind = self.tidying.is_behind();
         match slot.work {
             Work::Transaction { .. } => pressed || behind,
@@ -149,6 +144,10 @@ impl Server<'_> {
             | Work::Tidy
             | Work::Release { .. }
             | Work::Merge
+            | Work::Compact
+            | Work::Compacted { .. }
+            | Work::CompactReady { .. }
+            | Work::Settle { .. }
             | Work::Greet { .. }
             | Work::Farewell
             | Work::Evict(_) => false,
@@ -168,6 +167,12 @@ impl Server<'_> {
                 }
             }
         }
+    }
+
+    /// Whether transactions with runs are to wait for merging.
+    pub(super) fn is_pressed(&self) -> bool {
+        let own = !self.merger.inputs().is_empty();
+        self.planner.is_pressed(&self.store.trees.level_runs, own)
     }
 
     /// Which leaders of earlier rounds are proven gone, as the last reading of all slots shows. A

@@ -134,11 +134,12 @@ impl ServerLimits {
     /// Requests that can be under way at once, as a sum over who has them:
     #[must_use]
     pub const fn requests(clients_max: u16, half_open_max: u16) -> u32 {
-        // the store's own, the job that looks after free space or reads the clients' records, and
-        // the one that merges;
-        3
-            // of each mount a transaction and a loan, or its farewell, or its eviction;
-            + 2 * clients_max as u32
+        // the store's own, the job that looks after free space or reads the clients' records, the
+        // one that chooses what is merged, and the one that merges;
+        4
+            // of each mount a transaction, a loan, and what it says of a compaction, or what it was
+            // lent for one being given back; or its farewell, or its eviction;
+            + 3 * clients_max as u32
             // of each connection in the greeting a new record; and as many whose connection has
             // ended since, to be waited for before another takes its place.
             + 2 * half_open_max as u32

@@ -153,7 +153,7 @@ impl Server<'_> {
     /// Takes a client's answer at the head of a session.
     pub(super) fn on_answer(&mut self, now: Instant, session: SessionId, client: ClientId) {
         let Some(Incoming::Answer(name, outcome)) = self.links.head(session) else { return };
-        let (failed, held) = (outcome.error().is_some(), held(&outcome));
+        let (error, held) = (outcome.error(), held(&outcome));
         let used = match outcome {
             Outcome::Done(ClientAnswer::InUse(used)) => Some(used),
             Outcome::Done(_) | Outcome::Failed(..) => None,
@@ -162,9 +162,13 @@ impl Server<'_> {
         self.links.recorded(session, ticket);
         let result = match ticket.kind() {
             Kind::Recover => held.and_then(|held| self.on_held(now, client, &held)),
-            Kind::LockTell if failed => Err(Breach),
+            Kind::LockTell if error.is_some() => Err(Breach),
             Kind::InUse => {
                 self.on_in_use(session, name, used);
+                Ok(())
+            }
+            Kind::Compact => {
+                self.on_compact_answer(now, client, name, error);
                 Ok(())
             }
             Kind::LockTell
@@ -176,7 +180,9 @@ impl Server<'_> {
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
-            | Kind::Status => Ok(()),
+            | Kind::Status
+            | Kind::CompactReady
+            | Kind::Compacted => Ok(()),
         };
         if result.is_err() {
             self.begin_eviction(client);

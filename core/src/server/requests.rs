@@ -608,7 +608,7 @@ pub(super) fn farewell(
             false => forget(cx, client, seq).map(|()| Progress::Done),
         };
     };
-    let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs));
+    let blocks = matches!(Pool::parse(key.pool), Ok(Pool::Data | Pool::Runs | Pool::Compaction));
     let copied = list(value).ok().and_then(|list| Vec::from_slice(list).ok());
     *freed = copied.ok_or(corrupt(trees, Corruption::Value))?;
     let to = FreedKey { commit: commit.0.into(), part: number.into() };

@@ -9,6 +9,7 @@
 //!
 //! What this module deliberately doesn't know: what requests do.
 
+use super::compact::Helper;
 use super::evict::EvictState;
 use super::limits::ServerLimits;
 use super::requests::LoanState;
@@ -32,8 +33,16 @@ pub(super) enum Work {
     Tidy,
     /// Frees what leaders who are gone might have written, from this list on.
     Release { from: QuarantineKey },
+    /// Chooses what is to be merged, and by whom.
+    Compact,
     /// Merges runs.
     Merge,
+    /// What has come of a client's compaction; why it was given up, once that is recorded.
+    Compacted { failed: Option<ErrorCode> },
+    /// A client compacts nothing, and can be asked for so many at a time.
+    CompactReady { at_once: u8 },
+    /// Gives back what a client was lent for a compaction that it has not begun.
+    Settle { place: u8 },
     /// Records a new client.
     Greet { stream: StreamId, nonce: [u8; 16], machine: Machine, client: ClientId },
     /// A loan.
@@ -122,6 +131,8 @@ pub(super) struct Member {
     pub(super) retry_at: Instant,
     /// Blocks that are quarantined because of it.
     pub(super) quarantined: u64,
+    /// What it merges for the server.
+    pub(super) helper: Helper,
 }
 
 impl Member {
@@ -161,6 +172,7 @@ impl Member {
             is_calm: false,
             retry_at: Instant(0),
             quarantined: 0,
+            helper: Helper::default(),
         }
     }
 }

@@ -5,9 +5,11 @@ extern crate std;
 
 mod full;
 
+use super::compact::{Next, Planner};
 use super::limits::ServerLimits;
-use super::merge::Merger;
+use super::merge::{Merger, Outcome};
 use super::requests::{self, Context, Entered, Halt, Progress, Scratch};
+use super::table::Members;
 use crate::block::{Chaos, Pins, RequestId};
 use crate::btree::rig::{Rng, carve};
 use crate::error::{Error, Stop, Wait};
@@ -38,6 +40,7 @@ const BLOCKS: u64 = 1 << 14;
 const JOB: RequestId = RequestId { index: 0, generation: 0 };
 const REQUEST: RequestId = RequestId { index: 1, generation: 0 };
 const MERGE: RequestId = RequestId { index: 2, generation: 0 };
+const PLAN: RequestId = RequestId { index: 3, generation: 0 };
 const TAG_MERGE: Tag = Tag(Store::TAGS);
 
 fn volume() -> Super {
@@ -51,9 +54,12 @@ fn limits() -> ServerLimits {
 
 struct Rig {
     store: Store<'static>,
+    planner: Planner<'static>,
     merger: Merger<'static>,
+    members: Members<'static>,
     pins: Pins<'static>,
-    merger_pins: Pins<'static>,
+    /// What chooses, and the merge.
+    jobs: [Job; 2],
     scratch: Scratch,
     disk: BTreeMap<u64, Block>,
     flying: Vec<BlockRequest<'static>>,
@@ -61,11 +67,25 @@ struct Rig {
     model: BTreeMap<KeyBytes, Vec<u8>>,
     /// One transfer of a merge in so many fails. 0: none.
     errors: u64,
-    /// The merge's request can run.
-    ready: bool,
-    joined: Option<CommitNo>,
     woken: bool,
     now: Instant,
+}
+
+/// A job's request.
+struct Job {
+    request: RequestId,
+    pins: Pins<'static>,
+    /// It can run.
+    ready: bool,
+    joined: Option<CommitNo>,
+}
+
+impl Job {
+    fn new(request: RequestId, limits: &ServerLimits) -> Job {
+        let mut pins = carve(|arena| Pins::carve(arena, &limits.cache));
+        pins.begin(request);
+        Job { request, pins, ready: false, joined: None }
+    }
 }
 
 type Ran<T> = Result<T, Error>;
@@ -77,22 +97,21 @@ impl Rig {
         store.format();
         let mut rig = Rig {
             store,
+            planner: carve(|arena| Planner::carve(arena, &limits)),
             merger: carve(|arena| Merger::carve(arena, &limits, &volume())),
+            members: carve(|arena| Members::carve(arena, 1)),
             pins: carve(|arena| Pins::carve(arena, &limits.cache)),
-            merger_pins: carve(|arena| Pins::carve(arena, &limits.cache)),
+            jobs: [Job::new(PLAN, &limits), Job::new(MERGE, &limits)],
             scratch: Scratch::default(),
             disk: BTreeMap::new(),
             flying: Vec::new(),
             rng: Rng(seed),
             model: BTreeMap::new(),
             errors: 0,
-            ready: false,
-            joined: None,
             woken: false,
             now: Instant(0),
         };
         rig.pins.begin(REQUEST);
-        rig.merger_pins.begin(MERGE);
         while rig.store.open_commit().is_none() {
             rig.turn();
         }
@@ -110,15 +129,17 @@ impl Rig {
         }
         while self.store.step() == More::Yes {}
         while let Some(woken) = self.store.poll_wake() {
-            (self.woken, self.ready) =
-                (self.woken || woken == REQUEST, self.ready || woken == MERGE);
+            self.woken |= woken == REQUEST;
+            self.jobs.iter_mut().for_each(|job| job.ready |= woken == job.request);
         }
         match self.store.poll_event() {
             Some(StoreEvent::Durable(commit)) => {
                 self.store.confirm(commit);
-                if self.joined.is_some_and(|joined| joined <= commit) {
-                    self.joined = None;
-                    self.ready = self.merger.on_durable(self.now);
+                for at in 0..2 {
+                    if self.jobs[at].joined.is_some_and(|joined| joined <= commit) {
+                        self.jobs[at].joined = None;
+                        self.on_durable(at);
+                    }
                 }
             }
             Some(event) => panic!("{event:?}"),
@@ -156,28 +177,65 @@ impl Rig {
 
     fn step_merger(&mut self) {
         self.now = Instant(self.now.0 + 20_000_000);
-        if self.merger.is_due(self.now, &self.store.trees.level_runs) {
-            self.merger.begin(0);
-            self.ready = true;
+        let level_runs = self.store.trees.level_runs;
+        let due = self.planner.is_due(self.now, &level_runs, self.merger.inputs());
+        if due && self.merger.is_resting() {
+            self.planner.begin_own(0);
+            self.jobs[0].ready = true;
         }
-        self.ready |= self.merger.wake().is_some();
-        if self.joined.is_some() || !std::mem::take(&mut self.ready) {
+        self.jobs[1].ready |= self.merger.wake().is_some();
+        (0..2).for_each(|at| self.run_job(at));
+    }
+
+    fn run_job(&mut self, at: usize) {
+        let job = &mut self.jobs[at];
+        if job.joined.is_some() || !std::mem::take(&mut job.ready) {
             return;
         }
-        let (store, pins) = (&mut self.store, &mut self.merger_pins);
+        let (store, pins) = (&mut self.store, &mut job.pins);
         let scratch = &mut self.scratch;
-        let ran = self.merger.run(&mut Context { store, pins, scratch, volume_blocks: BLOCKS });
+        let mut cx = Context { store, pins, scratch, volume_blocks: BLOCKS };
+        let ran = match at {
+            0 => self.planner.run(&mut cx, &mut self.members, self.merger.inputs()),
+            _ => self.merger.run(&mut cx),
+        };
+        if at == 1 && matches!(ran, Ok(Progress::Done)) && self.merger.has_changed() {
+            self.planner.on_own_change();
+        }
         if ran.is_ok() {
-            self.store.cache.release(&mut self.merger_pins);
-            self.merger_pins.begin(MERGE);
+            self.store.cache.release(&mut job.pins);
+            job.pins.begin(job.request);
         }
         match ran {
-            Ok(Progress::More) | Err(Halt::Stop(Stop::Wait(Wait::Again))) => self.ready = true,
-            Ok(Progress::Done) => self.joined = self.store.open_commit(),
-            Ok(Progress::Known) => self.ready = self.merger.on_durable(self.now),
+            Ok(Progress::More) | Err(Halt::Stop(Stop::Wait(Wait::Again))) => job.ready = true,
+            Ok(Progress::Done) => job.joined = self.store.open_commit(),
+            Ok(Progress::Known) => self.on_durable(at),
             Ok(Progress::Waits) | Err(Halt::Stop(Stop::Wait(_))) => {}
             other => panic!("{other:?}"),
         }
+    }
+
+    fn on_durable(&mut self, at: usize) {
+        if at == 0 {
+            match self.planner.on_durable(self.now) {
+                Next::Nothing => {}
+                Next::Begin => {
+                    self.merger.begin(1, self.planner.choice());
+                    self.jobs[1].ready = true;
+                }
+                Next::Ask(..) => panic!("there is nobody to ask"),
+            }
+            return;
+        }
+        match self.merger.on_durable() {
+            Outcome::GoesOn => self.jobs[1].ready = true,
+            Outcome::Made => self.planner.on_own(self.now, None),
+            Outcome::GivenUp(error) => self.planner.on_own(self.now, Some(error)),
+        }
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.planner.is_at_work() || !self.merger.is_resting()
     }
 
     /// Runs a request to its end.
@@ -334,11 +392,11 @@ impl Rig {
         let end = self.now.0 + 60_000_000_000;
         for _ in 0..200_000 {
             self.turn();
-            if self.now.0 > end && !self.merger.is_under_way() {
+            if self.now.0 > end && !self.is_under_way() {
                 return;
             }
         }
-        panic!("merging does not come to an end: {:?}", self.merger.counters());
+        panic!("merging does not come to an end: {:?}", self.planner.counters());
     }
 
     /// Enters all freed extents that can be.
@@ -377,11 +435,11 @@ fn merging_gets_on_whatever_fails_now_and_then() {
         assert!(rig.read() == rig.model, "seed {seed}");
         assert!(rig.store.trees.quarantine.is_empty(), "seed {seed}: space was not given back");
         assert!(!limits().merging.is_due(&rig.store.trees.level_runs), "seed {seed}");
-        let counters = rig.merger.counters();
+        let counters = rig.planner.counters();
         totals.merges += counters.merges;
         totals.moves += counters.moves;
         totals.failures += counters.failures;
-        totals.blocks += counters.blocks;
+        totals.blocks += rig.merger.blocks();
     }
     std::println!("{totals:?}");
     assert!(totals.merges > 150 && totals.moves > 5 && totals.failures > 15);
@@ -399,10 +457,10 @@ fn without_space_nothing_is_merged_and_nobody_waits() {
         rig.record();
     }
     rig.settle();
-    assert!(rig.merger.counters().failures > 0);
+    assert!(rig.planner.counters().failures > 0);
     assert!(rig.store.trees.quarantine.is_empty());
     let crowded = [u64::MAX; crate::format::root::LEVELS];
-    assert!(!rig.merger.is_pressed(&crowded), "a merge that can't go on holds nobody back");
+    assert!(!rig.planner.is_pressed(&crowded, false), "a merge that can't go on holds nobody back");
     assert!(rig.store.trees.level_runs[0] >= 4 && rig.read() == rig.model);
     for extents in held.chunks(LIST_MAX) {
         rig.put_freed(extents);
@@ -420,16 +478,19 @@ fn a_term_may_end_anywhere_in_a_merge() {
         for _ in 0..5 {
             rig.record();
         }
-        while !rig.merger.is_under_way() {
+        while !rig.is_under_way() {
             rig.turn();
         }
         (0..turns * 2).for_each(|_| rig.turn());
-        in_a_merge += u32::from(rig.merger.is_under_way());
+        in_a_merge += u32::from(rig.is_under_way());
         // What is with the device comes back in the next term at the latest.
         rig.merger.reset();
-        (rig.ready, rig.joined) = (false, None);
-        rig.store.cache.release(&mut rig.merger_pins);
-        rig.merger_pins.begin(MERGE);
+        rig.planner.reset();
+        for job in &mut rig.jobs {
+            (job.ready, job.joined) = (false, None);
+            rig.store.cache.release(&mut job.pins);
+            job.pins.begin(job.request);
+        }
         rig.settle();
         assert!(rig.read() == rig.model, "after {turns}");
     }

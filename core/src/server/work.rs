@@ -9,7 +9,7 @@
 
 use super::requests::{self, Context, Halt, Opened, Progress};
 use super::table::{Member, Members, Slot as Place, Stage, Standing, Work};
-use super::{Server, Stable, evict};
+use super::{Server, Stable, compact, evict};
 use crate::error::{Error, Stop, Wait};
 use crate::format::wire::message::{ClientRequest, Payload};
 use crate::format::wire::{ErrorCode, Kind};
@@ -31,7 +31,7 @@ impl Server<'_> {
             self.counters.held += 1;
             return;
         }
-        let result = self.carry_out(index);
+        let result = self.carry_out(now, index);
         let slot = &mut self.table.slots[index];
         match result {
             Ok(progress) => {
@@ -67,7 +67,7 @@ impl Server<'_> {
                 slot.stage = Stage::Free;
                 return self.serve(now);
             }
-            Work::Tidy | Work::Release { .. } => {
+            Work::Tidy | Work::Release { .. } | Work::Settle { .. } => {
                 slot.stage = Stage::Free;
                 if self.tidying.is_behind() {
                     self.want_commit(now.plus(self.config.timing.gather));
@@ -76,9 +76,13 @@ impl Server<'_> {
             }
             Work::Loan => slot.loan.commit,
             Work::Evict(state) => state.commit,
-            Work::Greet { .. } | Work::Transaction { .. } | Work::Farewell | Work::Merge => {
-                open.expect("it has just changed it")
-            }
+            Work::Greet { .. }
+            | Work::Transaction { .. }
+            | Work::Farewell
+            | Work::Compact
+            | Work::Compacted { .. }
+            | Work::CompactReady { .. }
+            | Work::Merge => open.expect("it has just changed it"),
         };
         slot.stage = Stage::Joined(commit);
         let early = is_active(Mutant::AnswerBeforeDurable)
@@ -101,12 +105,13 @@ impl Server<'_> {
         }
     }
 
-    fn carry_out(&mut self, index: usize) -> Result<Progress, Halt> {
+    fn carry_out(&mut self, now: Instant, index: usize) -> Result<Progress, Halt> {
         let gone = match &self.table.slots[index].work {
             Work::Release { .. } => self.gone(),
             _ => Gone::NOBODY,
         };
         let Server { table, members, store, scratch, stable, config, counters, .. } = self;
+        let (planner, merger) = (&mut self.planner, &mut self.merger);
         let Place { work, loan, pins, payload, payload_len, client, .. } = &mut table.slots[index];
         let scratch = scratch.as_deref_mut().expect("carved");
         let volume_blocks = config.volume.blocks();
@@ -116,7 +121,39 @@ impl Server<'_> {
             Work::Load { client, seq } => load(&mut cx, client, seq, stable, members),
             Work::Tidy => self.tidying.run(&mut cx, counters),
             Work::Release { from } => requests::release(&mut cx, &gone, from),
-            Work::Merge => self.merger.run(&mut cx),
+            Work::Compact => planner.run(&mut cx, members, merger.inputs()),
+            Work::Merge => {
+                let progress = merger.run(&mut cx)?;
+                if progress == Progress::Done && merger.has_changed() {
+                    planner.on_own_change();
+                }
+                Ok(progress)
+            }
+            Work::Compacted { failed } => match ClientRequest::parse(Kind::Compacted, payload) {
+                Ok(ClientRequest::Compacted(result)) => {
+                    let member = members.find(*client);
+                    let done = compact::compacted(&mut cx, now, planner, member, &result);
+                    let (progress, error) = done.map_err(|halt| match halt {
+                        // It is said again, and by then may be possible.
+                        Halt::Stop(Stop::Fail(_)) => Halt::Refuse(ErrorCode::Busy),
+                        Halt::Stop(Stop::Wait(_)) | Halt::Refuse(_) => halt,
+                    })?;
+                    *failed = error;
+                    Ok(progress)
+                }
+                _ => Err(Halt::Refuse(ErrorCode::Invalid)),
+            },
+            Work::CompactReady { .. } => compact::settle(&mut cx, *client, None),
+            Work::Settle { place } => {
+                let member = members.find(*client);
+                let member = member.filter(|member| member.standing == Standing::Mounted);
+                let Some(member) = member.filter(|member| member.helper.is_back(*place)) else {
+                    return Ok(Progress::Known);
+                };
+                let progress = compact::settle(&mut cx, *client, Some(*place))?;
+                member.helper.release(*place);
+                Ok(if progress == Progress::More { Progress::Done } else { progress })
+            }
             Work::Greet { nonce, machine, client, .. } => {
                 if members.is_full() {
                     return Err(Halt::Refuse(ErrorCode::TooMany));

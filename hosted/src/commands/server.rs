@@ -337,6 +337,9 @@ impl Watch {
             }
             ServerEvent::Left(client) => format!("client {client} has left the volume"),
             ServerEvent::Evicted(client) => format!("client {client} is evicted"),
+            ServerEvent::CompactionFailed(client, error) => {
+                format!("client {client} has not merged what it was asked to: {error}")
+            }
             ServerEvent::Deposed(term, loss) => format!("deposed from term {term}: {}", lost(loss)),
             ServerEvent::Resigned(term) => {
                 format!("resigned from term {term}: nothing of it is under way any more")

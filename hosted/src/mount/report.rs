@@ -205,6 +205,7 @@ impl Tally {
             revokes,
             reads_failed,
             items_lost,
+            compaction,
         } = *core;
         for (name, value) in [
             ("greetings", greetings),
@@ -228,6 +229,16 @@ impl Tally {
             ("items_lost", items_lost),
         ] {
             line("mount", name, value);
+        }
+        for (name, value) in [
+            ("begun", compaction.begun),
+            ("done", compaction.done),
+            ("failed", compaction.failed),
+            ("dropped", compaction.dropped),
+            ("refused", compaction.refused),
+            ("blocks", compaction.blocks),
+        ] {
+            line("compaction", name, value);
         }
         text
     }

@@ -14,7 +14,7 @@
 //! # Invariants
 //!
 //! * The exit status is 0 only if every run was clean and, with `--demand`, every fault its
-//!   scenario demands has happened.
+//!   scenario demands has happened, and all that it demands was done.
 //! * Whatever goes wrong, a panic of a node included, the command that replays it is printed.
 
 use clap::Parser;
@@ -158,14 +158,19 @@ fn run_seeds(scenario: &'static Scenario, options: &Options) -> Result<(), Strin
         }
     }
     println!("{}: {} seeds from {}, all clean", scenario.name, options.seeds, options.seed);
-    for (what, count) in work {
-        println!("  {what:<22}{count:>12}");
+    for (what, count) in &work {
+        println!("  {what:<30}{count:>12}");
     }
     if options.read_back {
         let Agreed { paths, items, runs } = agreed;
         println!("both readers agree: {paths} paths, {items} items in {runs} runs");
     }
     println!("faults that happened:\n{}", coverage.report());
+    let undone = |what: &&&str| work.get(**what).is_none_or(|count| *count == 0);
+    let undone: Vec<_> = scenario.demanded_work.iter().filter(undone).collect();
+    if options.demand && !undone.is_empty() {
+        return Err(format!("{}: was never done: {undone:?}", scenario.name));
+    }
     let missing = coverage.missing((scenario.demands)());
     if options.demand && !missing.is_empty() {
         return Err(format!("{}: never happened: {missing:?}", scenario.name));

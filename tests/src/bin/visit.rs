@@ -240,6 +240,7 @@ impl Visitor {
                     }
                     ServerRequest::Recall(_) => ClientAnswer::Recall,
                     ServerRequest::InUse(_) => ClientAnswer::InUse(InoSet(0)),
+                    ServerRequest::Compact(_) => return Err("asked to merge unready".into()),
                 });
             }
             Some(Incoming::Answer(_, Outcome::Done(ServerAnswer::Statfs(statfs)))) => {

@@ -545,7 +545,7 @@ impl<'w> Census<'w> {
             let pool = Pool::parse(key.pool).map_err(|_| "a pool")?;
             let extents = list(value).map_err(|what| format!("{what:?}"))?;
             match pool {
-                Pool::Data | Pool::Runs => {
+                Pool::Data | Pool::Runs | Pool::Compaction => {
                     census.keep(ClientId(key.client.get()), extents);
                     extents.iter().try_for_each(|extent| census.add(*extent, "a loan"))
                 }
@@ -701,7 +701,6 @@ impl Checker for Servers {
             ("censuses", self.censuses),
             ("merges", sum(|counters| counters.merging.merges)),
             ("runs moved down", sum(|counters| counters.merging.moves)),
-            ("merges given up", sum(|counters| counters.merging.failures)),
             ("blocks merged", sum(|counters| counters.merging.blocks)),
             ("transactions held", sum(|counters| counters.held)),
             ("extents freed twice", sum(|counters| counters.freed_twice)),

@@ -49,8 +49,14 @@ const AREA_BLOCKS: u64 = 2 * COPIES * LIVES;
 const FRAME_BYTES: usize = 4 + 8 + 8 * HOSTS;
 
 /// The scenario.
-pub const SCENARIO: Scenario =
-    Scenario { name: "counter", demands, world, faulty: MINUTE, settles_within: MINUTE };
+pub const SCENARIO: Scenario = Scenario {
+    name: "counter",
+    demands,
+    demanded_work: &[],
+    world,
+    faulty: MINUTE,
+    settles_within: MINUTE,
+};
 
 fn demands() -> FaultSet {
     let damage = [

@@ -4,6 +4,7 @@
 //! What a crashed voter may still write is bounded as in the scenario of servers, and what a
 //! crashed mount may by the lifetime that servers are told.
 
+use crate::check::compaction::{ABANDONED, BEGUN, COMPLETED, Compactions, EVICTED, LOST};
 use crate::check::feed::{self, Feeds};
 use crate::faults::{FaultSet, Promise};
 use crate::image::Image;
@@ -26,6 +27,7 @@ use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot};
 use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super, Unverified};
 use outrider_core::format::wire::greeting::Machine;
+use outrider_core::lsm::choose::Policy;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::net::Timing as NetTiming;
 use outrider_core::node::{Action, Event, More, Node};
@@ -38,10 +40,12 @@ use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::Duration;
 use users::{Log, Mounts, Users};
+use vanishing::Vanishing;
 
 pub mod applications;
 pub mod readers;
 pub mod users;
+mod vanishing;
 
 /// Blocks of the volume.
 pub const BLOCKS: u64 = 1 << 16;
@@ -62,6 +66,7 @@ const TIMING: ServerTiming = ServerTiming {
 pub const SCENARIO: Scenario = Scenario {
     name: "mount",
     demands,
+    demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, ABANDONED],
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(6),
@@ -103,13 +108,21 @@ fn populate(mut world: World, seed: u64, volume: Super, strict: bool) -> World {
     let users = Users::new(mounts.iter().copied(), rng, Rc::clone(&log));
     let users = Readers::beside(users, &mounts, Rc::clone(&told));
     world.add_checker(Mounts::new(log));
+    world.add_checker(Compactions::default());
     world.add_checker(Feeds::new(told));
     let seen = Rc::new(RefCell::new(Seen::default()));
     let rng = Rng::new(seed).fork("applications");
     let mishaps = if strict { Mishaps::SIGNALS } else { Mishaps::SOME };
     let applications = Applications::new(mounts.into_iter(), rng, mishaps, Rc::clone(&seen));
     world.add_checker(Linearizable::new(seen, strict));
-    world.set_workload(Crowd::new(vec![Box::new(users), Box::new(applications)]));
+    let crowd = Crowd::new(vec![Box::new(users), Box::new(applications)]);
+    match strict {
+        true => world.set_workload(crowd),
+        false => {
+            let rng = Rng::new(seed).fork("vanishing");
+            world.set_workload(Vanishing::beside(crowd, rng));
+        }
+    }
     world
 }
 
@@ -203,6 +216,12 @@ pub fn volume(image: &Image) -> Option<Super> {
     Unverified::new(block).verify(SUPER_BLKNO, image.blocks()).ok()
 }
 
+/// Limits with which the mounts have something to merge all the time.
+fn limits() -> ServerLimits {
+    let merging = Policy { level_0_runs: 2, level_0_blocks: 64, small_blocks: 2, fanout: 2 };
+    ServerLimits { merging, run_blocks: 16, ..ServerLimits::for_clients(CLIENTS) }
+}
+
 /// A server's program.
 pub struct Serving {
     /// Its slot.
@@ -244,7 +263,7 @@ impl Program for Serving {
 
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = limits();
         drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
         arena.bytes_used()
     }
@@ -252,7 +271,7 @@ impl Program for Serving {
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
         let config = self.config(&mut boot.entropy, boot.boots);
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
-        let limits = ServerLimits::for_clients(CLIENTS);
+        let limits = limits();
         Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
     }
 }

@@ -54,6 +54,7 @@ const GOAL: u64 = 60;
 pub const SCENARIO: Scenario = Scenario {
     name: "register",
     demands,
+    demanded_work: &[],
     world,
     faulty: MINUTE.saturating_mul(2),
     settles_within: MINUTE.saturating_mul(6),

@@ -35,6 +35,7 @@ pub const GOAL: u64 = 300;
 pub const SCENARIO: Scenario = Scenario {
     name: "scrub",
     demands,
+    demanded_work: &[],
     world,
     faulty: Duration::from_secs(2),
     settles_within: MINUTE,

@@ -14,11 +14,15 @@
 //! A voter that crashed writes nothing late: whoever starts a voter answers for it that the I/O of
 //! the one before has ended. One that was paused does.
 
+mod compact;
 mod locking;
 pub mod merge;
 
 pub use locking::LEASE;
 
+use crate::check::compaction::{
+    BEGUN, COMPLETED, Compactions, DROPPED, EVICTED, LATE, LOST, REFUSED, REJECTED, UNKNOWN,
+};
 use crate::check::leaders::Leaders;
 use crate::check::server::{Log, Servers};
 use crate::faults::{Atlas, Fault, FaultSet, Promise};
@@ -30,6 +34,7 @@ use crate::scenario::Scenario;
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
+use compact::Compacting;
 use locking::Locking;
 use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_core::arena::{Arena, REGION_ALIGN};
@@ -86,6 +91,7 @@ pub const GRANTS: u64 = 30;
 pub const SCENARIO: Scenario = Scenario {
     name: "server",
     demands,
+    demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, DROPPED, REFUSED, REJECTED, LATE, UNKNOWN],
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(4),
@@ -145,6 +151,7 @@ fn populate(mut world: World) -> World {
         world.add_host("mount", Mounting { log: Rc::clone(&log) });
     }
     world.add_checker(Servers::new(log));
+    world.add_checker(Compactions::default());
     world.add_checker(Leaders::new(volume()));
     world
 }
@@ -283,6 +290,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         watcher,
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
         maker: Maker::carve(arena).expect("measured"),
+        compacting: Compacting::carve(arena).expect("measured"),
         log: Rc::default(),
         entropy: Rng::new(0),
         nonce,
@@ -377,6 +385,7 @@ pub struct Mount {
     watcher: Watcher<'static>,
     buffer: Option<&'static mut Block>,
     maker: Maker,
+    compacting: Compacting,
     log: Rc<RefCell<Log>>,
     entropy: Rng,
     nonce: [u8; 16],
@@ -564,8 +573,10 @@ impl Mount {
                 self.waits = true;
             }
             State::Farewell => {
-                // What was taken before must have been acknowledged.
-                self.waits = self.link.request(&ClientRequest::Farewell).is_ok();
+                // What was taken before must have been acknowledged, and nothing be under way.
+                self.compacting.close();
+                self.waits = self.compacting.is_idle()
+                    && self.link.request(&ClientRequest::Farewell).is_ok();
             }
         }
     }
@@ -661,7 +672,9 @@ impl Mount {
     }
 
     fn on_message(&mut self, now: Instant) {
-        if self.on_lock_message(now) {
+        if self.compacting.on_message(now, &mut self.link, &mut self.entropy)
+            || self.on_lock_message(now)
+        {
             return;
         }
         let client = self.link.client().unwrap_or_default();
@@ -684,6 +697,7 @@ impl Mount {
                                 self.have.run_ids.push(extent_of);
                             }
                             Pool::Inodes => log.lent_inodes(extent_of),
+                            Pool::Compaction => unreachable!("no message speaks of it"),
                         }
                     }
                     self.state = State::Writing;
@@ -708,7 +722,9 @@ impl Mount {
                 ServerAnswer::LockAsk
                 | ServerAnswer::Orphans(_)
                 | ServerAnswer::Statfs(_)
-                | ServerAnswer::Status(_) => {}
+                | ServerAnswer::Status(_)
+                | ServerAnswer::CompactReady
+                | ServerAnswer::Compacted => {}
             },
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
                 log.refused(client, error);
@@ -735,6 +751,7 @@ impl Mount {
         (self.waits, self.transactions, self.loans_number) = (false, 0, 0);
         self.have = Have::default();
         self.writes.clear();
+        self.compacting.drop_all();
         let grants = self.locking.grants;
         self.locking = Locking::new();
         self.locking.grants = grants;
@@ -785,6 +802,9 @@ impl Node<'static> for Mount {
     fn handle(&mut self, now: Instant, event: Event<'static>) {
         match event {
             Event::Completed(done) if done.tag == TAG_DATA => self.on_data(done),
+            Event::Completed(done) if done.tag.0 >= compact::TAG_BASE => {
+                self.compacting.handle_completion(done);
+            }
             Event::Completed(done) => self.watcher.handle_completion(now, done),
             Event::Connected { attempt, stream } if self.attempt == Some(attempt) => {
                 self.attempt = None;
@@ -815,7 +835,10 @@ impl Node<'static> for Mount {
         self.step_connection(now);
         while let Some(event) = self.link.poll_event() {
             match event {
-                LinkEvent::Up { term, client, .. } => {
+                LinkEvent::Up { term, client, renewed } => {
+                    if renewed {
+                        self.compacting.drop_all();
+                    }
                     let mut log = self.log.borrow_mut();
                     log.greeted(client, self.nonce);
                     self.locking.on_up(term, &mut log);
@@ -830,11 +853,18 @@ impl Node<'static> for Mount {
             self.locking.step(now, &mut self.link, leaving, &mut self.entropy, &mut log);
         }
         self.stepped = now;
+        let mut more = More::No;
+        if !self.evicted {
+            more = self.compacting.step(now, &mut self.link, leaving);
+        }
         self.link.step(now);
+        while let Some(request) = self.compacting.poll_request() {
+            self.actions.push_back(Action::Block(request));
+        }
         while let Some(request) = self.watcher.poll_request(now) {
             self.actions.push_back(Action::Block(request));
         }
-        More::No
+        more
     }
 
     fn poll_action(&mut self) -> Option<Action<'static>> {
@@ -847,7 +877,9 @@ impl Node<'static> for Mount {
         let dial = (self.stream.is_none() && self.attempt.is_none()).then_some(self.dial_at);
         let up = self.link.is_up() && !self.link.is_parted();
         let locks = up.then(|| self.locking.timeout(self.stepped)).flatten();
-        let times = [work, locks, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
+        let compacting = up.then(|| self.compacting.timeout()).flatten();
+        let times =
+            [work, locks, compacting, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
         times.into_iter().flatten().min()
     }
 

@@ -20,9 +20,13 @@ use crate::client::extents::{Extents, Span};
 use crate::format::wire::message::{FREED_MAX, USED_MAX};
 use crate::format::{BlockNo, Ino};
 
-/// Extents of each kind that a transaction and the next one can name together as used: of blocks,
-/// and of inode numbers.
-pub const USES_MAX: usize = USED_MAX / 2;
+/// Extents of blocks that a transaction and the next one can name together as used.
+pub const USES_MAX: usize = USED_MAX - INO_USES_MAX;
+/// Extents of inode numbers that they can. Each lock group gives its numbers out in a row, so these
+/// are hardly more than there are groups, however many files are made.
+pub const INO_USES_MAX: usize = 72;
+/// With as many the open transaction should be closed.
+const INO_USES_LONG: usize = INO_USES_MAX - 4;
 
 /// Whether anything may be taken from a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +39,7 @@ pub enum Gate {
     Fail,
 }
 
-/// What transactions name of one kind: the open one, and how much the one in flight does.
+/// What transactions name of blocks: the open one, and how much the one in flight does.
 pub struct Named<'m> {
     open: Extents<'m>,
     /// Extents that the transaction in flight names.
@@ -89,6 +93,63 @@ impl<'m> Named<'m> {
     }
 }
 
+/// What transactions name of inode numbers.
+pub struct NamedInos<'m> {
+    /// What the open one names.
+    open: Extents<'m>,
+    /// What it and the one in flight do.
+    both: Extents<'m>,
+}
+
+impl<'m> NamedInos<'m> {
+    fn carve(arena: &mut Arena<'m>) -> Result<NamedInos<'m>, ArenaFull> {
+        let mut carve = || Extents::carve(arena, INO_USES_MAX as u32);
+        Ok(NamedInos { open: carve()?, both: carve()? })
+    }
+
+    /// Whether this number can be noted: there is room, or it follows others in both.
+    fn has_room_for(&self, number: u64) -> bool {
+        let follows = |named: &Extents<'_>| named.spans().iter().any(|span| span.end() == number);
+        let room = self.open.room().min(self.both.room());
+        room > 0 || (follows(&self.open) && follows(&self.both))
+    }
+
+    /// A number that was noted before is one that the server has lent twice: it isn't told again.
+    fn note(&mut self, number: u64) {
+        let span = Span { first: number, len: 1 };
+        if self.both.add(span).is_ok() {
+            let _ = self.open.add(span);
+        }
+    }
+
+    /// What the open transaction names.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        self.open.spans()
+    }
+
+    /// The open transaction goes on its way, and the next begins with nothing.
+    pub fn cut(&mut self) {
+        self.open.clear();
+    }
+
+    /// The transaction on its way is durable.
+    pub fn settle(&mut self) {
+        self.both.copy_from(&self.open);
+    }
+
+    /// It has failed: what it named, the open one names too.
+    pub fn restore(&mut self) {
+        self.open.copy_from(&self.both);
+    }
+
+    /// Whether the open transaction names so much that it should be closed.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.open.len() >= INO_USES_LONG
+    }
+}
+
 /// Numbers from `next` to the one before `end`.
 #[derive(Debug, Clone, Copy)]
 struct Group {
@@ -110,7 +171,7 @@ pub struct Inos<'m> {
     groups: &'m mut [Group],
     clock: u64,
     /// Numbers given out.
-    pub used: Named<'m>,
+    pub used: NamedInos<'m>,
     /// The server has none left.
     refused: bool,
     gate: Gate,
@@ -123,7 +184,7 @@ impl<'m> Inos<'m> {
         Ok(Inos {
             groups: arena.slice(groups, |_| empty)?,
             clock: 0,
-            used: Named::carve(arena, USES_MAX)?,
+            used: NamedInos::carve(arena)?,
             refused: false,
             gate: Gate::Open,
         })
@@ -180,9 +241,8 @@ impl<'m> Inos<'m> {
 
     /// The number that an inode made next in this directory gets.
     pub(in crate::client) fn peek(&self, dir: Ino, directory: bool) -> Option<Ino> {
-        let can = self.gate == Gate::Open && self.used.room() > 0;
-        let found = self.find(dir, directory).filter(|_| can);
-        found.map(|at| Ino(self.groups[at].next))
+        let next = self.groups[self.find(dir, directory)?].next;
+        (self.gate == Gate::Open && self.used.has_room_for(next)).then_some(Ino(next))
     }
 
     /// Gives out the number that was peeked at.
@@ -192,7 +252,7 @@ impl<'m> Inos<'m> {
         let group = &mut self.groups[at];
         let fresh = directory && group.dir == Ino(0);
         group.dir = if fresh { Ino(group.next) } else { dir };
-        self.used.note(Span { first: group.next, len: 1 });
+        self.used.note(group.next);
         group.next += 1;
         group.used = self.clock;
     }
@@ -376,5 +436,56 @@ mod tests {
             core::iter::from_fn(|| make(&mut inos, Ino(1), false)).collect();
         let numbers = [GROUP, GROUP + 1, GROUP + 2, 2 * GROUP, 2 * GROUP + 1];
         assert_eq!(made, numbers.map(Ino));
+    }
+    /// What transactions name does not grow with the number of files, and a failed one costs no
+    /// room: directories in turn, each with a group of its own.
+    #[test]
+    fn files_of_all_directories_in_turn_fit_a_transaction() {
+        let mut arena = Arena::new(region(1 << 16)).unwrap();
+        let dirs = INO_USES_MAX as u64 - 12;
+        let mut inos = Inos::carve(&mut arena, dirs as u32).unwrap();
+        // None beside another: what is used of two would be one extent.
+        for dir in 1..=dirs {
+            assert!(inos.lend(Ino(2 * dir * GROUP), GROUP));
+        }
+        let round = |inos: &mut Inos<'_>| {
+            (1..=dirs).for_each(|dir| assert!(make(inos, Ino(dir), false).is_some()));
+        };
+        (0..400).for_each(|_| round(&mut inos));
+        assert_eq!(inos.used.spans().len() as u64, dirs);
+        assert!(!inos.used.is_long());
+        // The next one goes on where that in flight ended; that fails, and both are one again.
+        inos.used.cut();
+        (0..400).for_each(|_| round(&mut inos));
+        inos.used.restore();
+        assert!(inos.used.spans().iter().all(|span| span.len == 800));
+        assert_eq!(inos.used.spans().len() as u64, dirs);
+        inos.used.cut();
+        round(&mut inos);
+        inos.used.settle();
+        inos.used.restore();
+        assert!(inos.used.spans().iter().all(|span| span.len == 1));
+    }
+
+    /// When no more extents can be named, numbers that follow others still can.
+    #[test]
+    fn a_full_list_takes_what_follows() {
+        let mut arena = Arena::new(region(1 << 16)).unwrap();
+        let groups = INO_USES_MAX as u64 + 1;
+        let mut inos = Inos::carve(&mut arena, groups as u32).unwrap();
+        for dir in 1..=groups {
+            assert!(inos.lend(Ino(2 * dir * GROUP), GROUP));
+        }
+        let made: std::vec::Vec<_> =
+            (1..=groups).map(|dir| make(&mut inos, Ino(dir), false)).collect();
+        assert!(made[..INO_USES_MAX].iter().all(Option::is_some) && made[INO_USES_MAX].is_none());
+        assert!(inos.used.is_long() && make(&mut inos, Ino(1), false).is_some());
+        // They wait until what is in flight is durable.
+        inos.used.cut();
+        assert_eq!(make(&mut inos, Ino(1), false), None);
+        inos.used.settle();
+        assert!(
+            (1..=groups).all(|dir| make(&mut inos, Ino(dir), false).is_some() == (dir < groups))
+        );
     }
 }

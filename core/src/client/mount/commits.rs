@@ -96,7 +96,7 @@ impl Mount<'_> {
             Ok(begun) => {
                 self.due.for_lock = false;
                 self.due.dirty_since = None;
-                self.feed.passes(now);
+                self.feed.passes(now, begun.is_none());
                 if begun.is_none() {
                     self.on_durable(now);
                 }

@@ -176,7 +176,10 @@ impl Mount<'_> {
 
     /// Whether nothing of it is under way to the device or with the platform.
     pub(super) fn is_still(&self) -> bool {
-        self.slots.used() == 0 && self.committer.in_flight() == 0 && self.zeroing.in_flight() == 0
+        self.slots.used() == 0
+            && self.committer.in_flight() == 0
+            && self.zeroing.in_flight() == 0
+            && self.compactor.is_idle()
     }
 }
 

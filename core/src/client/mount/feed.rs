@@ -16,10 +16,14 @@
 //!
 //! What is stable ends before the first number that any mount may still use. So a mount that
 //! changes nothing must let its number pass: while the manifest changes, it sends a transaction of
-//! nothing every [`MountTiming::pass`](super::MountTiming). It is at rest when the manifest was the
-//! same in [`CALM`] answers in a row. The number that the second of them opened is above all that
-//! any change bears in that manifest, and the third has closed it. A transaction of nothing changes
-//! no manifest, so all mounts come to rest together.
+//! nothing, first after [`MountTiming::pass`](super::MountTiming). As long as the manifest is
+//! another in each answer, the pause doubles, [`DOUBLINGS_MAX`] times: a mount that looks on is not
+//! to cost a server as much as one that works, and nobody waits for a number to be stable but
+//! readers of feeds, who are behind by two pauses at the most.
+//!
+//! A mount is at rest when the manifest was the same in [`CALM`] answers in a row. The number that
+//! the second of them opened is above all that any change bears in that manifest, and the third has
+//! closed it. A transaction of nothing changes no manifest, so all mounts come to rest together.
 //!
 //! # Invariants
 //!
@@ -41,6 +45,8 @@ use outrider_hal::Instant;
 
 /// Answers with the same manifest after which nothing has to pass.
 const CALM: u8 = 3;
+/// How often the pause between two transactions of nothing doubles.
+const DOUBLINGS_MAX: u8 = 2;
 
 /// What is known of changes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,8 +63,11 @@ pub(super) struct Changes {
     manifest: (BlockNo, u64),
     /// Answers that told of this manifest, one after the other.
     calm: u8,
-    /// When the last transaction began.
+    /// When the last transaction began, and whether it was one of nothing.
     last: Instant,
+    was_empty: bool,
+    /// How often the pause has doubled.
+    doublings: u8,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -101,9 +110,9 @@ impl Changes {
         }
     }
 
-    /// A transaction begins.
-    pub(super) fn passes(&mut self, now: Instant) {
-        self.last = now;
+    /// A transaction begins, of nothing or not.
+    pub(super) fn passes(&mut self, now: Instant, is_empty: bool) {
+        (self.last, self.was_empty) = (now, is_empty);
     }
 
     /// A transaction was answered, with this root, which is noted.
@@ -111,6 +120,10 @@ impl Changes {
         if (root.blkno, root.seq) == self.manifest {
             self.calm = self.calm.saturating_add(1);
         }
+        self.doublings = match self.was_empty && self.calm <= 1 {
+            true => (self.doublings + 1).min(DOUBLINGS_MAX),
+            false => 0,
+        };
     }
 }
 
@@ -118,8 +131,8 @@ impl Mount<'_> {
     /// When a transaction of nothing is due, if nothing has changed here until then.
     pub(super) fn pass_time(&self) -> Option<Instant> {
         let waits = self.life == Life::Mounted && self.feed.calm < CALM;
-        (waits && self.items.usage().dirty_items == 0)
-            .then(|| self.feed.last.plus(self.config.timing.pass))
+        let pause = self.config.timing.pass.saturating_mul(1 << self.feed.doublings);
+        (waits && self.items.usage().dirty_items == 0).then(|| self.feed.last.plus(pause))
     }
 
     /// Begins a walk: it waits for a root.

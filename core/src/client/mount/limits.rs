@@ -1,6 +1,7 @@
 //! How much a mount may hold, and why that is enough.
 
 use crate::client::commit::CommitLimits;
+use crate::client::compact::{CompactLimits, CompactLimitsError};
 use crate::client::loans::LoanLimits;
 use crate::client::reader::{ReaderLimits, ReaderLimitsError};
 use crate::client::{fs, items};
@@ -34,6 +35,8 @@ pub struct MountLimits {
     pub ino_groups: u32,
     /// Of those, how many nobody uses yet after a request.
     pub ino_spare: u32,
+    /// What is merged for the server.
+    pub compaction: CompactLimits,
     /// The connection to the server.
     pub link: LinkLimits,
 }
@@ -57,6 +60,8 @@ pub enum LimitsError {
     Reader(ReaderLimitsError),
     /// Nothing could be borrowed, or no directory be made.
     Loans,
+    /// What is merged for the server could come to a halt.
+    Compaction(CompactLimitsError),
     /// The connection's buffers don't hold every record, or nothing could be asked or answered.
     Link,
 }
@@ -140,6 +145,7 @@ impl MountLimits {
             data_blocks: 256,
             ino_groups: 16,
             ino_spare: 2,
+            compaction: CompactLimits { at_once: 2, frames: 64 },
             link: LinkLimits { session, line },
         }
     }
@@ -167,6 +173,7 @@ impl MountLimits {
         }
         self.reader.validate().map_err(LimitsError::Reader)?;
         self.loans().validate().map_err(|_| LimitsError::Loans)?;
+        self.compaction.validate().map_err(LimitsError::Compaction)?;
         let SessionLimits { asks_max, answers_max } = self.link.session;
         if !self.link.line.is_valid() || asks_max == 0 || answers_max == 0 {
             return Err(LimitsError::Link);
@@ -178,6 +185,12 @@ impl MountLimits {
     pub(super) fn commit(&self) -> CommitLimits {
         let items::Limits { dirty_items, dirty_chunks, .. } = self.items;
         CommitLimits { dirty_items, dirty_chunks }
+    }
+
+    /// Who reads only, writes nothing for others either.
+    pub(super) fn compact(&self, read_only: bool) -> CompactLimits {
+        let CompactLimits { at_once, frames } = self.compaction;
+        CompactLimits { at_once: if read_only { 0 } else { at_once }, frames }
     }
 
     pub(super) fn loans(&self) -> LoanLimits {

@@ -49,6 +49,8 @@ enum Taken {
     Root(RootNow),
     Numbers(Statfs),
     Failed(ErrorCode),
+    /// What was said about compaction was heard.
+    Compaction,
     /// A request, to be answered so.
     Answer(Answer),
     /// News of a lock.
@@ -59,6 +61,7 @@ enum Taken {
 enum Answer {
     Recall,
     InUse(InoSet),
+    Compact(Result<(), ErrorCode>),
     /// What is held, from this key on.
     Recover(crate::format::key::Key),
 }
@@ -119,7 +122,12 @@ impl<'m> Mount<'m> {
         }
         while let Some(event) = self.way.link.poll_event() {
             match event {
-                LinkEvent::Up { term, .. } => self.on_up(now, term),
+                LinkEvent::Up { term, renewed, .. } => {
+                    if renewed {
+                        self.compactor.handle_server();
+                    }
+                    self.on_up(now, term);
+                }
                 LinkEvent::Message => {}
             }
         }
@@ -200,6 +208,7 @@ impl<'m> Mount<'m> {
                     }
                     ServerAnswer::Root(now) => Taken::Root(now),
                     ServerAnswer::Statfs(numbers) => Taken::Numbers(numbers),
+                    ServerAnswer::CompactReady | ServerAnswer::Compacted => Taken::Compaction,
                 },
                 Some(Incoming::Answer(_, Outcome::Failed(error, _))) => Taken::Failed(error),
                 Some(Incoming::Request(request)) => match request {
@@ -220,6 +229,10 @@ impl<'m> Mount<'m> {
                             }
                         }
                         Taken::Answer(Answer::InUse(used))
+                    }
+                    ServerRequest::Compact(asked) => {
+                        let begun = self.compactor.handle_compact(&asked);
+                        Taken::Answer(Answer::Compact(begun))
                     }
                 },
             };
@@ -242,6 +255,7 @@ impl<'m> Mount<'m> {
                 self.slots.wake(|park| *park == Park::Statfs);
             }
             Taken::Failed(error) => self.on_failed(now, ticket.kind(), error)?,
+            Taken::Compaction => self.on_compaction_answered(now, ticket.kind(), None)?,
         }
         self.way.link.recorded(ticket);
         Ok(true)
@@ -253,6 +267,11 @@ impl<'m> Mount<'m> {
         let answer = match answer {
             Answer::Recall => ClientAnswer::Recall,
             Answer::InUse(used) => ClientAnswer::InUse(*used),
+            Answer::Compact(Ok(())) => ClientAnswer::Compact,
+            Answer::Compact(Err(error)) => {
+                let _ = self.way.link.answer(ticket, &Outcome::Failed(*error, None));
+                return Ok(());
+            }
             Answer::Recover(from) => {
                 let from = ToClient::Recover { from: *from };
                 match self.locks.handle_message(now, self.way.link.term(), &from) {
@@ -351,7 +370,12 @@ impl<'m> Mount<'m> {
             Kind::Transaction => self.on_commit_refused(now, error),
             Kind::Farewell => self.on_farewell_failed(later),
             Kind::LockAsk | Kind::Status => return Err(Violation),
-            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => return Err(Violation),
+            Kind::CompactReady | Kind::Compacted => {
+                self.on_compaction_answered(now, kind, Some(error))?;
+            }
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
+                return Err(Violation);
+            }
         }
         Ok(())
     }

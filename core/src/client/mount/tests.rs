@@ -210,6 +210,9 @@ impl Rig {
                 self.farewells += 1;
                 refused(self.manners.farewells, ServerAnswer::Farewell)
             }
+            Some(Incoming::Request(ClientRequest::CompactReady(_))) => {
+                Outcome::Done(ServerAnswer::CompactReady)
+            }
             Some(Incoming::Request(ClientRequest::LockAsk(_))) => {
                 Outcome::Done(ServerAnswer::LockAsk)
             }

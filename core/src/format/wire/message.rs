@@ -10,10 +10,13 @@
 //! | | statfs | nothing | [`Statfs`] |
 //! | | farewell | nothing | nothing, when it is durable |
 //! | | status | nothing | [`Status`] |
+//! | | compact ready | [`CompactReady`] | nothing, when what earlier compactions had is given back |
+//! | | compacted | [`Compacted`] | nothing, when it is durable |
 //! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
 //! | | recover | first key | [`HeldLocks`] from there on; none is the end |
 //! | | in use | nameless [`Inos`] | those that the client uses, [`InoSet`] |
 //! | | recall | [`Recall`] | nothing; space comes back by a loan request |
+//! | | compact | [`Compact`] | nothing, at once; what comes of it is said by compacted |
 //!
 //! # Exactly once, across servers
 //!
@@ -24,16 +27,25 @@
 //! stores its number and its whole answer in the client's record. A server compares: the stored
 //! number is answered from the record and changes nothing, the next one is carried out, any other
 //! is [`ErrorCode::Invalid`]. Messages about locks belong to one server: they are not delivered to
-//! the next ([`Kind::is_of_one_term`]), which asks what is held instead. All other requests may be
-//! carried out again without harm.
+//! the next ([`Kind::is_of_one_term`]), which asks what is held instead. So do those about
+//! compactions: a client drops what the server before has asked for, and tells the next by compact
+//! ready when nothing of it is being written any more. All other requests may be carried out again
+//! without harm.
 //!
 //! What this module deliberately doesn't know: what a key, a lock or a run is good for.
 
+mod compact;
 mod lock;
 mod orphan;
 mod space;
 mod status;
 
+pub use compact::{
+    AT_ONCE_MAX, COMPACT_CHANGE_MAX, COMPACT_DROP_TOMBSTONES, COMPACT_INPUTS_MAX,
+    COMPACT_LOWERS_MAX, COMPACT_TAIL, COMPACT_UPPERS_MAX, Compact, CompactReady,
+    CompactReadyRecord, CompactRecord, CompactRunRecord, CompactSpaceRecord, Compacted,
+    CompactedRecord, OUTPUTS_MAX,
+};
 pub use lock::{HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, LockRecord, LockTell};
 pub use orphan::{INOS_MAX, InoSet, Inos};
 pub use space::{
@@ -123,6 +135,10 @@ pub enum ClientRequest<'p> {
     Farewell,
     /// [`Kind::Status`].
     Status,
+    /// [`Kind::CompactReady`].
+    CompactReady(CompactReady),
+    /// [`Kind::Compacted`].
+    Compacted(Compacted<'p>),
 }
 
 /// What the server answers.
@@ -144,6 +160,10 @@ pub enum ServerAnswer<'p> {
     Farewell,
     /// [`Kind::Status`].
     Status(Status),
+    /// [`Kind::CompactReady`].
+    CompactReady,
+    /// [`Kind::Compacted`].
+    Compacted,
 }
 
 /// What the server asks.
@@ -157,6 +177,8 @@ pub enum ServerRequest<'p> {
     Recall(Recall),
     /// [`Kind::InUse`].
     InUse(Inos<'p>),
+    /// [`Kind::Compact`].
+    Compact(Compact<'p>),
 }
 
 /// What a client answers.
@@ -170,6 +192,8 @@ pub enum ClientAnswer<'p> {
     Recall,
     /// [`Kind::InUse`]: those that the client uses.
     InUse(InoSet),
+    /// [`Kind::Compact`]: it has begun.
+    Compact,
 }
 
 impl<'p> Payload<'p> for ClientRequest<'p> {
@@ -183,6 +207,8 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Statfs => Kind::Statfs,
             ClientRequest::Farewell => Kind::Farewell,
             ClientRequest::Status => Kind::Status,
+            ClientRequest::CompactReady(_) => Kind::CompactReady,
+            ClientRequest::Compacted(_) => Kind::Compacted,
         }
     }
 
@@ -196,7 +222,9 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             Kind::Statfs => empty(payload, ClientRequest::Statfs)?,
             Kind::Farewell => empty(payload, ClientRequest::Farewell)?,
             Kind::Status => empty(payload, ClientRequest::Status)?,
-            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => {
+            Kind::CompactReady => ClientRequest::CompactReady(CompactReady::parse(payload)?),
+            Kind::Compacted => ClientRequest::Compacted(Compacted::parse(payload)?),
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
         })
@@ -208,6 +236,8 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Orphans(inos) => inos.emit(to),
             ClientRequest::Transaction(transaction) => transaction.emit(to),
             ClientRequest::Loan(loan) => loan.emit(to),
+            ClientRequest::CompactReady(ready) => to.put(&ready.record()),
+            ClientRequest::Compacted(compacted) => compacted.emit(to),
             ClientRequest::Root
             | ClientRequest::Statfs
             | ClientRequest::Farewell
@@ -227,6 +257,8 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Statfs(_) => Kind::Statfs,
             ServerAnswer::Farewell => Kind::Farewell,
             ServerAnswer::Status(_) => Kind::Status,
+            ServerAnswer::CompactReady => Kind::CompactReady,
+            ServerAnswer::Compacted => Kind::Compacted,
         }
     }
 
@@ -240,7 +272,9 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             Kind::Statfs => ServerAnswer::Statfs(Statfs::parse(payload)?),
             Kind::Farewell => empty(payload, ServerAnswer::Farewell)?,
             Kind::Status => ServerAnswer::Status(Status::parse(payload)?),
-            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse => {
+            Kind::CompactReady => empty(payload, ServerAnswer::CompactReady)?,
+            Kind::Compacted => empty(payload, ServerAnswer::Compacted)?,
+            Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
         })
@@ -254,7 +288,10 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Root(root) => to.put(&root.record()),
             ServerAnswer::Statfs(statfs) => to.put(&statfs.record()),
             ServerAnswer::Status(status) => to.put(&status.record()),
-            ServerAnswer::LockAsk | ServerAnswer::Farewell => {}
+            ServerAnswer::LockAsk
+            | ServerAnswer::Farewell
+            | ServerAnswer::CompactReady
+            | ServerAnswer::Compacted => {}
         }
     }
 }
@@ -266,6 +303,7 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             ServerRequest::Recover(_) => Kind::Recover,
             ServerRequest::Recall(_) => Kind::Recall,
             ServerRequest::InUse(_) => Kind::InUse,
+            ServerRequest::Compact(_) => Kind::Compact,
         }
     }
 
@@ -275,6 +313,7 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             Kind::Recover => ServerRequest::Recover(*whole(payload)?),
             Kind::Recall => ServerRequest::Recall(Recall::parse(payload)?),
             Kind::InUse => ServerRequest::InUse(Inos::parse(payload)?),
+            Kind::Compact => ServerRequest::Compact(Compact::parse(payload)?),
             Kind::LockAsk
             | Kind::Orphans
             | Kind::Transaction
@@ -282,7 +321,9 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
-            | Kind::Status => return Err(Malformed::Kind),
+            | Kind::Status
+            | Kind::CompactReady
+            | Kind::Compacted => return Err(Malformed::Kind),
         })
     }
 
@@ -292,6 +333,7 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             ServerRequest::Recover(from) => to.put(from),
             ServerRequest::Recall(recall) => to.put(&recall.record()),
             ServerRequest::InUse(inos) => inos.emit(to),
+            ServerRequest::Compact(compact) => compact.emit(to),
         }
     }
 }
@@ -303,6 +345,7 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             ClientAnswer::Recover(_) => Kind::Recover,
             ClientAnswer::Recall => Kind::Recall,
             ClientAnswer::InUse(_) => Kind::InUse,
+            ClientAnswer::Compact => Kind::Compact,
         }
     }
 
@@ -312,6 +355,7 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             Kind::Recover => ClientAnswer::Recover(HeldLocks::parse(payload)?),
             Kind::Recall => empty(payload, ClientAnswer::Recall)?,
             Kind::InUse => ClientAnswer::InUse(InoSet::open(payload)?),
+            Kind::Compact => empty(payload, ClientAnswer::Compact)?,
             Kind::LockAsk
             | Kind::Orphans
             | Kind::Transaction
@@ -319,7 +363,9 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
-            | Kind::Status => return Err(Malformed::Kind),
+            | Kind::Status
+            | Kind::CompactReady
+            | Kind::Compacted => return Err(Malformed::Kind),
         })
     }
 
@@ -327,7 +373,7 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
         match self {
             ClientAnswer::Recover(held) => held.emit(to),
             ClientAnswer::InUse(used) => to.put(&used.record()),
-            ClientAnswer::LockTell | ClientAnswer::Recall => {}
+            ClientAnswer::LockTell | ClientAnswer::Recall | ClientAnswer::Compact => {}
         }
     }
 }
@@ -378,6 +424,9 @@ impl Kind {
             Kind::Root | Kind::Statfs | Kind::Farewell | Kind::Status => 0,
             Kind::Recover => size_of::<KeyBytes>(),
             Kind::Recall => size_of::<RecallRecord>(),
+            Kind::CompactReady => size_of::<CompactReadyRecord>(),
+            Kind::Compacted => Compacted::BYTES_MAX,
+            Kind::Compact => Compact::BYTES_MAX,
         }
     }
 
@@ -392,7 +441,13 @@ impl Kind {
             Kind::Statfs => size_of::<StatfsRecord>(),
             Kind::Status => size_of::<StatusRecord>(),
             Kind::Recover => HeldLocks::BYTES_MAX,
-            Kind::LockAsk | Kind::LockTell | Kind::Farewell | Kind::Recall => 0,
+            Kind::LockAsk
+            | Kind::LockTell
+            | Kind::Farewell
+            | Kind::Recall
+            | Kind::CompactReady
+            | Kind::Compacted
+            | Kind::Compact => 0,
         }
     }
 }

@@ -6,11 +6,12 @@ use super::greeting::{
     Admission, Challenge, Greeting, Hello, MAC_BYTES, Machine, Proof, RANDOM_BYTES, Role, Welcome,
 };
 use super::message::{
-    ClientAnswer, ClientRequest, Emitter, Extent, ExtentRecord, Extents, FREED_MAX, HELD_LOCKS_MAX,
-    HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet, Inos, LOAN_EXTENTS_MAX, Loan,
-    LoanRequest, LockRecord, LockTell, ManifestRoot, Outcome, Payload, Pool, RETURNED_MAX,
-    RUNS_MAX, Recall, RootNow, RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction,
-    TransactionDone, USED_MAX,
+    AT_ONCE_MAX, COMPACT_CHANGE_MAX, COMPACT_INPUTS_MAX, COMPACT_UPPERS_MAX, ClientAnswer,
+    ClientRequest, Compact, CompactReady, CompactRunRecord, CompactSpaceRecord, Compacted, Emitter,
+    Extent, ExtentRecord, Extents, FREED_MAX, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord,
+    HeldRecord, INOS_MAX, InoSet, Inos, LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell,
+    ManifestRoot, OUTPUTS_MAX, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX, Recall, RootNow,
+    RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction, TransactionDone, USED_MAX,
 };
 use super::{
     BODY_BYTES_MAX, ErrorCode, Frame, FrameHeader, Kind, Malformed, Message, PAYLOAD_BYTES_MAX,
@@ -19,7 +20,8 @@ use super::{
 use crate::format::key::{Key, KeyBytes};
 use crate::format::quorum::{BootId, HostId};
 use crate::format::records::ManifestEntry;
-use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, Seq, Term};
+use crate::format::root;
+use crate::format::{BlockNo, ClientId, CommitNo, Field, Ino, Record, RunId, Seq, Term};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::format;
@@ -27,7 +29,7 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 use zerocopy::little_endian::U64;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 const GOLDEN: &str = include_str!("golden/version1.hex");
 
@@ -108,6 +110,14 @@ fn run() -> RunRecord {
     RunRecord::new(&entry)
 }
 
+fn input() -> CompactRunRecord {
+    CompactRunRecord::new(0x808, &ManifestEntry::read_from_prefix(run().as_bytes()).unwrap().0)
+}
+
+fn space() -> CompactSpaceRecord {
+    CompactSpaceRecord::new(RunId(78), root::Extent::new(BlockNo(0x3000), 0x20))
+}
+
 fn greeting() -> Greeting {
     Greeting {
         role: Role::Mount,
@@ -140,7 +150,11 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
     let revoke = LockTell { lock: lock(LockRecord::REVOKE), root: None };
     let grant = LockTell { lock: lock(LockRecord::GRANT), root: Some(root()) };
     let held = [HeldRecord { name: key(1), mode: 3 }, HeldRecord { name: key(2), mode: 2 }];
+    let (inputs, spaces) = ([input()], [space()]);
+    let fixed = Compact::fixed(0x55, 2, true, Some(key(6)));
+    let compact = Compact::new(fixed, &inputs, &inputs, &spaces).unwrap();
     for (name, request) in [
+        ("request compact", ServerRequest::Compact(compact)),
         ("request locktell", ServerRequest::LockTell(revoke)),
         ("request locktell grant", ServerRequest::LockTell(grant)),
         ("request recover", ServerRequest::Recover(key(4))),
@@ -151,6 +165,7 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
     }
     for (name, answer) in [
         ("answer locktell", ClientAnswer::LockTell),
+        ("answer compact", ClientAnswer::Compact),
         ("answer recover", ClientAnswer::Recover(HeldLocks::new(&held).unwrap())),
         ("answer recall", ClientAnswer::Recall),
         ("answer inuse", ClientAnswer::InUse(InoSet(0b101))),
@@ -166,7 +181,7 @@ fn client_requests<'p>(
     extents: Extents<'p>,
     runs: &'p [RunRecord],
     inos: Inos<'p>,
-) -> [(&'static str, ClientRequest<'p>); 8] {
+) -> [(&'static str, ClientRequest<'p>); 11] {
     let transaction =
         Transaction::new(12, Seq(0x99), CommitNo(0x1121), runs, extents, extents).unwrap();
     let loan = LoanRequest {
@@ -186,10 +201,16 @@ fn client_requests<'p>(
         ("request statfs", ClientRequest::Statfs),
         ("request farewell", ClientRequest::Farewell),
         ("request status", ClientRequest::Status),
+        ("request compactready", ClientRequest::CompactReady(CompactReady { at_once: 2 })),
+        ("request compacted", ClientRequest::Compacted(Compacted::new(0x55, runs).unwrap())),
+        (
+            "request compacted failed",
+            ClientRequest::Compacted(Compacted::failed(0x56, ErrorCode::NoSpace)),
+        ),
     ]
 }
 
-fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 8] {
+fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 10] {
     let (seq_next, seq_stable) = (Seq(0xaa), Seq(0x98));
     let done = TransactionDone { number: 12, seq_next, seq_stable, root: root(), lent };
     let statfs = Statfs { blocks: 1 << 30, blocks_free: 1 << 29, ino_next: Ino(0x1234) };
@@ -217,6 +238,8 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 8] {
         ("answer statfs", ServerAnswer::Statfs(statfs)),
         ("answer farewell", ServerAnswer::Farewell),
         ("answer status", ServerAnswer::Status(status)),
+        ("answer compactready", ServerAnswer::CompactReady),
+        ("answer compacted", ServerAnswer::Compacted),
     ]
 }
 
@@ -379,6 +402,14 @@ fn the_largest_messages_fit() {
     let grant = LockTell { lock: lock(LockRecord::GRANT), root: Some(root()) };
     let bytes = payload(&ServerRequest::LockTell(grant));
     assert_eq!(bytes.len(), Kind::LockTell.request_bytes_max());
+    let (inputs, spaces) = ([input(); COMPACT_INPUTS_MAX], [space(); COMPACT_CHANGE_MAX]);
+    let spaces = &spaces[..COMPACT_CHANGE_MAX - COMPACT_INPUTS_MAX];
+    let compact = Compact::new(Compact::fixed(1, 0, false, None), &inputs, &[], spaces);
+    let bytes = payload(&ServerRequest::Compact(compact.unwrap()));
+    assert!(bytes.len() <= Kind::Compact.request_bytes_max());
+    let made = [run(); OUTPUTS_MAX];
+    let bytes = payload(&ClientRequest::Compacted(Compacted::new(1, &made).unwrap()));
+    assert_eq!(bytes.len(), Kind::Compacted.request_bytes_max());
 }
 
 #[test]
@@ -399,6 +430,19 @@ fn counts_above_their_bounds_are_refused() {
     let inos = [U64::new(1); INOS_MAX + 1];
     assert_eq!(Inos::new(&inos).err(), Some(Malformed::Count));
     assert_eq!(Inos::new(&[]).err(), Some(Malformed::Count));
+
+    let (inputs, spaces) = ([input(); COMPACT_UPPERS_MAX + 1], [space(); COMPACT_CHANGE_MAX]);
+    let compact = |uppers: usize, lowers: usize, spaces: &[CompactSpaceRecord]| {
+        let fixed = Compact::fixed(1, 1, false, None);
+        Compact::new(fixed, &inputs[..uppers], &inputs[..lowers], spaces).err()
+    };
+    for (uppers, lowers) in [(0, 1), (COMPACT_UPPERS_MAX + 1, 0), (8, 9), (20, 5)] {
+        assert_eq!(compact(uppers, lowers, &[]), Some(Malformed::Count));
+    }
+    assert_eq!(compact(1, 0, &spaces), Some(Malformed::Count));
+    assert_eq!(compact(1, 0, &spaces[1..]), None);
+    let made = [run(); OUTPUTS_MAX + 1];
+    assert_eq!(Compacted::new(1, &made).err(), Some(Malformed::Count));
 
     let number = 4;
     let (data_blocks, run_blocks, inodes, run_ids) = (0, 0, 0, 0);
@@ -436,6 +480,19 @@ fn meaningless_values_are_refused() {
     assert_eq!(refused("request locktell grant", 38 + 24, 0), Malformed::Value);
     assert_eq!(refused("answer recover", 2, 1), Malformed::Reserved);
     assert_eq!(refused("answer statfs", 12, 1), Malformed::Range);
+    // Nothing is merged without a number, into no level, under a flag that isn't one, or into an
+    // extent for no run, or of nothing; and space for that is no pool to be told of.
+    assert_eq!(refused("request compact", 0, 0), Malformed::Zero);
+    assert_eq!(refused("request compact", 8, 99), Malformed::Value);
+    assert_eq!(refused("request compact", 9, 4), Malformed::Value);
+    assert_eq!(refused("request compact", 9, 1), Malformed::Reserved);
+    assert_eq!(refused("request compact", 47, 1), Malformed::Reserved);
+    assert_eq!(refused("request compact", 48 + 512, 0), Malformed::Zero);
+    assert_eq!(refused("request compact", 48 + 512 + 16, 0), Malformed::Range);
+    assert_eq!(refused("request compacted", 0, 0), Malformed::Zero);
+    assert_eq!(refused("request compacted", 10, 3), Malformed::Count);
+    assert_eq!(refused("request compactready", 0, AT_ONCE_MAX + 1), Malformed::Count);
+    assert_eq!(refused("request loan", 32 + 12, Pool::Compaction as u8), Malformed::Value);
     assert_eq!(refused("greeting hello", 1, 0), Malformed::Value);
     assert_eq!(refused("greeting hello", 2, 4), Malformed::Value);
     assert_eq!(refused("greeting hello", 4, 3), Malformed::Range);
@@ -540,6 +597,7 @@ proptest! {
             })
         };
         let lossy = name.starts_with("frame") && newer(27)
+            || name.starts_with("request compacted") && newer(10)
             || name.starts_with("greeting challenge") && newer(1)
             || name.starts_with("greeting welcome") && bytes.get(1).is_some_and(|code| *code != 0);
         if let Ok(again) = rewritten(name, &bytes) && !lossy {

@@ -40,8 +40,9 @@ const CHANGED: usize = 1000;
 const FRESH: u32 = 16;
 /// Inodes that one mount reads.
 const SAMPLES: usize = 4000;
-/// Durable creates, of each writer.
-const DURABLE: u64 = 50;
+/// Durable creates of one writer; and of each, if there are many. What is merged meanwhile is in
+/// part what was written before.
+const DURABLE: [u64; 2] = [1000, 200];
 /// Writers at a time.
 pub(crate) const WRITERS: u64 = 16;
 
@@ -67,8 +68,9 @@ pub(crate) struct Durable {
     pub(crate) transactions: u64,
     /// Bytes written, merging apart.
     pub(crate) bytes: u64,
-    /// Bytes written by merges meanwhile.
+    /// Bytes written by merges meanwhile, and how many these were.
     pub(crate) merge_bytes: u64,
+    pub(crate) merges: u64,
     /// Flushes.
     pub(crate) flushes: u64,
     /// Requests to the server.
@@ -86,9 +88,9 @@ pub(crate) struct Figures {
     pub(crate) items: u64,
     /// Bytes of their keys and values.
     pub(crate) live_bytes: u64,
-    /// Bytes written until then, by the server and by the mount.
+    /// Bytes written until then, by the server and by the mount, merging apart.
     pub(crate) written: [u64; 2],
-    /// Of the server's, those of merges.
+    /// Bytes written by merges.
     pub(crate) merge_bytes: u64,
     /// How many merges that were.
     pub(crate) merges: u64,
@@ -152,8 +154,10 @@ impl Bench {
         let dirs: Vec<Ino> = (0..DIRS).map(|_| self.make_dir()).collect();
         figures.creates_per_second = self.fill(&dirs, inodes);
         self.settle();
-        figures.written = self.cluster.traffic().map(|traffic| traffic.bytes_written());
-        figures.merge_bytes = self.merge_bytes();
+        let merged = self.merge_bytes();
+        figures.merge_bytes = merged.iter().sum();
+        let written = self.cluster.traffic().map(|traffic| traffic.bytes_written());
+        figures.written = [written[0] - merged[0], written[1] - merged[1]];
         figures.merges = self.cluster.server().counters().merging.merges;
         figures.transactions = self.cluster.platform().mount.counters().commits;
         self.cluster.unmount();
@@ -298,6 +302,7 @@ impl Bench {
 
     /// Creates files and makes each durable, with so many writers at a time.
     fn make_durable(&mut self, dirs: &[Ino], writers: u64) -> Durable {
+        let rounds = if writers == 1 { DURABLE[0] } else { DURABLE[1] };
         // What is asked once for each directory is not what a transaction asks.
         for _ in 0..3 {
             self.durable_round(dirs, writers);
@@ -305,8 +310,9 @@ impl Bench {
         let traffic = self.cluster.traffic();
         let (merged, requests) = (self.merge_bytes(), self.cluster.requests());
         let commits = self.cluster.platform().mount.counters().commits;
+        let merges = self.cluster.server().counters().merging.merges;
         let mut times = Vec::new();
-        for _ in 0..DURABLE {
+        for _ in 0..rounds {
             let server = self.cluster.server_time();
             self.durable_round(dirs, writers);
             times.push(self.cluster.server_time() - server);
@@ -314,12 +320,13 @@ impl Bench {
         times.sort_unstable();
         let [server, mount] = self.cluster.traffic();
         let (server, mount) = (server - traffic[0], mount - traffic[1]);
-        let merge_bytes = self.merge_bytes() - merged;
+        let merge_bytes = self.merge_bytes().iter().sum::<u64>() - merged.iter().sum::<u64>();
         Durable {
-            files: DURABLE * writers,
+            files: rounds * writers,
             transactions: self.cluster.platform().mount.counters().commits - commits,
             bytes: server.bytes_written() + mount.bytes_written() - merge_bytes,
             merge_bytes,
+            merges: self.cluster.server().counters().merging.merges - merges,
             flushes: server.flushes + mount.flushes,
             requests: self.cluster.requests() - requests,
             server: times[times.len() / 2],
@@ -359,8 +366,11 @@ impl Bench {
         taken.map(|done| done.expect("it has ended").expect("nothing fails")).collect()
     }
 
-    fn merge_bytes(&self) -> u64 {
-        self.cluster.server().counters().merging.blocks * BLOCK_BYTES as u64
+    /// Bytes written by merges, by the server and by the mount.
+    fn merge_bytes(&mut self) -> [u64; 2] {
+        let server = self.cluster.server().counters().merging.blocks;
+        let mount = self.cluster.platform().mount.counters().compaction.blocks;
+        [server, mount].map(|blocks| blocks * BLOCK_BYTES as u64)
     }
 
     fn free_blocks(&self) -> u64 {

@@ -40,11 +40,11 @@ pub(crate) fn print(figures: &[Figures]) {
         format!("{rate:.0}; {:.2}", rate / few.creates_per_second)
     });
     row("write amplification", "< 12 at 10^6, < 16 at 10^7", &|at| {
-        format!("{:.2}", ratio(at.written.iter().sum(), at.live_bytes))
+        format!("{:.2}", ratio(at.written.iter().sum::<u64>() + at.merge_bytes, at.live_bytes))
     });
     row("  of it mount, merges, server", "", &|at| {
         let [server, mount] = at.written;
-        let parts = [mount, at.merge_bytes, server - at.merge_bytes];
+        let parts = [mount, at.merge_bytes, server];
         parts.map(|part| format!("{:.2}", ratio(part, at.live_bytes))).join(", ")
     });
     row("  transactions, KiB of each; merges", "", &|at| {
@@ -88,15 +88,20 @@ fn durable(row: &Row<'_>, of: fn(&Figures) -> &Durable) {
     row("files for each transaction", "", &|at| {
         format!("{:.2}", ratio(of(at).files, of(at).transactions))
     });
-    row("KiB written for a transaction; merges apart", "< 96", &|at| {
+    row("KiB written for a transaction, all; without merges", "< 96", &|at| {
         let kib = |bytes: u64| ratio(bytes, of(at).transactions) / 1024.0;
-        format!("{:.1}; {:.1}", kib(of(at).bytes), kib(of(at).merge_bytes))
+        let Durable { bytes, merge_bytes, .. } = *of(at);
+        format!("{:.1}; {:.1}", kib(bytes + merge_bytes), kib(bytes))
+    });
+    row("merges for a transaction", "", &|at| {
+        format!("{:.2}", ratio(of(at).merges, of(at).transactions))
     });
     row("requests for a transaction", "1", &|at| {
         format!("{:.2}", ratio(of(at).requests, of(at).transactions))
     });
-    row("flushes for a transaction", "", &|at| {
-        format!("{:.2}", ratio(of(at).flushes, of(at).transactions))
+    row("flushes for a transaction; for a file", "", &|at| {
+        let Durable { flushes, transactions, files, .. } = *of(at);
+        format!("{:.2}; {:.2}", ratio(flushes, transactions), ratio(flushes, files))
     });
     row("server's time for all writers' files, us", "", &|at| {
         format!("{:.0}", of(at).server.as_secs_f64() * 1e6)

@@ -142,8 +142,12 @@ record! {
 
 pub use crate::format::records::Pool;
 
+/// A pool that clients are told of: the space of a compaction comes and goes with it.
 fn pool(raw: u8) -> Result<Pool, Malformed> {
-    Pool::parse(raw).map_err(|_| Malformed::Value)
+    match Pool::parse(raw) {
+        Ok(Pool::Compaction) | Err(_) => Err(Malformed::Value),
+        Ok(pool) => Ok(pool),
+    }
 }
 
 /// Where the manifest is.
@@ -290,22 +294,27 @@ impl RunRecord {
         RunRecord { entry: *entry, reserved: [0; 8] }
     }
 
-    fn parse(&self) -> Result<&ManifestEntry, Malformed> {
+    pub(super) fn parse(&self) -> Result<&ManifestEntry, Malformed> {
         reserved(&self.reserved)?;
-        self.entry.check(BLOCKS_MAX).map_err(|what| match what {
-            Corruption::Reserved => Malformed::Reserved,
-            Corruption::Bounds | Corruption::Order => Malformed::Range,
-            Corruption::Checksum
-            | Corruption::Kind
-            | Corruption::Volume
-            | Corruption::Misdirected
-            | Corruption::Stale
-            | Corruption::Level
-            | Corruption::Value
-            | Corruption::Mismatch => Malformed::Value,
-        })?;
+        run_entry(&self.entry)?;
         Ok(&self.entry)
     }
+}
+
+/// Checks that this can be a run of the largest volume.
+pub(super) fn run_entry(entry: &ManifestEntry) -> Result<(), Malformed> {
+    entry.check(BLOCKS_MAX).map_err(|what| match what {
+        Corruption::Reserved => Malformed::Reserved,
+        Corruption::Bounds | Corruption::Order => Malformed::Range,
+        Corruption::Checksum
+        | Corruption::Kind
+        | Corruption::Volume
+        | Corruption::Misdirected
+        | Corruption::Stale
+        | Corruption::Level
+        | Corruption::Value
+        | Corruption::Mismatch => Malformed::Value,
+    })
 }
 
 /// What a client transaction wrote, all to be recorded in one commit.
@@ -532,7 +541,7 @@ impl Recall {
 }
 
 /// As many structures as the count says, if it is within its bound, and what follows them.
-fn take_slice<T: FromBytes + KnownLayout + Immutable>(
+pub(super) fn take_slice<T: FromBytes + KnownLayout + Immutable>(
     bytes: &[u8],
     count: U16,
     max: usize,
@@ -545,12 +554,12 @@ fn take_slice<T: FromBytes + KnownLayout + Immutable>(
 }
 
 /// Checks that nothing follows.
-fn end(rest: &[u8]) -> Result<(), Malformed> {
+pub(super) fn end(rest: &[u8]) -> Result<(), Malformed> {
     if rest.is_empty() { Ok(()) } else { Err(Malformed::Length) }
 }
 
 /// Checks that there is something, and that its last number exists.
-fn extends(start: u64, count: u32) -> Result<(), Malformed> {
+pub(super) fn extends(start: u64, count: u32) -> Result<(), Malformed> {
     match count.checked_sub(1).and_then(|more| start.checked_add(more.into())) {
         Some(_) => Ok(()),
         None => Err(Malformed::Range),
