@@ -189,8 +189,8 @@ fn line_vectors(text: &str) -> Vec<Vec<u8>> {
 /// Where the error stands in what a client says of a compaction.
 const COMPACTED_ERROR: usize = 10;
 
-/// Whether a payload is accepted as what it is for any kind; then it must be emitted as it came. Only
-/// an error that is newer than its reader is one that isn't known.
+/// Whether a payload is accepted as what it is for any kind; then it must be emitted as it came.
+/// Only an error that is newer than its reader is one that isn't known.
 fn is_payload<'p, P: Payload<'p>>(bytes: &'p [u8]) -> bool {
     let mut accepted = false;
     for kind in Kind::ALL {

@@ -383,6 +383,11 @@ impl<'m> Planner<'m> {
         if self.place.is_some() || self.not_before.is_some() {
             return false;
         }
+        self.is_wanted(level_runs, own)
+    }
+
+    /// Whether a level has too many runs, those left out that are on top of a merge.
+    fn is_wanted(&self, level_runs: &[u64; LEVELS], own: &[Run]) -> bool {
         let (_, pending) = self.busy(own);
         let mut idle = *level_runs;
         idle.iter_mut().zip(pending).for_each(|(runs, busy)| *runs = runs.saturating_sub(busy));
@@ -403,14 +408,13 @@ impl<'m> Planner<'m> {
     }
 
     /// Whether transactions with runs are to wait: level 0 is far above its threshold, and merging
-    /// goes on, with the server if `own` says so.
+    /// goes on, with the server if `own` says so, or is about to.
     pub(super) fn is_pressed(&self, level_runs: &[u64; LEVELS], own: bool) -> bool {
         let is_quick = |job: &Job| job.choice.is_some() && !job.is_slow;
-        let goes_on = own
-            || self.place.is_some()
-            || self.jobs.iter().any(is_quick)
-            || (self.not_before.is_none() && self.is_manned);
-        self.is_crowded(level_runs) && goes_on
+        let begins =
+            || self.not_before.is_none() && self.is_manned && self.is_wanted(level_runs, &[]);
+        let goes_on = || self.place.is_some() || self.jobs.iter().any(is_quick) || begins();
+        self.is_crowded(level_runs) && (own || goes_on())
     }
 
     fn is_crowded(&self, level_runs: &[u64; LEVELS]) -> bool {
@@ -923,3 +927,6 @@ impl Server<'_> {
         helper.spaces.iter().filter(|space| space.out().is_some()).count() as u64
     }
 }
+
+#[cfg(test)]
+mod tests;
