@@ -13,7 +13,8 @@
 //! # Invariants
 //!
 //! * No two leaders are elected in one round, so no two have one term, and none shares its pair in
-//!   the ring of roots with another of its round.
+//!   the ring of roots with another of its round; but for one whose predecessor in the slot is gone
+//!   and whose block was damaged, see below.
 //! * A commit that was answered is in the history read by every leader of a later term.
 //! * As long as clocks show the time that passes, at most one voter at a time may act.
 //! * A leader that renews is deposed only by an owner's word, a configuration, or more mounts that

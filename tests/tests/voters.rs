@@ -41,7 +41,7 @@ impl Cluster {
     /// Who serves and may act.
     fn leader(&self) -> Option<(HostId, Term)> {
         (0..self.voters).map(HostId).find_map(|host| {
-            let server = self.server(host);
+            let server: &Server<'static> = self.world.guest(host)?;
             let term = server.serving()?;
             server.voter().may_act(self.world.clock(host)).then_some((host, term))
         })

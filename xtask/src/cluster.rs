@@ -16,6 +16,7 @@
 //!   what it does next was decided. This sees signals and debuggers, and not a guest that is paused
 //!   through QEMU's monitor or held up by a busy machine.
 
+pub(crate) mod failover;
 mod mount;
 mod process;
 mod volume;

@@ -162,6 +162,17 @@ impl Scratch {
         Ok(Scratch(dir))
     }
 
+    /// The same in memory, if there is a file system for that.
+    pub(crate) fn in_memory(name: &str) -> Result<Scratch, String> {
+        let memory = Path::new("/dev/shm");
+        if !memory.is_dir() {
+            return Scratch::new(name);
+        }
+        let dir = memory.join(format!("outrider-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        Ok(Scratch(dir))
+    }
+
     /// An empty disk of 64 MiB.
     pub(crate) fn disk(&self) -> Result<PathBuf, String> {
         let path = self.0.join("disk");

@@ -72,7 +72,8 @@ enum Chore {
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
-        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`.
+        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`; or `failover` with
+        /// `--kills N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -102,15 +103,18 @@ fn main() -> ExitCode {
     end(done.map(|()| 0))
 }
 
-/// Runs the benchmarks of these names, or all but that of the engine, which takes minutes and
-/// options of its own. Those of whole guests and clusters are this program's.
+/// Runs the benchmarks of these names, or all but those of the engine and of failovers, which take
+/// minutes and options of their own. Those of whole guests and clusters are this program's.
 fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
     const BOOT: &str = "boot";
     const CREATE: &str = "create";
     const ENGINE: &str = "engine";
-    // Options follow it, and nothing else.
-    if let Some((ENGINE, options)) = names.split_first().map(|(name, rest)| (name.as_str(), rest)) {
-        return simulate::engine(options);
+    const FAILOVER: &str = "failover";
+    // Options follow these, and nothing else.
+    match names.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        Some((ENGINE, options)) => return simulate::engine(options),
+        Some((FAILOVER, options)) => return cluster::failover::run(tools, options),
+        Some(_) | None => {}
     }
     let ours = |name: &String| [BOOT, CREATE].contains(&name.as_str());
     let wants = |bench: &str| names.is_empty() || names.iter().any(|name| name == bench);

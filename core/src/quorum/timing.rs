@@ -59,8 +59,8 @@ impl Timing {
     /// not scheduled for 150 ms loses its lease, so a loaded machine may see needless failovers.
     pub const FAST: Timing = Timing::of_lease(200);
 
-    /// What goes with a lease of this length, as the super block names it: everything in proportion.
-    /// Does not hold for a lease of less than 20 ms, or of more than a block may say.
+    /// What goes with a lease of this length, as the super block names it: everything is in
+    /// proportion. Does not hold for a lease of less than 20 ms, or of more than a block may say.
     #[must_use]
     pub const fn of_lease(lease_ms: u32) -> Timing {
         Timing {

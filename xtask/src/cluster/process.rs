@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// What a guest and a program say when they listen.
 const LISTENING: [&str; 2] = ["INFO listening", "listens at"];
+/// Counts who said that, and when, in the order of saying.
+static SAID: AtomicU64 = AtomicU64::new(0);
 /// Time for the last lines of a process that has ended.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -46,7 +48,8 @@ pub(crate) struct Process {
     stdin: Option<ChildStdin>,
     farewell: Farewell,
     readers: Vec<JoinHandle<()>>,
-    listening: Arc<AtomicBool>,
+    /// When it said last that it listens, by that count; 0 if it never did.
+    listening: Arc<AtomicU64>,
 }
 
 impl Process {
@@ -66,7 +69,7 @@ impl Process {
         });
         let mut child = command.spawn().map_err(fail)?;
         let stdin = child.stdin.take();
-        let listening = Arc::new(AtomicBool::new(false));
+        let listening = Arc::new(AtomicU64::new(0));
         let mut readers = Vec::new();
         let shower = |output| Shower { name: name.into(), output, listening: listening.clone() };
         if let Some(stdout) = child.stdout.take() {
@@ -93,6 +96,11 @@ impl Process {
 
     /// Whether it ever said that it is listening.
     pub(crate) fn is_listening(&self) -> bool {
+        self.listening() > 0
+    }
+
+    /// When it said so last, compared with others: the largest number is the latest.
+    pub(crate) fn listening(&self) -> u64 {
         self.listening.load(Ordering::Relaxed)
     }
 
@@ -122,7 +130,8 @@ impl Process {
         status
     }
 
-    fn ask(&mut self) {
+    /// Asks it to end.
+    pub(crate) fn ask(&mut self) {
         // Who can't be asked has ended, or is killed in the end.
         match self.farewell {
             Farewell::Signal => {
@@ -175,7 +184,7 @@ fn bound_to_us(command: &Command) -> Command {
 struct Shower {
     name: String,
     output: Output,
-    listening: Arc<AtomicBool>,
+    listening: Arc<AtomicU64>,
 }
 
 impl Shower {
@@ -183,7 +192,7 @@ impl Shower {
         let Shower { name, output, listening } = self;
         let show = |line: &str| {
             if LISTENING.iter().any(|said| line.contains(said)) {
-                listening.store(true, Ordering::Relaxed);
+                listening.store(SAID.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
             }
             // Whoever read it has gone; the process shall go on.
             let _ = writeln!(std::io::stdout(), "{name}: {line}");

@@ -35,7 +35,7 @@ impl Volume {
         slots: u8,
     ) -> Result<Volume, Failure> {
         if !path.exists() {
-            make(outrider, path, size, slots)?;
+            make(outrider, path, size, slots, &[])?;
         }
         let path = path.canonicalize().map_err(|error| fail(path, &error))?;
         let mut print = Command::new(outrider);
@@ -118,9 +118,16 @@ impl Volume {
     }
 }
 
-fn make(outrider: &Path, path: &Path, size: &str, slots: u8) -> Result<(), Failure> {
+/// Makes it, with more options of mkfs.
+pub(crate) fn make(
+    outrider: &Path,
+    path: &Path,
+    size: &str,
+    slots: u8,
+    more: &[&str],
+) -> Result<(), Failure> {
     let mut mkfs = Command::new(outrider);
-    mkfs.args(["mkfs", "-s", size]);
+    mkfs.args(["mkfs", "-s", size]).args(more);
     for (slot, port) in free_ports(slots.into())?.into_iter().enumerate() {
         mkfs.arg("-Q").arg(format!("{slot},127.0.0.1,{port}"));
     }

@@ -8,8 +8,8 @@
 //!
 //! # Invariants
 //!
-//! * One connection to a leader at a time. An attempt that takes too long is given up, and should it succeed
-//!   after all, its connection is closed.
+//! * One connection to a leader at a time. An attempt that takes too long is given up, and should
+//!   it succeed after all, its connection is closed.
 //! * A leader that was tried in vain is tried again only when its block shows that it lives, and a
 //!   new one at once.
 //! * As long as there is no server, the mount knocks at all voters.

