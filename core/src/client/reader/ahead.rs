@@ -98,7 +98,7 @@ impl<'m> Ahead<'m> {
                 }
                 Err(Stop::Wait(Wait::Again)) => {}
                 Err(Stop::Wait(Wait::Block(_))) => {
-                    (self.asleep, self.spent) = (true, self.spent + 1)
+                    (self.asleep, self.spent) = (true, self.spent + 1);
                 }
                 Err(Stop::Wait(Wait::Frame | Wait::Commit) | Stop::Fail(_)) => {
                     self.phase = Phase::Nothing;
