@@ -28,7 +28,7 @@
 //!
 //! * Another leaf of the manifest, by a [`Reach::Point`] fill, only to see how far a gap goes.
 //! * The filter of the deepest level's run, unless a name is looked for. Who has an inode's number
-//!   looks for what there is: if no other level has it, it is there, and the filter, the largest of
+//!   looks for what there is: if no other level had it, it is there, and the filter, the largest of
 //!   all, would say no more than that.
 //! * The first of a run's two index blocks, if the key is more likely in the second.
 //!
@@ -530,7 +530,8 @@ impl<'m> Fill<'m> {
     /// have no filter.
     fn filter_of(&self, run: &Candidate) -> Option<(RunBlock, u64)> {
         let key = self.window.key();
-        let is_expected = run.deepest && !is_by_name(&Key::from(*key));
+        let is_found = self.window.search(key).is_ok();
+        let is_expected = run.deepest && !is_found && !is_by_name(&Key::from(*key));
         let blocks = u32::from(run.place.filter_blocks());
         if self.reach == Reach::Wide || is_expected || blocks == 0 {
             return None;

@@ -86,7 +86,7 @@ impl MountLimits {
             fs::Limits { inodes: 1 << 18, handles: 1 << 16 },
             ReaderLimits {
                 fills: 32,
-                frames: 4096,
+                frames: 12_288,
                 ahead: 512,
                 window: WindowLimits { items: 1024, bytes: 1 << 16 },
             },

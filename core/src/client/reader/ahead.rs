@@ -27,7 +27,7 @@ use crate::arena::{Arena, ArenaFull};
 use crate::block::{self, Cache, Pins, RequestId};
 use crate::error::{Stop, Wait};
 use crate::format::block::Magic;
-use crate::format::key::Key;
+use crate::format::key::{Key, Zone};
 use crate::format::records::ManifestKey;
 use crate::lsm::manifest::{self, Manifest, Rank};
 use crate::node::More;
@@ -98,7 +98,7 @@ impl<'m> Ahead<'m> {
                 }
                 Err(Stop::Wait(Wait::Again)) => {}
                 Err(Stop::Wait(Wait::Block(_))) => {
-                    (self.asleep, self.spent) = (true, self.spent + 1)
+                    (self.asleep, self.spent) = (true, self.spent + 1);
                 }
                 Err(Stop::Wait(Wait::Frame | Wait::Commit) | Stop::Fail(_)) => {
                     self.phase = Phase::Nothing;
@@ -141,8 +141,10 @@ impl<'m> Ahead<'m> {
         if run.level > 0 && Some(run.level) == deepest {
             return Ok(Phase::Nothing);
         }
+        // Indices are scanned, which asks no filter.
+        let is_asked = !run.entry.zones[Zone::Fs as usize - 1].is_empty();
         // It may be another than the one whose filters came before this, if the root has changed.
-        if filter < run.place().filter_blocks() {
+        if is_asked && filter < run.place().filter_blocks() {
             cache.get_run(&run.place().filter(filter), Magic::RunFilter, &mut self.pins)?;
             return Ok(Phase::Runs(run.key(), filter + 1));
         }
