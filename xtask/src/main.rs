@@ -60,7 +60,7 @@ enum Chore {
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
-        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`.
+        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`, `--reads`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
