@@ -72,8 +72,8 @@ enum Chore {
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
-        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`; or `failover` with
-        /// `--kills N`.
+        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`, `--reads`; or
+        /// `failover` with `--kills N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

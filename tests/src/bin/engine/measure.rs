@@ -4,7 +4,8 @@
 //!    what is live of it.
 //! 2. Transactions of a thousand changes to random inodes each, until level 0 has one run less than
 //!    makes a merge begin: the worst that a reader finds at rest.
-//! 3. Mounts that know nothing read the attributes of one random inode each.
+//! 3. New mounts rest until they have read ahead. Then each reads the attributes of one random
+//!    inode.
 //! 4. A mount reads those of many random inodes; those reads count that the device was asked for.
 //! 5. Files are created and made durable one by one, and by sixteen writers at a time.
 //!
@@ -38,6 +39,8 @@ const RATED: u64 = 50_000;
 const CHANGED: usize = 1000;
 /// Mounts that read one inode each.
 const FRESH: u32 = 16;
+/// In this time a mount has read ahead.
+const READ_AHEAD: Duration = Duration::from_millis(200);
 /// Inodes that one mount reads.
 const SAMPLES: usize = 4000;
 /// Durable creates of one writer; and of each, if there are many. What is merged meanwhile is in
@@ -106,7 +109,9 @@ pub(crate) struct Figures {
     pub(crate) levels: [u64; 5],
     /// Blocks from the manifest's root to a leaf.
     pub(crate) manifest_height: u8,
-    /// Reads by mounts that know nothing.
+    /// Reads by new mounts before anybody asks.
+    pub(crate) ahead: Cold,
+    /// Reads for the first inode that they are asked for.
     pub(crate) fresh: Cold,
     /// Reads by a mount in use.
     pub(crate) used: Cold,
@@ -172,8 +177,9 @@ impl Bench {
         figures.levels = self.levels();
         let root = *self.cluster.server().store().root().expect("it leads").fields();
         figures.manifest_height = root.manifest.height;
-        figures.fresh = self.read_fresh();
+        [figures.ahead, figures.fresh] = self.read_fresh();
         self.cluster.mount();
+        self.cluster.run_for(READ_AHEAD);
         let (server, requests) = (self.cluster.server_time(), self.cluster.requests());
         figures.used = self.read_many(SAMPLES);
         let grants = u32::try_from(self.cluster.requests() - requests).unwrap_or(u32::MAX);
@@ -273,15 +279,18 @@ impl Bench {
         *self.rng.pick(&self.inos).expect("there are some")
     }
 
-    /// One read by each of some mounts that know nothing.
-    fn read_fresh(&mut self) -> Cold {
-        let mut reads = Vec::new();
+    /// What some new mounts read before anybody asks, and then for one inode each.
+    fn read_fresh(&mut self) -> [Cold; 2] {
+        let (mut ahead, mut reads) = (Vec::new(), Vec::new());
         for _ in 0..FRESH {
             self.cluster.mount();
+            self.cluster.run_for(READ_AHEAD);
+            let [_, traffic] = self.cluster.traffic();
+            ahead.push((traffic, READ_AHEAD));
             reads.push(self.read_one());
             self.cluster.unmount();
         }
-        cold(reads)
+        [cold(ahead), cold(reads)]
     }
 
     fn read_many(&mut self, count: usize) -> Cold {
@@ -407,7 +416,7 @@ fn level_runs(cluster: &Cluster) -> [u64; outrider_core::format::root::LEVELS] {
 }
 
 /// Those that read anything.
-fn cold(all: Vec<(Traffic, Duration)>) -> Cold {
+pub(crate) fn cold(all: Vec<(Traffic, Duration)>) -> Cold {
     let read: Vec<_> = all.into_iter().filter(|(traffic, _)| traffic.read() > 0).collect();
     let mut times: Vec<Duration> = read.iter().map(|(_, took)| *took).collect();
     times.sort_unstable();

@@ -3,8 +3,40 @@
 //! What this module deliberately doesn't know: how it was measured.
 
 use crate::device::KINDS;
+use crate::lonely::Reads;
 use crate::measure::{Cold, Durable, Figures, WRITERS};
 use outrider_core::lsm::choose::Policy;
+use std::time::Duration;
+
+/// Prints what was measured in trees that were built at once.
+pub(crate) fn print_reads(trees: &[Reads]) {
+    println!("engine: reads of a mount's reader, default mount memory, in trees built at once");
+    let row = |what: &str, wanted: &str, value: &dyn Fn(&Reads) -> String| {
+        let values: Vec<String> = trees.iter().map(|at| format!("{:>22}", value(at))).collect();
+        println!("  {what:<46}{}  {wanted}", values.concat());
+    };
+    row("inodes", "", &|at| at.inodes.to_string());
+    row("runs of levels 0, 1, ...; manifest's height", "", &|at| {
+        format!("{:?}; {}", at.levels, at.manifest_height)
+    });
+    let part = |title: &str, wanted: &str, of: fn(&Reads) -> &Cold| {
+        println!("{title}");
+        row("reads; most", wanted, &|at| total(of(at)));
+        for (kind, (name, _)) in KINDS.iter().enumerate() {
+            row(&format!("  {name}"), "", &|at| {
+                format!("{:.2}", ratio(of(at).reads[kind], of(at).count))
+            });
+        }
+    };
+    part("read ahead, once, before anybody asks", "", |at| &at.ahead);
+    part("the first inode after that", "<= 6", |at| &at.first);
+    part("an inode, by a reader in use", "<= 6", |at| &at.used);
+    let few = trees.first().map_or(Duration::ZERO, |at| at.used.median);
+    row("median time, us; ratio", "<= 1.5", &|at| {
+        let time = at.used.median.as_secs_f64();
+        format!("{:.1}; {:.2}", time * 1e6, time / few.as_secs_f64())
+    });
+}
 
 /// Prints the table.
 pub(crate) fn print(figures: &[Figures]) {
@@ -25,10 +57,12 @@ pub(crate) fn print(figures: &[Figures]) {
     row("runs of levels 0, 1, ...; manifest's height", "", &|at| {
         format!("{:?}; {}", at.levels, at.manifest_height)
     });
-    println!("cold read of an inode by a mount that knows nothing");
-    reads(&row, |at| &at.fresh);
+    println!("what a new mount reads, once, before anybody asks");
+    reads(&row, "", |at| &at.ahead);
+    println!("the first inode that a new mount is asked for after that");
+    reads(&row, "<= 6", |at| &at.fresh);
     println!("cold read of an inode by a mount in use");
-    reads(&row, |at| &at.used);
+    reads(&row, "<= 6", |at| &at.used);
     let few = figures.first().copied().unwrap_or_default();
     row("median time, us; ratio", "<= 1.5", &|at| {
         let (time, base) = (at.used.median.as_secs_f64(), few.used.median.as_secs_f64());
@@ -72,16 +106,17 @@ pub(crate) fn print(figures: &[Figures]) {
 
 type Row<'a> = dyn Fn(&str, &str, &dyn Fn(&Figures) -> String) + 'a;
 
-fn reads(row: &Row<'_>, of: fn(&Figures) -> &Cold) {
-    row("reads; most", "<= 6", &|at| {
-        let cold = of(at);
-        format!("{:.2}; {}", ratio(cold.reads.iter().sum(), cold.count), cold.most)
-    });
+fn reads(row: &Row<'_>, wanted: &str, of: fn(&Figures) -> &Cold) {
+    row("reads; most", wanted, &|at| total(of(at)));
     for (kind, (name, _)) in KINDS.iter().enumerate() {
         row(&format!("  {name}"), "", &|at| {
             format!("{:.2}", ratio(of(at).reads[kind], of(at).count))
         });
     }
+}
+
+fn total(cold: &Cold) -> String {
+    format!("{:.2}; {}", ratio(cold.reads.iter().sum(), cold.count), cold.most)
 }
 
 fn durable(row: &Row<'_>, of: fn(&Figures) -> &Durable) {
