@@ -64,7 +64,7 @@ pub struct Log {
     /// Blocks that each client is lent and has not used, as far as it knows.
     lent: BTreeMap<ClientId, BTreeSet<u64>>,
     /// The newest manifest that anybody was told of when it let go of each lock, or before.
-    left: BTreeMap<LockName, CommitNo>,
+    left: BTreeMap<LockName, (Term, CommitNo)>,
     root: CommitNo,
     /// In whose term each nameless inode came to be; their numbers count from 1.
     inos: Vec<Term>,
@@ -73,6 +73,9 @@ pub struct Log {
     grants: u64,
     evicted: u64,
     evicted_now: Option<ClientId>,
+    /// A leader that others have followed has granted something in the last step: what is wrong
+    /// with it, unless the mount's lease was over.
+    granted_late: Option<String>,
     orphans: u64,
     /// Locks that were reported to a new server.
     pub reported: u64,
@@ -128,15 +131,20 @@ impl Log {
     }
 
     /// A lock is let go of.
-    pub fn released(&mut self, name: LockName) {
-        self.left.insert(name, self.root);
+    pub fn released(&mut self, name: LockName, term: Term) {
+        self.left.insert(name, (term, self.root));
     }
 
-    /// A lock was granted, with this manifest.
-    pub fn granted(&mut self, name: LockName, root: CommitNo) {
+    /// A lock was granted by the leader of this term, with this manifest.
+    pub fn granted(&mut self, name: LockName, term: Term, root: CommitNo) {
         self.grants += 1;
-        let left = self.left.get(&name).copied().unwrap_or_default();
-        self.demand(root >= left, || format!("{name} was granted with {root}, left with {left}"));
+        let (left_in, left) = self.left.get(&name).copied().unwrap_or_default();
+        let what = || format!("{name} was granted with {root}, left with {left}");
+        match root >= left {
+            true => {}
+            false if term < left_in => self.granted_late = Some(what()),
+            false => self.demand(false, what),
+        }
     }
 
     /// A new nameless inode, in this term.
@@ -289,14 +297,24 @@ impl Servers {
         };
         let fresh = Lease { boots, asked: (Instant(0), Time(0)), from: None };
         let mut lease = *self.leases.get(&host).filter(|l| l.boots == boots).unwrap_or(&fresh);
-        if let Some(client) = self.log.borrow_mut().evicted_now.take() {
+        let (evicted, granted_late) = {
+            let mut log = self.log.borrow_mut();
+            (log.evicted_now.take(), log.granted_late.take())
+        };
+        if let Some(client) = evicted {
             if is_live(&lease, host) {
                 return Err(format!("client {client} was evicted during its lease"));
             }
             lease = fresh;
         }
+        if let Some(what) = granted_late.filter(|_| is_live(&lease, host)) {
+            return Err(what);
+        }
         let (counts_from, under_way) = mount.renewals();
-        if lease.asked.0 == counts_from && counts_from != Instant(0) {
+        // If leader and mount both stood still with their clocks, while another came to lead, one
+        // goes on to renew the other's lease. That this leader acts at all isn't looked at here.
+        let is_followed = mount.term() < self.confirmed.0;
+        if lease.asked.0 == counts_from && counts_from != Instant(0) && !is_followed {
             lease.from = Some(lease.asked.1);
         }
         if let Some(asked) = under_way.filter(|asked| *asked != lease.asked.0) {

@@ -49,7 +49,7 @@ use outrider_core::format::wire::message::{
     ServerAnswer, ServerRequest, Transaction,
 };
 use outrider_core::format::wire::{ErrorCode, Kind};
-use outrider_core::format::{ClientId, CommitNo, Seq};
+use outrider_core::format::{ClientId, CommitNo, Seq, Term};
 use outrider_core::lock::{LockName, Mode};
 use outrider_core::net::{
     Cluster, ClusterKey, End, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
@@ -441,6 +441,12 @@ impl Mount {
     #[must_use]
     pub fn is_greeting(&self) -> bool {
         self.stream.is_some() && !self.link.is_up() && self.link.client().is_none()
+    }
+
+    /// The newest term whose leader has welcomed it.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.link.term()
     }
 
     /// Farewells said in this life.

@@ -3,6 +3,8 @@
 
 extern crate std;
 
+mod merges;
+
 use super::{CompactLimits, CompactLimitsError, Compactor, Counters, IN_FLIGHT_MAX};
 use crate::btree::rig::{Rng, carve};
 use crate::format::key::{Key, KeyBytes};
@@ -71,19 +73,31 @@ impl Rig {
     }
 
     fn run(&mut self) -> (Items, ManifestEntry) {
+        let most = 1 + self.rng.below(200);
+        let items = self.items(most);
+        let entry = self.build(&items);
+        (items, entry)
+    }
+
+    fn items(&mut self, most: u64) -> Items {
         let mut items = Items::new();
-        for _ in 0..1 + self.rng.below(200) {
+        for _ in 0..most {
             let bytes = std::vec![self.rng.next() as u8; self.rng.below(200) as usize];
             let gone = self.rng.one_in(4);
             items.insert(key(self.rng.below(500)), (!gone).then_some(bytes));
         }
+        items
+    }
+
+    /// A run of these items, on the disk.
+    fn build(&mut self, items: &Items) -> ManifestEntry {
         let (of, filter_key) = (volume().volume(), volume().fields().name_key);
         let filter = (0..filter_blocks(items.len() as u64)).map(|_| fresh());
         let extent = Extent::new(BlockNo(300 + self.next * 64), 64);
         let (run, space) = (RunId(self.next), carve(BuildSpace::carve));
         self.next += 1;
         let mut builder = RunBuilder::new(&of, &filter_key, run, extent, space, filter);
-        for (key, stored) in &items {
+        for (key, stored) in items {
             let value = stored.as_deref().map_or(Value::Tombstone, Value::Bytes);
             while let Err(refused) = builder.push(key, &value) {
                 assert_eq!(refused, Refused::Block);
@@ -95,7 +109,7 @@ impl Rig {
         while let (Some(sealed), _) = builder.finish(fresh()) {
             self.disk.insert(sealed.blkno.0, sealed.block.clone());
         }
-        (items, builder.entry().0)
+        builder.entry().0
     }
 
     /// Asks to merge these runs of level 0, the oldest first.

@@ -144,7 +144,7 @@ impl Locking {
         log.demand(message.is_ok(), || format!("{tell:?} means nothing"));
         let Ok(message) = message else { return };
         if let (ToClient::Grant { name, mode, .. }, Some(root)) = (&message, &tell.root) {
-            log.granted(*name, root.commit);
+            log.granted(*name, self.term, root.commit);
             self.modes.insert(*name, *mode);
             self.grants += 1;
         }
@@ -271,7 +271,7 @@ impl Locking {
             if let ToServer::Release { name, kept, .. } = message
                 && self.modes.insert(name, kept) == Some(Mode::Write)
             {
-                log.released(name);
+                log.released(name, self.term);
             }
             link.request(&ClientRequest::LockAsk(message.emit())).expect("there was room");
         }
