@@ -90,9 +90,7 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         Mutant::RootBeforeFlush
         | Mutant::NoCommitReserve
         | Mutant::LevelZeroOutOfOrder
-        | Mutant::MergeSpaceUnowned
         | Mutant::CompactionSpaceUnowned
-        | Mutant::CompactionBusyIgnored
         | Mutant::InputsFreedEarly
         | Mutant::LoansNotShrunk
         | Mutant::GrantBeforeRelease
@@ -102,6 +100,8 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         | Mutant::DeletionsDroppedEarly
         | Mutant::FreedWrittenAtOnce
         | Mutant::EvictByOwnClock => (server(20), Told::Story(stories::FAIR_WEATHER)),
+        Mutant::MergeSpaceUnowned => (server(20), Told::Story(stories::MOUNTS_MERGE_NOTHING)),
+        Mutant::CompactionBusyIgnored => (server(20), Told::Story(stories::MOUNT_STOPPED_MERGING)),
         Mutant::TakeoverOutsideReserve
         | Mutant::ReserveNotQuarantined
         | Mutant::QuarantineEndsByTime => {

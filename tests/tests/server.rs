@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use outrider_core::server::Server;
-use outrider_tests::scenario::server::{SCENARIO, SERVERS};
+use outrider_tests::scenario::server::{SCENARIO, SERVERS, unanswered};
 use outrider_tests::time::MINUTE;
 use outrider_tests::trace::HostId;
 use outrider_tests::world::World;
@@ -41,6 +41,15 @@ fn every_commit_passes_the_census_and_every_mount_gets_home() {
     ] {
         assert!(work[what] >= least, "too little was done to prove anything: {what}");
     }
+}
+
+#[test]
+fn mounts_that_say_nothing_of_what_they_merge_hold_nobody_up_for_long() {
+    let report = SCENARIO.run(&mut unanswered(1));
+    assert_eq!(report.violation, None);
+    let work: BTreeMap<&str, u64> = report.work.into_iter().collect();
+    assert!(work["compactions asked for"] > 0 && work["transactions held"] > 0, "{work:?}");
+    assert_eq!(work["merges"], 0);
 }
 
 #[test]

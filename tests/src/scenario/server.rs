@@ -34,7 +34,7 @@ use crate::scenario::Scenario;
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
-use compact::Compacting;
+use compact::{Compacting, Manners};
 use locking::Locking;
 use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_core::arena::{Arena, REGION_ALIGN};
@@ -129,26 +129,43 @@ fn world(seed: u64) -> World {
         blocks_damaged_max: 0,
         damageable: 0..0,
     };
-    populate(World::new(seed, promise, formatted(&volume())))
+    populate(World::new(seed, promise, formatted(&volume())), Manners::Any)
 }
 
 /// The same machines; nothing goes wrong by itself, but of these faults each that can happen does.
+/// What mounts are asked to merge they merge.
 #[must_use]
 pub fn quiet(seed: u64, faults: &[Fault]) -> World {
+    quiet_with(seed, faults, Manners::Good)
+}
+
+/// The same with mounts that begin what they are asked to merge, and never say what came of it.
+#[must_use]
+pub fn unanswered(seed: u64) -> World {
+    quiet_with(seed, &[], Manners::Silent)
+}
+
+/// The same with mounts that merge nothing, so that the servers do it by themselves.
+#[must_use]
+pub fn unhelped(seed: u64) -> World {
+    quiet_with(seed, &[], Manners::Idle)
+}
+
+fn quiet_with(seed: u64, faults: &[Fault], manners: Manners) -> World {
     let survives = FaultSet::of(faults);
     let promise = Promise { survives, hosts_impaired_max: 3, ..Promise::nothing() };
     let root = Rng::new(seed);
     let atlas = Atlas::fixed(&root, promise, survives, 1_000_000);
-    populate(World::with_atlas(&root, atlas, formatted(&volume())))
+    populate(World::with_atlas(&root, atlas, formatted(&volume())), manners)
 }
 
-fn populate(mut world: World) -> World {
+fn populate(mut world: World, manners: Manners) -> World {
     let log = Rc::new(RefCell::new(Log::default()));
     for host in 0..SERVERS {
         world.add_host("server", Serving { me: host });
     }
     for _ in 0..MOUNTS {
-        world.add_host("mount", Mounting { log: Rc::clone(&log) });
+        world.add_host("mount", Mounting { log: Rc::clone(&log), manners });
     }
     world.add_checker(Servers::new(log));
     world.add_checker(Compactions::default());
@@ -265,13 +282,14 @@ impl Program for Serving {
 /// A mount's program.
 struct Mounting {
     log: Rc<RefCell<Log>>,
+    manners: Manners,
 }
 
 const LINK: LinkLimits =
     LinkLimits { session: SessionLimits { asks_max: 8, answers_max: 16 }, line: LineLimits::MIN };
 
 /// What the link, the watcher and the runs are carved from.
-fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
+fn carve(arena: &mut Arena<'static>, nonce: [u8; 16], manners: Manners) -> Mount {
     let volume = volume();
     let config = LinkConfig {
         cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
@@ -290,7 +308,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
         watcher,
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
         maker: Maker::carve(arena).expect("measured"),
-        compacting: Compacting::carve(arena).expect("measured"),
+        compacting: Compacting::carve(arena, manners).expect("measured"),
         log: Rc::default(),
         entropy: Rng::new(0),
         nonce,
@@ -318,7 +336,7 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16]) -> Mount {
 impl Program for Mounting {
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        drop(carve(&mut arena, [0; 16]));
+        drop(carve(&mut arena, [0; 16], self.manners));
         arena.bytes_used()
     }
 
@@ -326,7 +344,7 @@ impl Program for Mounting {
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
         let mut nonce = [0; 16];
         boot.entropy.fill(&mut nonce);
-        let mut mount = carve(&mut arena, nonce);
+        let mut mount = carve(&mut arena, nonce, self.manners);
         mount.log = Rc::clone(&self.log);
         mount.entropy = boot.entropy;
         Box::new(mount)
@@ -447,6 +465,12 @@ impl Mount {
     #[must_use]
     pub fn term(&self) -> Term {
         self.link.term()
+    }
+
+    /// Whether it is merging something.
+    #[must_use]
+    pub fn is_merging(&self) -> bool {
+        !self.compacting.is_idle()
     }
 
     /// Farewells said in this life.

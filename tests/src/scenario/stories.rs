@@ -34,6 +34,8 @@ pub struct Story {
 /// All of them.
 pub const ALL: &[Story] = &[
     FAIR_WEATHER,
+    MOUNTS_MERGE_NOTHING,
+    MOUNT_STOPPED_MERGING,
     LEADER_STOPPED_AT_ROOT,
     LEADER_STOPPED_AT_BLOCK,
     LEADER_STOPPED_MERGING,
@@ -54,6 +56,35 @@ pub const FAIR_WEATHER: Story = Story { name: "nothing goes wrong", tell: fair_w
 
 fn fair_weather() -> Result<(), Violation> {
     run(&mut server::quiet(1, &[]), SECOND * 30)
+}
+
+/// Nothing goes wrong, and no mount merges anything.
+pub const MOUNTS_MERGE_NOTHING: Story =
+    Story { name: "the leader merges by itself", tell: mounts_merge_nothing };
+
+fn mounts_merge_nothing() -> Result<(), Violation> {
+    run(&mut server::unhelped(1), SECOND * 30)
+}
+
+/// Mounts are stopped while they merge, not for so long that anybody else is asked for the same.
+pub const MOUNT_STOPPED_MERGING: Story =
+    Story { name: "a mount is stopped while it merges", tell: mount_stopped_merging };
+
+fn mount_stopped_merging() -> Result<(), Violation> {
+    let mut world = server::quiet(7, &[]);
+    for _ in 0..4 {
+        let mut merges = None;
+        world.run_until(MINUTE, |world| {
+            let is_merging = |host: &HostId| {
+                world.guest::<server::Mount>(*host).is_some_and(server::Mount::is_merging)
+            };
+            merges = world.hosts().find(is_merging);
+            merges.is_some()
+        })?;
+        world.pause(merges.expect("mounts merge"), SECOND * 4);
+        run(&mut world, SECOND * 6)?;
+    }
+    Ok(())
 }
 
 /// Leaders are stopped one after the other while a root is under way, which lands long after.

@@ -50,8 +50,22 @@ enum What {
     Made(Vec<ManifestEntry>),
 }
 
+/// How a mount takes what it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manners {
+    /// As chance will have it, each time anew: see the module.
+    Any,
+    /// It does it.
+    Good,
+    /// It begins, and says nothing any more.
+    Silent,
+    /// It has said that it is not to be asked.
+    Idle,
+}
+
 /// A mount's part in compaction.
 pub(super) struct Compacting {
+    manners: Manners,
     compactor: Compactor<'static>,
     claims: Vec<Claim>,
     /// Requests that are not answered.
@@ -64,9 +78,14 @@ pub(super) struct Compacting {
 }
 
 impl Compacting {
-    pub(super) fn carve(arena: &mut Arena<'static>) -> Result<Compacting, ArenaFull> {
-        let limits = CompactLimits { at_once: 2, frames: 32 };
+    pub(super) fn carve(
+        arena: &mut Arena<'static>,
+        manners: Manners,
+    ) -> Result<Compacting, ArenaFull> {
+        let at_once = if manners == Manners::Idle { 0 } else { 2 };
+        let limits = CompactLimits { at_once, frames: 32 };
         Ok(Compacting {
+            manners,
             compactor: Compactor::carve(arena, &limits, &volume())?,
             claims: Vec::new(),
             asked: Vec::new(),
@@ -137,7 +156,12 @@ impl Compacting {
 
     fn on_asked(&mut self, now: Instant, link: &mut Link<'static>, entropy: &mut Rng) {
         let Some(Incoming::Request(ServerRequest::Compact(asked))) = link.head() else { return };
-        let manner = entropy.below(20);
+        let is_odd = self.manners == Manners::Any;
+        let manner = match self.manners {
+            Manners::Any => entropy.below(20),
+            Manners::Silent => 1,
+            Manners::Good | Manners::Idle => u64::MAX,
+        };
         let mut error = None;
         let late = now.plus(entropy.within(1..=90) as u32 * SECOND);
         match manner {
@@ -171,7 +195,7 @@ impl Compacting {
         let ticket = link.take(now).expect("it was there");
         match error {
             Some(error) => drop(link.answer(ticket, &Outcome::Failed(error, None))),
-            None if entropy.below(10) == 0 && self.answer.is_none() => {
+            None if is_odd && entropy.below(10) == 0 && self.answer.is_none() => {
                 // What is behind it doesn't wait for that.
                 link.recorded(ticket);
                 let at = now.plus(entropy.within(0..=3000) as u32 * MILLI);
