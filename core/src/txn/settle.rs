@@ -56,8 +56,8 @@ pub fn lend_floor(volume_blocks: u64) -> u64 {
     FREE_MIN + MERGE_BLOCKS_MAX.min(volume_blocks / 16)
 }
 
-/// Free blocks that clients are lent nothing from for file data: those, and some that runs may still
-/// be written to, since deletes are recorded in runs, and a run needs more than splinters.
+/// Free blocks that clients are lent nothing from for file data: those, and some that runs may
+/// still be written to, since deletes are recorded in runs.
 #[must_use]
 pub fn data_floor(volume_blocks: u64) -> u64 {
     lend_floor(volume_blocks) + RUN_BLOCKS_MAX.min(volume_blocks / 32)

@@ -80,8 +80,8 @@ fn soak(options: &Options) -> Result<(), String> {
     let fresh = settled(&mounts[0], 0, Duration::from_secs(3))?;
     println!("fresh: {fresh}");
     let work = Work::new(&mounts, options);
-    for mount in 0..mounts.len() {
-        fs::create_dir_all(mounts[mount].join("both")).map_err(|error| error.to_string())?;
+    for mount in &mounts {
+        fs::create_dir_all(mount.join("both")).map_err(|error| error.to_string())?;
     }
     let outcome = thread::scope(|scope| {
         for index in 0..THREADS * mounts.len() as u64 {

@@ -149,8 +149,8 @@ impl Workload for Crowd {
     }
 }
 
-/// The volume, as mkfs makes it, with so many voters.
-fn recipe(servers: u16) -> Recipe {
+/// The volume, as mkfs makes it, with so many voters and blocks.
+fn recipe(servers: u16, blocks: u64) -> Recipe {
     let mut voters = [None; 7];
     for host in 0..servers {
         voters[usize::from(host)] = Some(Endpoint { addr: Net::addr(HostId(host)), port: PORT });
@@ -159,7 +159,7 @@ fn recipe(servers: u16) -> Recipe {
         fsid: 0x5ca1ab1e,
         uuid: [5; 16],
         label: [0; 64],
-        blocks: BLOCKS,
+        blocks,
         crc_seed: 77,
         name_key: [7; 16],
         cluster_key: [9; 32],
@@ -176,8 +176,13 @@ fn recipe(servers: u16) -> Recipe {
 /// When making it fails.
 #[must_use]
 pub fn formatted(servers: u16) -> (Image, Super) {
-    let recipe = recipe(servers);
-    let mut image = Image::new(BLOCKS);
+    formatted_with(servers, BLOCKS)
+}
+
+/// The same, with so many blocks.
+fn formatted_with(servers: u16, blocks: u64) -> (Image, Super) {
+    let recipe = recipe(servers, blocks);
+    let mut image = Image::new(blocks);
     let mut measure = Arena::measuring();
     drop(Mkfs::carve(&mut measure, &recipe));
     let mut region = vec![MaybeUninit::uninit(); measure.bytes_used() + REGION_ALIGN];
@@ -312,7 +317,13 @@ impl Program for Mounting {
 /// A world without faults: a server, then mounts, all up.
 #[must_use]
 pub fn calm(seed: u64, mounts: u16, limits: MountLimits) -> World {
-    let (image, volume) = formatted(1);
+    calm_with(seed, mounts, limits, BLOCKS)
+}
+
+/// The same, on a volume of so many blocks.
+#[must_use]
+pub fn calm_with(seed: u64, mounts: u16, limits: MountLimits, blocks: u64) -> World {
+    let (image, volume) = formatted_with(1, blocks);
     let mut world = World::calm(seed, image);
     world.add_host("server", Serving { me: 0, volume });
     for _ in 0..mounts {
