@@ -120,7 +120,7 @@ pub const LEADER_STOPPED_MERGING: Story =
     Story { name: "a leader is stopped while it merges, and leads again", tell: stopped_merging };
 
 fn stopped_merging() -> Result<(), Violation> {
-    let mut world = server::quiet(7, &[]);
+    let mut world = server::unhelped(7);
     run(&mut world, SECOND * 5)?;
     let first = leader(&world).expect("nothing has gone wrong");
     // What a merge writes, it has taken space for.
