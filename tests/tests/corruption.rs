@@ -80,6 +80,7 @@ fn sample() -> Sample {
             populate(&mut mount, number + usize::from(power));
             cluster.idle().unwrap();
         }
+        cluster.rest().unwrap();
         image = cluster.world().borrow().disk().image();
     }
     assert_eq!(check(&image, &volume), []);

@@ -15,7 +15,7 @@ use crate::node::{Boot, Guest, Program};
 use crate::platform::{Call, Platform};
 use crate::rng::Rng;
 use crate::scenario::mount::formatted;
-use crate::time::MINUTE;
+use crate::time::{MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::arena::Arena;
@@ -211,6 +211,29 @@ impl Cluster {
     /// As [`until`](Self::until).
     pub fn idle(&self) -> Result<(), String> {
         self.until("commits", |at| at.is_idle() && at.mount.usage().dirty_items == 0)
+    }
+
+    /// Waits until the server has made no commit for a second: nothing of one that isn't durable is
+    /// on the disk then, which might lie where the root before the newest one has something.
+    ///
+    /// # Errors
+    ///
+    /// When that takes longer than a minute.
+    pub fn rest(&self) -> Result<(), String> {
+        for _ in 0..60 {
+            let before = self.commits();
+            let seconds = self.world.borrow_mut().run_until(SECOND, |_| false);
+            seconds.map_err(|violation| violation.to_string())?;
+            if self.commits() == before {
+                return Ok(());
+            }
+        }
+        Err("there is no end of commits".to_owned())
+    }
+
+    fn commits(&self) -> Option<u64> {
+        let world = self.world.borrow();
+        world.guest::<Server<'static>>(SERVER).map(|server| server.counters().commits)
     }
 
     /// Leaves the volume, and waits until that is done.
