@@ -1,8 +1,8 @@
 //! The log-structured tree: what the items of a volume are made of.
 //!
 //! Clients write sorted runs of items into level 0; merging moves them down through levels in which
-//! runs don't overlap, each level eight times as large as the one above. The manifest, a btree, says
-//! which runs there are.
+//! runs don't overlap, each level eight times as large as the one above. The manifest, a btree,
+//! says which runs there are.
 //!
 //! ```text
 //!   a transaction's items ---> build ---> blocks, and an entry of the manifest in level 0
