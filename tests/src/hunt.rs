@@ -121,7 +121,7 @@ pub fn hunt(mutant: Mutant) -> Hunt {
             (server(50), Told::Story(stories::MOUNT_STOPPED))
         }
         Mutant::ReleaseBeforeDurable => (register(20), Told::Story(stories::FAIR_READING)),
-        Mutant::AnswerAfterLease => (register(100), Told::Story(stories::MOUNT_CUT_OFF)),
+        Mutant::AnswerAfterLease => (register(300), Told::Story(stories::MOUNT_CUT_OFF)),
         Mutant::EvictionByLease => (register(20), Told::Story(stories::MOUNT_CUT_OFF_BRIEFLY)),
         Mutant::StableTooEarly => {
             (Some((&mount::SCENARIO, 40)), Told::Story(stories::CHANGE_DURING_COMMIT))
