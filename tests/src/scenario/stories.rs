@@ -150,7 +150,7 @@ pub const LEADER_CRASHES: Story =
 
 fn leader_crashes() -> Result<(), Violation> {
     let mut world = server::quiet(3, &[]);
-    for turn in 0..4 {
+    for turn in 0..12 {
         run(&mut world, SECOND * 6)?;
         let Some(leader) = leader(&world) else { continue };
         let late = mounts().cycle().nth(turn).expect("there are some");
@@ -168,7 +168,7 @@ pub const LEADER_CRASHES_AT_ROOT: Story =
 
 fn crashes_at_root() -> Result<(), Violation> {
     let mut world = server::quiet(8, &[Fault::DiskTorn]);
-    for _ in 0..4 {
+    for _ in 0..12 {
         run(&mut world, SECOND * 5)?;
         let writer = writing_leader(&mut world, is_root)?;
         world.crash(writer);
