@@ -17,6 +17,7 @@
 use crate::crash::recovery::check;
 use crate::crash::volume::{Cluster, Seen, look};
 use crate::image::Image;
+use outrider_core::check::{Finding, Id};
 use outrider_core::format::item::{FileKind, Time};
 use outrider_core::format::super_block::Super;
 use outrider_hal::Block;
@@ -99,7 +100,9 @@ fn told(path: &str, seen: &Seen) -> Value {
 /// What one finds wrong, or the first path that they don't agree on.
 pub fn agree(image: &Image, volume: &Super, clients: u16) -> Result<Agreed, String> {
     let mut theirs = read(image)?;
-    if let Some(finding) = check(image, volume).first() {
+    // Who crashed while it wrote a root, or its own block, has left it torn.
+    let is_wrong = |finding: &&Finding| !matches!(finding.id, Id::Ring | Id::Quorum);
+    if let Some(finding) = check(image, volume).iter().find(is_wrong) {
         return Err(format!("the check finds {finding:?}"));
     }
     let mut cluster = Cluster::with_clients(image.clone(), *volume, 1, clients);
