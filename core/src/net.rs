@@ -53,6 +53,7 @@
 //!
 //! What this module deliberately doesn't know: the volume, who leads, and what messages ask for.
 
+mod asking;
 mod greeting;
 mod knock;
 mod line;

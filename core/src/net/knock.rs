@@ -1,9 +1,9 @@
 //! Showing a voter that this node reaches it: a greeting that opens nothing.
 //!
 //! ```text
-//!   Idle --knock--> Challenge --> Welcome --heard--> Over --poll_close--> Idle
-//!                       |            |                ^
-//!                       +------------+----------------+  closed, late, refused, malformed
+//!   Idle --knock--> Greeting --heard--> Over --poll_close--> Idle
+//!                      |                 ^
+//!                      +-----------------+  closed, late, refused, malformed
 //! ```
 //!
 //! # Invariants
@@ -13,7 +13,7 @@
 //!
 //! What this file deliberately doesn't know: who is knocked at, and when.
 
-use super::greeting::Asker;
+use super::asking::Asking;
 use super::line::Line;
 use super::record::OVERHEAD_BYTES;
 use super::{Cluster, End, Timing};
@@ -21,7 +21,6 @@ use crate::arena::{Arena, ArenaFull};
 use crate::format::Term;
 use crate::format::wire::greeting::{GREETING_BYTES_MAX, Greeting, Machine, RANDOM_BYTES, Role};
 use outrider_hal::{Instant, StreamId};
-use zerocopy::IntoBytes;
 
 /// Room for any record of a greeting.
 const RECORD_BYTES: u32 = (GREETING_BYTES_MAX + OVERHEAD_BYTES) as u32;
@@ -42,8 +41,7 @@ pub struct KnockConfig {
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Idle,
-    Challenge(Asker),
-    Welcome(Asker),
+    Greeting(Asking),
     Over(End),
 }
 
@@ -95,13 +93,11 @@ impl<'m> Knock<'m> {
             machine: self.config.machine,
             requests_max: 0,
         };
-        let (asker, hello) = Asker::ask(&self.config.cluster, &greeting, random);
-        self.line.reset(now);
-        let fits = self.line.push(now, hello.as_bytes(), &[]);
-        assert!(fits, "the buffer is empty and holds any record of a greeting");
+        let cluster = &self.config.cluster;
+        let asking = Asking::begin(now, cluster, &greeting, random, &mut self.line);
         self.stream = Some(stream);
         self.deadline = now.plus(self.config.timing.greeting);
-        self.phase = Phase::Challenge(asker);
+        self.phase = Phase::Greeting(asking);
     }
 
     /// Whether there is no connection, so that `knock` may be called.
@@ -131,7 +127,7 @@ impl<'m> Knock<'m> {
     /// Where the next bytes received go. Empty while nothing more can be taken.
     pub fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
         match (self.has(stream), &self.phase) {
-            (true, Phase::Challenge(_) | Phase::Welcome(_)) => self.line.recv_space(),
+            (true, Phase::Greeting(_)) => self.line.recv_space(),
             (true, Phase::Idle | Phase::Over(_)) | (false, _) => &mut [],
         }
     }
@@ -151,7 +147,7 @@ impl<'m> Knock<'m> {
     #[must_use]
     pub fn send_bytes(&self, stream: StreamId) -> &[u8] {
         match (self.has(stream), &self.phase) {
-            (true, Phase::Challenge(_) | Phase::Welcome(_)) => self.line.send_bytes(),
+            (true, Phase::Greeting(_)) => self.line.send_bytes(),
             (true, Phase::Idle | Phase::Over(_)) | (false, _) => &[],
         }
     }
@@ -174,7 +170,7 @@ impl<'m> Knock<'m> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Challenge(_) | Phase::Welcome(_) => Some(self.deadline),
+            Phase::Greeting(_) => Some(self.deadline),
             Phase::Idle | Phase::Over(_) => None,
         }
     }
@@ -192,32 +188,15 @@ impl<'m> Knock<'m> {
     fn end(&mut self, end: End) {
         match self.phase {
             Phase::Idle | Phase::Over(_) => {}
-            Phase::Challenge(_) | Phase::Welcome(_) => self.phase = Phase::Over(end),
+            Phase::Greeting(_) => self.phase = Phase::Over(end),
         }
     }
 
     fn advance(&mut self, now: Instant) -> Result<(), End> {
-        loop {
-            match self.phase {
-                Phase::Idle | Phase::Over(_) => return Ok(()),
-                Phase::Challenge(mut asker) => {
-                    let Some(body) = self.line.body(now)? else {
-                        return Ok(());
-                    };
-                    let proof = asker.on_challenge(&self.config.cluster, body)?;
-                    self.line.consume();
-                    let fits = self.line.push(now, proof.as_bytes(), &[]);
-                    assert!(fits, "the buffer holds hello and proof");
-                    self.phase = Phase::Welcome(asker);
-                }
-                Phase::Welcome(asker) => {
-                    let Some(body) = self.line.body(now)? else {
-                        return Ok(());
-                    };
-                    asker.on_welcome(&self.config.cluster, body)?;
-                    return Err(End::Knocked);
-                }
-            }
+        let Phase::Greeting(asking) = &mut self.phase else { return Ok(()) };
+        match asking.advance(now, &self.config.cluster, &mut self.line)? {
+            Some(_) => Err(End::Knocked),
+            None => Ok(()),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! A client's session with whoever leads.
 //!
 //! ```text
-//!   Idle --connect--> Challenge --> Welcome --> Open
-//!    ^                    |            |          |      refused, silent, closed, breach,
-//!    |                    v            v          v      disconnect, farewell answered
-//!    +----poll_close----- Over <-------+----------+
+//!   Idle --connect--> Greeting --> Open
+//!    ^                   |          |      refused, silent, closed, breach,
+//!    |                   v          v      disconnect, farewell answered
+//!    +----poll_close--- Over <------+
 //! ```
 //!
 //! # Invariants
@@ -17,7 +17,8 @@
 //!
 //! What this file deliberately doesn't know: where servers are, and when to try again.
 
-use super::greeting::{Admitted, Asker};
+use super::asking::Asking;
+use super::greeting::Admitted;
 use super::line::{Line, LineLimits};
 use super::session::{
     Incoming, NotSent, RequestId, Session, SessionLimits, Sessions, Stale, Ticket,
@@ -30,7 +31,6 @@ use crate::format::wire::{Kind, Part};
 use crate::format::{ClientId, Term};
 use crate::mutant::{Mutant, is_active};
 use outrider_hal::{Instant, StreamId};
-use zerocopy::IntoBytes;
 
 /// Sizes of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +78,7 @@ pub enum LinkEvent {
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Idle,
-    Challenge(Asker),
-    Welcome(Asker),
+    Greeting(Asking),
     Open,
     Over(End),
 }
@@ -157,13 +156,11 @@ impl<'m> Link<'m> {
             machine: self.config.machine,
             requests_max: self.session.limits().asks_max,
         };
-        let (asker, hello) = Asker::ask(&self.config.cluster, &greeting, random);
-        self.line.reset(now);
-        let fits = self.line.push(now, hello.as_bytes(), &[]);
-        assert!(fits, "the buffer is empty and holds any record");
+        let cluster = &self.config.cluster;
+        let asking = Asking::begin(now, cluster, &greeting, random, &mut self.line);
         self.stream = Some(stream);
         self.deadline = now.plus(self.config.timing.greeting);
-        self.phase = Phase::Challenge(asker);
+        self.phase = Phase::Greeting(asking);
     }
 
     /// Begins again as another client, after an eviction or a farewell: with a new nonce, without
@@ -239,7 +236,7 @@ impl<'m> Link<'m> {
     /// Where the next bytes received go. Empty while nothing more can be taken.
     pub fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
         match (self.stream == Some(stream), &self.phase) {
-            (true, Phase::Challenge(_) | Phase::Welcome(_) | Phase::Open) => self.line.recv_space(),
+            (true, Phase::Greeting(_) | Phase::Open) => self.line.recv_space(),
             (true, Phase::Idle | Phase::Over(_)) | (false, _) => &mut [],
         }
     }
@@ -259,7 +256,7 @@ impl<'m> Link<'m> {
     #[must_use]
     pub fn send_bytes(&self, stream: StreamId) -> &[u8] {
         match (self.stream == Some(stream), &self.phase) {
-            (true, Phase::Challenge(_) | Phase::Welcome(_) | Phase::Open) => self.line.send_bytes(),
+            (true, Phase::Greeting(_) | Phase::Open) => self.line.send_bytes(),
             (true, Phase::Idle | Phase::Over(_)) | (false, _) => &[],
         }
     }
@@ -282,8 +279,8 @@ impl<'m> Link<'m> {
     fn try_step(&mut self, now: Instant) -> Result<(), End> {
         match self.phase {
             Phase::Idle | Phase::Over(_) => Ok(()),
-            Phase::Challenge(_) | Phase::Welcome(_) if self.deadline <= now => Err(End::Late),
-            Phase::Challenge(_) | Phase::Welcome(_) => self.advance(now),
+            Phase::Greeting(_) if self.deadline <= now => Err(End::Late),
+            Phase::Greeting(_) => self.advance(now),
             Phase::Open => {
                 self.line.advance(now, &mut self.session)?;
                 self.line.check_silence(now, &self.config.timing)?;
@@ -298,7 +295,7 @@ impl<'m> Link<'m> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.phase {
             Phase::Idle | Phase::Over(_) => None,
-            Phase::Challenge(_) | Phase::Welcome(_) => Some(self.deadline),
+            Phase::Greeting(_) => Some(self.deadline),
             Phase::Open => Some(self.line.deadline(&self.config.timing)),
         }
     }
@@ -382,7 +379,7 @@ impl<'m> Link<'m> {
     fn end(&mut self, end: End) {
         match self.phase {
             Phase::Idle | Phase::Over(_) => {}
-            Phase::Challenge(_) | Phase::Welcome(_) | Phase::Open => {
+            Phase::Greeting(_) | Phase::Open => {
                 // The server may close the connection as soon as it has the acknowledgement.
                 self.phase = Phase::Over(if self.parted { End::Farewell } else { end });
                 // That requests of the term before were dropped must be heard before more are made.
@@ -396,22 +393,10 @@ impl<'m> Link<'m> {
         loop {
             match self.phase {
                 Phase::Idle | Phase::Over(_) => return Ok(()),
-                Phase::Challenge(mut asker) => {
-                    let Some(body) = self.line.body(now)? else {
-                        return Ok(());
-                    };
-                    let proof = asker.on_challenge(&self.config.cluster, body)?;
-                    self.line.consume();
-                    let fits = self.line.push(now, proof.as_bytes(), &[]);
-                    assert!(fits, "the buffer holds hello and proof");
-                    self.phase = Phase::Welcome(asker);
-                }
-                Phase::Welcome(asker) => {
-                    let Some(body) = self.line.body(now)? else {
-                        return Ok(());
-                    };
-                    let admitted = asker.on_welcome(&self.config.cluster, body)?;
-                    self.line.consume();
+                Phase::Greeting(mut asking) => {
+                    let admitted = asking.advance(now, &self.config.cluster, &mut self.line)?;
+                    self.phase = Phase::Greeting(asking);
+                    let Some(admitted) = admitted else { return Ok(()) };
                     self.on_admitted(now, &admitted)?;
                 }
                 Phase::Open => return self.line.advance(now, &mut self.session),
