@@ -46,7 +46,7 @@ pub(crate) fn run(mut platform: Platform, slot: Slot) -> ! {
         refuse!("the disk is read-only, and a server writes");
     }
     let volume = read_super(&mut disk, &mut platform.clock, &mut arena);
-    let limits = limits(&volume);
+    let limits = ServerLimits::of(&volume.fields().limits);
     let links = limits.links;
     let connections = links.clients_max + links.guests_max + links.half_open_max;
     let net_limits = NetLimits::serving(connections.into());
@@ -75,15 +75,6 @@ pub(crate) fn run(mut platform: Platform, slot: Slot) -> ! {
         arena.bytes_used()
     );
     serve(pump)
-}
-
-/// What the volume lets its mounts ask of a server.
-fn limits(volume: &Super) -> ServerLimits {
-    let clients = volume.fields().limits.clients.get();
-    match u16::try_from(clients) {
-        Ok(clients) => ServerLimits::for_clients(clients),
-        Err(_) => refuse!("the volume may have {clients} mounts, more than a server can serve"),
-    }
 }
 
 /// Waits for the super block.

@@ -30,6 +30,8 @@ pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features this code must know to write: a volume with any other can be read only.
 pub const RO_COMPAT_KNOWN: u64 = 0;
 
+/// The most mounts that a volume may have at one time.
+pub const CLIENTS_MAX: u32 = 4096;
 /// The shortest lease of a leader, in milliseconds: shorter than that, a node that is not scheduled
 /// for a moment loses it.
 pub const LEASE_MS_MIN: u32 = 100;
@@ -107,10 +109,23 @@ impl ClusterLimits {
     /// What mkfs writes unless told otherwise.
     #[must_use]
     pub const fn standard() -> ClusterLimits {
+        ClusterLimits::for_clients(64)
+    }
+
+    /// The same for so many mounts at one time: 1024 locks for each, and for four that have as many
+    /// as one may have.
+    ///
+    /// # Panics
+    ///
+    /// If there are more than [`CLIENTS_MAX`] of them.
+    #[must_use]
+    pub const fn for_clients(clients: u32) -> ClusterLimits {
+        assert!(clients <= CLIENTS_MAX, "more mounts than a server can serve");
+        const LOCKS: u32 = 1024;
         ClusterLimits {
-            clients: U32::new(64),
-            locks_per_client: U32::new(16_384),
-            locks: U32::new(131_072),
+            clients: U32::new(clients),
+            locks_per_client: U32::new(4 * LOCKS),
+            locks: U32::new((clients + 4) * LOCKS),
             lease_ms: U32::new(1_000),
             recovery_ms: U32::new(30_000),
             io_lifetime_ms: U32::new(60_000),
@@ -129,7 +144,7 @@ impl ClusterLimits {
     #[must_use]
     pub fn is_sane(&self) -> bool {
         let (lease_ms, recovery_ms) = (self.lease_ms.get(), self.recovery_ms.get());
-        self.clients.get() > 0
+        (1..=CLIENTS_MAX).contains(&self.clients.get())
             && self.locks_per_client.get() > 0
             && self.locks.get() >= self.locks_per_client.get()
             && (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms)
@@ -373,8 +388,8 @@ impl SuperBlock {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{
-        ClusterLimits, Identity, LEASE_MS_MAX, LEASE_MS_MIN, RECOVERY_MS_MIN, Super, SuperBlock,
-        SuperError, Unverified,
+        CLIENTS_MAX, ClusterLimits, Identity, LEASE_MS_MAX, LEASE_MS_MIN, RECOVERY_MS_MIN, Super,
+        SuperBlock, SuperError, Unverified,
     };
     use crate::crc32c::crc32c;
     use crate::error::Corruption;
@@ -465,7 +480,10 @@ pub(crate) mod tests {
         assert_eq!(altered(|s| s.blocks = 9.into()), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.crc_seed = 0.into()), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.label[63] = 1), corrupt(Corruption::Value));
-        assert_eq!(altered(|s| s.limits.clients = 0.into()), corrupt(Corruption::Value));
+        for clients in [0, CLIENTS_MAX + 1] {
+            let wrong = altered(|s| s.limits.clients = clients.into());
+            assert_eq!(wrong, corrupt(Corruption::Value));
+        }
         for lease_ms in [0, LEASE_MS_MIN - 1, LEASE_MS_MAX + 1] {
             let wrong = altered(|s| s.limits.lease_ms = lease_ms.into());
             assert_eq!(wrong, corrupt(Corruption::Value));

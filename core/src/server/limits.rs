@@ -3,6 +3,7 @@
 use crate::block;
 use crate::btree::{CREATES_PER_UPDATE, PINS_PER_READ, PINS_PER_UPDATE};
 use crate::format::run::SEGMENT_BLOCKS;
+use crate::format::super_block::ClusterLimits;
 use crate::lock;
 use crate::lsm::choose::{PINS_PER_CHOOSE, Policy};
 use crate::lsm::manifest::CHANGE_MAX;
@@ -84,9 +85,13 @@ pub const PLAN_CREATES: u32 = 30 * 7;
 const _: () = assert!(PLAN_CREATES >= CHANGE_MAX as u32 * CREATES_PER_UPDATE);
 
 impl ServerLimits {
-    /// Limits for this many mounts.
+    /// Limits for what a volume lets its mounts have: of all servers of it the same, so that what
+    /// a mount holds from one fits into the next. More than any server can do is as much as any can
+    /// do, which [`validate`](Self::validate) or the memory refuses.
     #[must_use]
-    pub const fn for_clients(clients_max: u16) -> ServerLimits {
+    pub const fn of(cluster: &ClusterLimits) -> ServerLimits {
+        let clients = cluster.clients.get();
+        let clients_max = if clients > u16::MAX as u32 { u16::MAX } else { clients as u16 };
         let half_open_max = 8;
         let requests = ServerLimits::requests(clients_max, half_open_max);
         ServerLimits {
@@ -112,23 +117,21 @@ impl ServerLimits {
             merging: Policy::STANDARD,
             level_0_max: 1024,
             run_blocks: SEGMENT_BLOCKS,
-            locks: ServerLimits::locks(clients_max, 1024),
+            locks: lock::server::Limits {
+                // Those with a record, and as many whose locks are still being cleared away.
+                clients: 2 * clients_max as u32,
+                entries: cluster.locks.get().saturating_add(cluster.locks.get() / 8),
+                entries_per_client: cluster.locks_per_client.get(),
+                entries_high: cluster.locks.get(),
+                reclaims: 64,
+            },
         }
     }
 
-    /// Limits for locks: so many for each of these clients, one of which may have four times that.
+    /// Limits for this many mounts.
     #[must_use]
-    pub const fn locks(clients_max: u16, each: u32) -> lock::server::Limits {
-        let clients = clients_max as u32;
-        let entries_high = (clients + 4) * each;
-        lock::server::Limits {
-            // Those with a record, and as many whose locks are still being cleared away.
-            clients: 2 * clients,
-            entries: entries_high + entries_high / 8,
-            entries_per_client: 4 * each,
-            entries_high,
-            reclaims: 64,
-        }
+    pub const fn for_clients(clients_max: u16) -> ServerLimits {
+        ServerLimits::of(&ClusterLimits::for_clients(clients_max as u32))
     }
 
     /// Requests that can be under way at once, as a sum over who has them:

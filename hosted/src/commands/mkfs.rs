@@ -12,7 +12,9 @@ use outrider_core::error::Error;
 use outrider_core::format::item::Time;
 use outrider_core::format::layout::{BLOCKS_MAX, BLOCKS_MIN, SLOTS};
 use outrider_core::format::quorum::LEASE_MS_MAX;
-use outrider_core::format::super_block::{ClusterLimits, Identity, LEASE_MS_MIN, RECOVERY_MS_MIN};
+use outrider_core::format::super_block::{
+    CLIENTS_MAX, ClusterLimits, Identity, LEASE_MS_MIN, RECOVERY_MS_MIN,
+};
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_hal::{BLOCK_BYTES, Endpoint, Entropy};
 use outrider_hosted::clock::SystemEntropy;
@@ -41,6 +43,11 @@ pub(crate) struct Options {
     /// K, M, G or T behind it.
     #[arg(short = 's', value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
+    /// How many mounts there may be at one time: from 1 to 4096, 64 if not given.
+    ///
+    /// Each costs the server memory, whether it is there or not: some 0.4 MiB.
+    #[arg(long, value_name = "NR", value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX.into()))]
+    clients: Option<u32>,
     /// How long the leader's lease runs, in milliseconds: from 100 to 60000, 1000 if not given.
     ///
     /// When the leader is killed, another leads after about twice that. A server whose host doesn't
@@ -187,7 +194,7 @@ fn voters(given: &[Voter]) -> Result<[Option<Endpoint>; SLOTS], Failure> {
 
 /// What binds all nodes of the volume.
 fn limits(options: &Options) -> Result<ClusterLimits, Failure> {
-    let standard = ClusterLimits::standard();
+    let standard = options.clients.map_or_else(ClusterLimits::standard, ClusterLimits::for_clients);
     let lease_ms = options.lease_ms.unwrap_or(standard.lease_ms.get());
     let recovery_ms = options.recovery_ms.unwrap_or(standard.recovery_ms.get());
     let wrong = |what: String| Err(Failure { status: USAGE, what });

@@ -186,8 +186,7 @@ fn carve(
     network: TcpNetwork,
 ) -> Result<HostedPump<Node>, Failure> {
     let name = path.display();
-    let clients = config.volume.fields().limits.clients.get();
-    let limits = ServerLimits::for_clients(u16::try_from(clients).unwrap_or(u16::MAX));
+    let limits = ServerLimits::of(&config.volume.fields().limits);
     // Those that end, and those that make room, are followed a little longer.
     let streams = limits.links.slots() + 16;
     let pump = PumpLimits { streams, ..PumpLimits::DEFAULT };
@@ -214,10 +213,11 @@ fn carve(
     let server = Server::carve(&mut arena, &limits, config).map_err(refused)?;
     let pump = HostedPump::new(server, device, network, BootClock, pump, &mut arena);
     tell(&format!(
-        "slot {}: memory {}: {} for a server of {clients} mounts, {} for {streams} connections",
+        "slot {}: memory {}: {} for a server of {} mounts, {} for {streams} connections",
         config.slot,
         size::show(bytes as u64),
         size::show(server_bytes as u64),
+        limits.links.clients_max,
         size::show((bytes - server_bytes) as u64),
     ));
     pump.map_err(|_| full(ArenaFull))
