@@ -30,5 +30,6 @@ pub mod net;
 pub mod node;
 pub mod pump;
 pub mod quorum;
+mod roster;
 pub mod server;
 pub mod txn;

@@ -58,6 +58,7 @@ use crate::format::ClientId;
 use crate::format::key::Key;
 use crate::mutant::{Mutant, is_active};
 use crate::node::More;
+use crate::roster::Roster;
 use outrider_hal::Instant;
 
 /// What a lock server may use.
@@ -303,6 +304,8 @@ pub struct LockServer<'m> {
     limits: Limits,
     phase: Phase,
     clients: &'m mut [Client],
+    /// Those of them that are somebody.
+    roster: Roster<'m>,
     /// Recorded clients that have not reported everything.
     unrecovered: u32,
     /// Ghosts of which it is not known what they held.
@@ -349,6 +352,7 @@ impl<'m> LockServer<'m> {
                 kept: List::EMPTY,
                 outbox: List::EMPTY,
             })?,
+            roster: Roster::carve(arena, limits.clients)?,
             unrecovered: 0,
             ghosts_unknown: 0,
             leaving: 0,
@@ -380,6 +384,7 @@ impl<'m> LockServer<'m> {
             client.standing = Standing::Nobody;
             (client.entries, client.kept, client.outbox) = (List::EMPTY, List::EMPTY, List::EMPTY);
         }
+        self.roster.clear();
         (self.unrecovered, self.ghosts_unknown, self.leaving) = (0, 0, 0);
         self.table.clear();
         self.touched = 0;
@@ -655,8 +660,7 @@ impl<'m> LockServer<'m> {
     }
 
     fn client(&self, id: ClientId) -> Option<u32> {
-        let taken = |client: &Client| client.standing != Standing::Nobody && client.id == id;
-        self.clients.iter().position(taken).map(|at| at as u32)
+        self.roster.find(id)
     }
 
     fn add_client(&mut self, id: ClientId, standing: Standing) -> Result<u32, ClientsFull> {
@@ -664,6 +668,7 @@ impl<'m> LockServer<'m> {
         let at = self.clients.iter().position(free).ok_or(ClientsFull)?;
         self.clients[at].id = id;
         self.clients[at].standing = standing;
+        self.roster.insert(id, at as u32);
         Ok(at as u32)
     }
 
@@ -992,6 +997,9 @@ impl<'m> LockServer<'m> {
             Leaving::Evicted(ghost) if !gone => Standing::Ghost(ghost),
             Leaving::Evicted(_) | Leaving::Clean => Standing::Nobody,
         };
+        if client.standing == Standing::Nobody {
+            self.roster.remove(client.id);
+        }
         self.leaving -= 1;
     }
 

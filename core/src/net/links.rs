@@ -15,8 +15,10 @@
 //!
 //! # Invariants
 //!
-//! * A connection is in the way of no served one before it is Open: at most `half_open_max` are in
-//!   the greeting, and a new one displaces the oldest of those that have not proved the key.
+//! * A connection is in the way of no served one before it is Open: beside as many as can be served
+//!   at once there is room for `half_open_max` in the greeting. Whoever comes may use all that is
+//!   not in use, as when all mounts come to a new leader at once; where nothing is left, it
+//!   displaces the oldest of those that have not proved the key.
 //! * Only an owner's `admit` makes a session, and only for who has proved the key. Before, a
 //!   connection has its slot and nothing else; whatever it does ends with it.
 //! * Of two connections of one client, the one that the client made later lives, whichever greets
@@ -39,6 +41,7 @@ use crate::format::wire::greeting::{Admission, Greeting, RANDOM_BYTES, Role, Wel
 use crate::format::wire::message::{Client, Outcome, Server, ServerAnswer, ServerRequest};
 use crate::format::wire::{ErrorCode, Kind, Message};
 use crate::format::{ClientId, Term};
+use crate::roster::Roster;
 use outrider_hal::{Instant, StreamId};
 use zerocopy::IntoBytes;
 
@@ -49,7 +52,7 @@ pub struct LinksLimits {
     pub clients_max: u16,
     /// Sessions of programs that ask for the status; each lives as long as its connection.
     pub guests_max: u16,
-    /// Connections in the greeting, or being refused.
+    /// Connections that there is room for in the greeting, while as many as can be are served.
     pub half_open_max: u16,
     /// The windows of each session: `asks_max` of the server's requests, `answers_max` of the
     /// client's.
@@ -141,18 +144,12 @@ enum Phase {
 }
 
 impl Phase {
-    fn is_half_open(&self) -> bool {
-        match self {
-            Phase::Hello { .. }
-            | Phase::Proof(_)
-            | Phase::Admission { .. }
-            | Phase::Refusing(_) => true,
-            Phase::Free | Phase::Open { .. } | Phase::Over(_) => false,
-        }
-    }
-
+    /// Whether a new connection may take its place: it has not proved the key.
     fn is_displaceable(&self) -> bool {
-        self.is_half_open() && !matches!(self, Phase::Admission { .. })
+        match self {
+            Phase::Hello { .. } | Phase::Proof(_) | Phase::Refusing(_) => true,
+            Phase::Free | Phase::Admission { .. } | Phase::Open { .. } | Phase::Over(_) => false,
+        }
     }
 }
 
@@ -199,6 +196,8 @@ pub struct Links<'m> {
     term: Term,
     slots: &'m mut [Slot<'m>],
     members: &'m mut [Member<'m>],
+    /// The members that are clients.
+    clients: Roster<'m>,
     /// Where the search for messages goes on, so that everybody's turn comes.
     turn: usize,
 }
@@ -230,7 +229,8 @@ impl<'m> Links<'m> {
             deadline: Instant(0),
         })?;
         let members = arena.slice(limits.members(), |_| Member::vacant(sessions.next()))?;
-        Ok(Links { limits, config, term: Term::NONE, slots, members, turn: 0 })
+        let clients = Roster::carve(arena, limits.clients_max.into())?;
+        Ok(Links { limits, config, term: Term::NONE, slots, members, clients, turn: 0 })
     }
 
     /// Begins a term. Everything of the one before is gone: sessions at once, connections as
@@ -243,6 +243,7 @@ impl<'m> Links<'m> {
         for member in self.members.iter_mut() {
             member.vacate();
         }
+        self.clients.clear();
     }
 
     /// Takes on a new connection. Gives one to close instead, if another had to make room.
@@ -264,15 +265,12 @@ impl<'m> Links<'m> {
 
     /// A slot for a new connection, and whether another one stands in it.
     fn room_for_accept(&self) -> Option<(usize, bool)> {
-        let half_open = self.slots.iter().filter(|slot| slot.phase.is_half_open()).count();
         let find = |free: fn(&Phase) -> bool| self.slots.iter().position(|slot| free(&slot.phase));
-        if half_open < self.limits.half_open_max.into() {
-            if let Some(index) = find(|phase| matches!(phase, Phase::Free)) {
-                return Some((index, false));
-            }
-            if let Some(index) = find(|phase| matches!(phase, Phase::Over(_))) {
-                return Some((index, true));
-            }
+        if let Some(index) = find(|phase| matches!(phase, Phase::Free)) {
+            return Some((index, false));
+        }
+        if let Some(index) = find(|phase| matches!(phase, Phase::Over(_))) {
+            return Some((index, true));
         }
         let slots = self.slots.iter().enumerate();
         let unproven = slots.filter(|(_, slot)| slot.phase.is_displaceable());
@@ -631,7 +629,7 @@ impl<'m> Links<'m> {
     }
 
     fn find_member(&self, client: ClientId) -> Option<usize> {
-        self.members.iter().position(|member| member.occupant == Occupant::Client(client))
+        self.clients.find(client).map(|index| index as usize)
     }
 
     fn vacant_member(&self) -> Option<usize> {
@@ -669,11 +667,10 @@ impl<'m> Links<'m> {
         if here && !greeting.farewell {
             return Err(ErrorCode::Evicted);
         }
-        let client_member = |member: &&Member<'_>| matches!(member.occupant, Occupant::Client(_));
-        let room = self.members.iter().filter(client_member).count();
-        let vacant = self.vacant_member().filter(|_| room < self.limits.clients_max.into());
+        let vacant = self.vacant_member().filter(|_| !self.clients.is_full());
         let index = vacant.ok_or(ErrorCode::TooMany)?;
         self.members[index].occupy(now, Occupant::Client(client), greeting);
+        self.clients.insert(client, index as u32);
         Ok((index, true))
     }
 
@@ -801,6 +798,9 @@ impl<'m> Links<'m> {
     fn vacate(&mut self, index: usize, end: End) {
         if let Some(slot) = self.members[index].slot {
             self.end(slot.into(), end);
+        }
+        if let Occupant::Client(client) = self.members[index].occupant {
+            self.clients.remove(client);
         }
         self.members[index].vacate();
     }

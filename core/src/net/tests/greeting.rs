@@ -366,34 +366,41 @@ fn strangers_keep_nobody_out() {
             let accepted = links.accept(Instant(NOW.0 + stream), StreamId(stream), [0; 16]);
             displaced += usize::from(accepted.unwrap().is_some());
         }
-        assert_eq!(displaced, 100 - usize::from(LINKS.half_open_max));
+        // They have all but what is in use.
+        let slots = LINKS.slots() as usize;
+        assert_eq!(displaced, 100 - (slots - 1));
         assert!(links.is_up(session));
-        // Another client still gets in: the oldest stranger makes room.
+        // Other clients still get in: what has become free is used first, and then the oldest
+        // stranger makes room.
         links.dismiss(session);
         while links.poll_close().is_some() {}
         link.closed(StreamId(1));
         link.poll_close().unwrap();
-        assert!(links.accept(NOW, StreamId(300), [0; 16]).unwrap().is_some());
+        assert_eq!(links.accept(NOW, StreamId(300), [0; 16]), Ok(None));
+        assert!(links.accept(NOW, StreamId(301), [0; 16]).unwrap().is_some());
         // And in the end all strangers are gone.
         links.step(NOW.plus(Timing::DEFAULT.greeting + Duration::from_secs(1)));
         let mut late = 0;
         while let Some((_, end)) = links.poll_close() {
             late += usize::from(end == End::Late);
         }
-        assert_eq!(late, usize::from(LINKS.half_open_max));
+        assert_eq!(late, slots);
     });
 }
 
 #[test]
 fn who_has_proved_the_key_is_not_displaced() {
-    let configs = [1, 2, 3].map(|nonce| link_config(cluster(), nonce));
-    with_nodes(cluster(), configs, |links, [one, two, three]| {
+    let configs = [1, 2, 3, 4, 5].map(|nonce| link_config(cluster(), nonce));
+    with_nodes(cluster(), configs, |links, [one, two, three, four, five]| {
         let wait = |_: &mut Links<'_>, _: StreamId, _: &Greeting| {};
-        greet(links, one, StreamId(1), wait);
-        greet(links, two, StreamId(2), wait);
-        assert_eq!(links.accept(NOW, StreamId(3), [0; 16]), Err(TooMany));
-        links.admit(NOW, StreamId(1), ClientId(1)).unwrap();
+        for (stream, link) in [(1, one), (2, &mut *two), (5, four), (6, five)] {
+            greet(links, link, StreamId(stream), wait);
+        }
+        assert_eq!(links.accept(NOW, StreamId(3), [0; 16]), Ok(None));
+        links.closed(StreamId(3));
         greet(links, three, StreamId(4), wait);
+        assert_eq!(links.accept(NOW, StreamId(7), [0; 16]), Err(TooMany));
+        links.admit(NOW, StreamId(1), ClientId(1)).unwrap();
         links.admit(NOW, StreamId(4), ClientId(3)).unwrap();
         let full = links.admit(NOW, StreamId(2), ClientId(2));
         assert_eq!(full, Err(ErrorCode::TooMany));
