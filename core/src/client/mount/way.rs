@@ -8,8 +8,8 @@
 //!
 //! # Invariants
 //!
-//! * One connection to a leader at a time. An attempt that takes too long is given up, and should
-//!   it succeed after all, its connection is closed.
+//! * One connection to a leader at a time. An attempt that takes too long, or at one who leads no
+//!   more, is given up, and should it succeed after all, its connection is closed.
 //! * A leader that was tried in vain is tried again only when its block shows that it lives, and a
 //!   new one at once.
 //! * As long as there is no server, the mount knocks at all voters.
@@ -238,6 +238,9 @@ impl<'m> Way<'m> {
             self.attempt = None;
             self.on_lost(now);
         }
+        if self.is_overtaken() {
+            self.attempt = None;
+        }
         if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at() > now {
             return None;
         }
@@ -252,6 +255,13 @@ impl<'m> Way<'m> {
     /// The leader, unless it has not been seen to live since it was tried.
     fn next_leader(&self) -> Option<Leader> {
         self.watcher.leader().filter(|leader| self.tried != Some(*leader))
+    }
+
+    /// Whether another leads now than who was connected to last: an attempt at one whose host is
+    /// gone is not waited for.
+    fn is_overtaken(&self) -> bool {
+        let newer = |tried: Leader| self.watcher.leader().is_some_and(|now| now.term > tried.term);
+        self.tried.is_some_and(newer)
     }
 
     /// When it may be connected to: a leader that was never tried, at once.
