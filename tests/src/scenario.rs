@@ -6,7 +6,9 @@
 //! * Its promise is what its nodes are built to survive, and every fault of it is demanded: over
 //!   enough seeds each must have happened.
 
+mod caller;
 pub mod counter;
+pub mod crowd;
 pub mod mount;
 pub mod register;
 pub mod scrub;

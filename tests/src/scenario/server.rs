@@ -31,6 +31,7 @@ use crate::net::Net;
 use crate::node::{Boot, Guest, Program};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
+use crate::scenario::caller::Caller;
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
@@ -43,7 +44,6 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super};
-use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
     ServerAnswer, ServerRequest, Transaction,
@@ -52,11 +52,10 @@ use outrider_core::format::wire::{ErrorCode, Kind};
 use outrider_core::format::{ClientId, CommitNo, Seq, Term};
 use outrider_core::lock::{LockName, Mode};
 use outrider_core::net::{
-    Cluster, ClusterKey, End, Incoming, LineLimits, Link, LinkConfig, LinkEvent, LinkLimits,
-    SessionLimits, Timing as NetTiming,
+    Incoming, LineLimits, LinkEvent, LinkLimits, SessionLimits, Timing as NetTiming,
 };
 use outrider_core::node::{Action, Event, More, Node};
-use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched, Watcher, WatcherBlocks};
+use outrider_core::quorum::{Exclusion, Identity, Timing, Vouched};
 use outrider_core::server::{Server, ServerConfig, ServerLimits, ServerTiming};
 use outrider_core::txn::store::{Store, StoreEvent};
 use outrider_hal::{
@@ -104,6 +103,11 @@ fn demands() -> FaultSet {
 /// The volume, as mkfs makes it.
 #[must_use]
 pub fn volume() -> Super {
+    volume_of(ClusterLimits::standard())
+}
+
+/// The same for as many mounts and locks.
+pub(super) fn volume_of(limits: ClusterLimits) -> Super {
     let mut voters = [None; 7];
     for host in 0..SERVERS {
         voters[usize::from(host)] = Some(Endpoint { addr: Net::addr(HostId(host)), port: PORT });
@@ -117,7 +121,7 @@ pub fn volume() -> Super {
         name_key: [7; 16],
         cluster_key: [9; 32],
         voters,
-        limits: ClusterLimits::standard(),
+        limits,
     };
     Super::new(&identity).expect("a sane volume")
 }
@@ -161,8 +165,11 @@ fn quiet_with(seed: u64, faults: &[Fault], manners: Manners) -> World {
 
 fn populate(mut world: World, manners: Manners) -> World {
     let log = Rc::new(RefCell::new(Log::default()));
-    for host in 0..SERVERS {
-        world.add_host("server", Serving { me: host });
+    let timing =
+        ServerTiming { recovery: RECOVERY, io_lifetime: SECOND * 5, ..ServerTiming::NORMAL };
+    for me in 0..SERVERS {
+        let serving = Serving { me, volume: volume(), limits: limits(), timing };
+        world.add_host("server", serving);
     }
     for _ in 0..MOUNTS {
         world.add_host("mount", Mounting { log: Rc::clone(&log), manners });
@@ -174,7 +181,7 @@ fn populate(mut world: World, manners: Manners) -> World {
 }
 
 /// A device with an empty volume.
-fn formatted(volume: &Super) -> Image {
+pub(super) fn formatted(volume: &Super) -> Image {
     let mut image = Image::new(BLOCKS);
     for blkno in [SUPER_BLKNO, spare_blkno(BLOCKS)] {
         let mut block = Block::ZERO;
@@ -220,13 +227,22 @@ fn formatted(volume: &Super) -> Image {
 }
 
 fn limits() -> ServerLimits {
-    let locks = ServerLimits::locks(CLIENTS, 8);
-    ServerLimits { locks, ..merge::limits(CLIENTS) }
+    const LOCKS: u32 = 8;
+    let all = u32::from(CLIENTS) + 4;
+    let locks = ClusterLimits {
+        locks_per_client: (4 * LOCKS).into(),
+        locks: (all * LOCKS).into(),
+        ..ClusterLimits::for_clients(CLIENTS.into())
+    };
+    ServerLimits { locks: ServerLimits::of(&locks).locks, ..merge::limits(CLIENTS) }
 }
 
 /// A server's program.
-struct Serving {
-    me: u16,
+pub(super) struct Serving {
+    pub(super) me: u16,
+    pub(super) volume: Super,
+    pub(super) limits: ServerLimits,
+    pub(super) timing: ServerTiming,
 }
 
 impl Serving {
@@ -236,7 +252,7 @@ impl Serving {
         let mut secret = [0; 32];
         entropy.fill(&mut secret);
         ServerConfig {
-            volume: volume(),
+            volume: self.volume,
             slot: Slot::new(self.me as u8).expect("a slot"),
             listen: None,
             identity: Identity {
@@ -249,11 +265,7 @@ impl Serving {
             },
             quorum: Timing::NORMAL,
             net: NetTiming::DEFAULT,
-            timing: ServerTiming {
-                recovery: RECOVERY,
-                io_lifetime: SECOND * 5,
-                ..ServerTiming::NORMAL
-            },
+            timing: self.timing,
             secret,
         }
     }
@@ -266,16 +278,14 @@ impl Program for Serving {
 
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let limits = limits();
-        drop(Server::carve(&mut arena, &limits, &self.config(&mut Rng::new(0), 0)));
+        drop(Server::carve(&mut arena, &self.limits, &self.config(&mut Rng::new(0), 0)));
         arena.bytes_used()
     }
 
     fn start(&self, mut boot: Boot) -> Box<dyn Guest> {
         let config = self.config(&mut boot.entropy, boot.boots);
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
-        let limits = limits();
-        Box::new(Server::carve(&mut arena, &limits, &config).expect("measured"))
+        Box::new(Server::carve(&mut arena, &self.limits, &config).expect("measured"))
     }
 }
 
@@ -290,32 +300,14 @@ const LINK: LinkLimits =
 
 /// What the link, the watcher and the runs are carved from.
 fn carve(arena: &mut Arena<'static>, nonce: [u8; 16], manners: Manners) -> Mount {
-    let volume = volume();
-    let config = LinkConfig {
-        cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
-        timing: NetTiming::DEFAULT,
-        role: Role::Mount,
-        nonce,
-        machine: Machine::default(),
-        read_only: false,
-    };
-    let watcher = WatcherBlocks::carve(arena).expect("measured");
-    let watcher = Watcher::new(volume.volume(), QUORUM_BLKNO, Timing::NORMAL, 0, watcher);
-    let mut watcher = watcher.expect("sane timing");
-    watcher.look();
     Mount {
-        link: Link::carve(arena, &LINK, config).expect("measured"),
-        watcher,
+        caller: Caller::carve(arena, &LINK, &volume(), nonce),
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
         maker: Maker::carve(arena).expect("measured"),
         compacting: Compacting::carve(arena, manners).expect("measured"),
         log: Rc::default(),
         entropy: Rng::new(0),
         nonce,
-        stream: None,
-        attempt: None,
-        attempts_ever: 0,
-        dial_at: Instant(0),
         state: State::Root,
         waits: false,
         seq: Seq(0),
@@ -399,18 +391,13 @@ impl Planned {
 
 /// A mount.
 pub struct Mount {
-    link: Link<'static>,
-    watcher: Watcher<'static>,
+    caller: Caller,
     buffer: Option<&'static mut Block>,
     maker: Maker,
     compacting: Compacting,
     log: Rc<RefCell<Log>>,
     entropy: Rng,
     nonce: [u8; 16],
-    stream: Option<StreamId>,
-    attempt: Option<u32>,
-    attempts_ever: u32,
-    dial_at: Instant,
     state: State,
     /// A request, or I/O, is under way.
     waits: bool,
@@ -458,13 +445,13 @@ impl Mount {
     /// Whether it has not been welcomed by anybody yet, and somebody is about to.
     #[must_use]
     pub fn is_greeting(&self) -> bool {
-        self.stream.is_some() && !self.link.is_up() && self.link.client().is_none()
+        self.caller.is_greeting()
     }
 
     /// The newest term whose leader has welcomed it.
     #[must_use]
     pub fn term(&self) -> Term {
-        self.link.term()
+        self.caller.link.term()
     }
 
     /// Whether it is merging something.
@@ -482,9 +469,9 @@ impl Mount {
     /// What it is doing, for people.
     #[must_use]
     pub fn describe(&self) -> String {
-        let client = self.link.client();
+        let client = self.caller.link.client();
         let waiting = self.locking.waiting();
-        let (state, up) = (self.state, self.link.is_up());
+        let (state, up) = (self.state, self.caller.link.is_up());
         let grants = self.grants();
         format!("{client:?} {state:?} waits {} up {up} {grants} locks, {waiting:?}", self.waits)
     }
@@ -497,7 +484,7 @@ impl Mount {
 
     /// Whether it has said farewell: it has nothing any more.
     fn is_leaving(&self) -> bool {
-        self.link.is_parted() || self.state == State::Farewell && self.waits
+        self.caller.link.is_parted() || self.state == State::Farewell && self.waits
     }
 
     /// What it holds, whatever its lease.
@@ -519,7 +506,7 @@ impl Mount {
     }
 
     fn client(&self) -> ClientId {
-        self.link.client().expect("greeted")
+        self.caller.link.client().expect("greeted")
     }
 
     /// Decides on the next transaction, and logs it.
@@ -558,7 +545,7 @@ impl Mount {
     /// Starts what the state asks for.
     fn start(&mut self) {
         match self.state {
-            State::Root => self.waits = self.link.request(&ClientRequest::Root).is_ok(),
+            State::Root => self.waits = self.caller.link.request(&ClientRequest::Root).is_ok(),
             State::Loan => {
                 let number = self.loans_number + 1;
                 let mut returned: Vec<(u64, u64)> = match self.entropy.below(4) {
@@ -573,7 +560,7 @@ impl Mount {
                 let (inodes, run_ids) = (10_240, 8);
                 let request =
                     LoanRequest { number, data_blocks, run_blocks, inodes, run_ids, returned };
-                self.link.request(&ClientRequest::Loan(request)).expect("one at a time");
+                self.caller.link.request(&ClientRequest::Loan(request)).expect("one at a time");
                 self.note_lent(&mut self.log.borrow_mut());
                 self.waits = true;
             }
@@ -599,14 +586,14 @@ impl Mount {
                     Extents::new(&freed).expect("sane"),
                 );
                 let request = ClientRequest::Transaction(transaction.expect("sane"));
-                self.link.request(&request).expect("one at a time");
+                self.caller.link.request(&request).expect("one at a time");
                 self.waits = true;
             }
             State::Farewell => {
                 // What was taken before must have been acknowledged, and nothing be under way.
                 self.compacting.close();
                 self.waits = self.compacting.is_idle()
-                    && self.link.request(&ClientRequest::Farewell).is_ok();
+                    && self.caller.link.request(&ClientRequest::Farewell).is_ok();
             }
         }
     }
@@ -653,35 +640,35 @@ impl Mount {
 
     /// Takes note of what is lent, for the checker.
     fn note_lent(&self, log: &mut Log) {
-        if let Some(client) = self.link.client() {
+        if let Some(client) = self.caller.link.client() {
             log.has(client, self.have.data.iter().chain(&self.have.runs));
         }
     }
 
     /// Takes what is about locks and nameless inodes. Whether it was.
     fn on_lock_message(&mut self, now: Instant) -> bool {
-        let client = self.link.client().unwrap_or_default();
+        let client = self.caller.link.client().unwrap_or_default();
         let log = Rc::clone(&self.log);
         let mut log = log.borrow_mut();
-        match self.link.head() {
+        match self.caller.link.head() {
             Some(Incoming::Request(ServerRequest::LockTell(tell))) => {
-                let ticket = self.link.take(now).expect("it was there");
-                let _ = self.link.answer(ticket, &Outcome::Done(ClientAnswer::LockTell));
+                let ticket = self.caller.link.take(now).expect("it was there");
+                let _ = self.caller.link.answer(ticket, &Outcome::Done(ClientAnswer::LockTell));
                 self.locking.on_tell(now, &tell, &mut log);
             }
             Some(Incoming::Request(ServerRequest::Recover(from))) => {
-                let ticket = self.link.take(now).expect("it was there");
-                self.locking.on_recover(now, &mut self.link, ticket, from.into(), &mut log);
+                let ticket = self.caller.link.take(now).expect("it was there");
+                self.locking.on_recover(now, &mut self.caller.link, ticket, from.into(), &mut log);
             }
             Some(Incoming::Request(ServerRequest::InUse(inos))) => {
                 let answer = Outcome::Done(ClientAnswer::InUse(self.locking.in_use(&inos)));
-                let ticket = self.link.take(now).expect("it was there");
-                let _ = self.link.answer(ticket, &answer);
+                let ticket = self.caller.link.take(now).expect("it was there");
+                let _ = self.caller.link.answer(ticket, &answer);
             }
             Some(Incoming::Answer(name, Outcome::Done(ServerAnswer::Statfs(_)))) => {
                 self.locking.on_answer(now, name);
-                let ticket = self.link.take(now).expect("it was there");
-                self.link.recorded(ticket);
+                let ticket = self.caller.link.take(now).expect("it was there");
+                self.caller.link.recorded(ticket);
             }
             Some(Incoming::Answer(_, outcome)) => {
                 let unused = match outcome {
@@ -690,8 +677,8 @@ impl Mount {
                     Outcome::Failed(ErrorCode::Busy, None) => None,
                     Outcome::Done(_) | Outcome::Failed(..) => return false,
                 };
-                let ticket = self.link.take(now).expect("it was there");
-                self.link.recorded(ticket);
+                let ticket = self.caller.link.take(now).expect("it was there");
+                self.caller.link.recorded(ticket);
                 if ticket.kind() == Kind::Orphans {
                     self.locking.on_orphans(unused, client, &mut log);
                 }
@@ -702,14 +689,14 @@ impl Mount {
     }
 
     fn on_message(&mut self, now: Instant) {
-        if self.compacting.on_message(now, &mut self.link, &mut self.entropy)
+        if self.compacting.on_message(now, &mut self.caller.link, &mut self.entropy)
             || self.on_lock_message(now)
         {
             return;
         }
-        let client = self.link.client().unwrap_or_default();
+        let client = self.caller.link.client().unwrap_or_default();
         let mut log = self.log.borrow_mut();
-        match self.link.head() {
+        match self.caller.link.head() {
             Some(Incoming::Answer(_, Outcome::Done(answer))) => match answer {
                 ServerAnswer::Root(root) => {
                     (self.seq, self.state) = (root.seq_open, State::Loan);
@@ -769,14 +756,14 @@ impl Mount {
         self.note_lent(&mut log);
         drop(log);
         self.waits = false;
-        let ticket = self.link.take(now).expect("it was there");
-        self.link.recorded(ticket);
+        let ticket = self.caller.link.take(now).expect("it was there");
+        self.caller.link.recorded(ticket);
     }
 
     /// Comes back as another client.
     fn start_over(&mut self) {
         self.entropy.fill(&mut self.nonce);
-        self.link.restart(self.nonce);
+        self.caller.link.restart(self.nonce);
         self.state = State::Root;
         (self.waits, self.transactions, self.loans_number) = (false, 0, 0);
         self.have = Have::default();
@@ -788,7 +775,11 @@ impl Mount {
     }
 
     fn step_work(&mut self, now: Instant) {
-        if !self.link.is_up() || self.waits || self.next_at > now || self.link.is_parted() {
+        if !self.caller.link.is_up()
+            || self.waits
+            || self.next_at > now
+            || self.caller.link.is_parted()
+        {
             return;
         }
         self.next_at = now.plus(20 * MILLI);
@@ -799,31 +790,17 @@ impl Mount {
     }
 
     fn step_connection(&mut self, now: Instant) {
-        self.link.step(now);
-        while let Some((stream, end)) = self.link.poll_close() {
-            self.evicted |= matches!(end, End::Refused { error: ErrorCode::Evicted, proven: true });
-            self.actions.push_back(Action::Close(stream));
-            self.stream = self.stream.filter(|held| *held != stream);
-            self.dial_at = now.plus(200 * MILLI);
-        }
+        self.evicted |= self.caller.step(now, &mut self.actions);
         if self.evicted && !self.is_writing {
             self.evicted = false;
-            self.log.borrow_mut().evicted(self.link.client().unwrap_or_default());
+            self.log.borrow_mut().evicted(self.caller.link.client().unwrap_or_default());
             self.start_over();
         }
-        let dialing = self.stream.is_some() || self.attempt.is_some();
-        if !dialing && self.link.is_parted() && self.link.is_idle() {
+        if !self.caller.is_dialing() && self.caller.link.is_parted() && self.caller.link.is_idle() {
             self.start_over();
         }
-        if dialing || self.evicted || self.dial_at > now {
-            return;
-        }
-        self.dial_at = now.plus(100 * MILLI);
-        if let Some(leader) = self.watcher.leader().filter(|_| self.link.is_idle()) {
-            self.attempts_ever += 1;
-            self.attempt = Some(self.attempts_ever);
-            let (attempt, to) = (self.attempts_ever, leader.endpoint);
-            self.actions.push_back(Action::Connect { attempt, to });
+        if !self.evicted {
+            self.caller.dial(now, &mut self.actions);
         }
     }
 }
@@ -835,35 +812,13 @@ impl Node<'static> for Mount {
             Event::Completed(done) if done.tag.0 >= compact::TAG_BASE => {
                 self.compacting.handle_completion(done);
             }
-            Event::Completed(done) => self.watcher.handle_completion(now, done),
-            Event::Connected { attempt, stream } if self.attempt == Some(attempt) => {
-                self.attempt = None;
-                self.stream = Some(stream);
-                let mut random = [0; 16];
-                self.entropy.fill(&mut random);
-                self.link.connect(now, stream, random);
-            }
-            Event::Connected { stream, .. } | Event::Accepted(stream) => {
-                self.actions.push_back(Action::Close(stream));
-            }
-            Event::ConnectFailed { attempt } => {
-                self.attempt = self.attempt.filter(|held| *held != attempt);
-                self.dial_at = now.plus(500 * MILLI);
-            }
-            Event::ListenFailed => {}
-            Event::Received { stream, len } => self.link.received(now, stream, len),
-            Event::Sent { stream, len } => self.link.sent(stream, len),
-            Event::Closed(stream) => {
-                self.link.closed(stream);
-                self.stream = self.stream.filter(|held| *held != stream);
-                self.dial_at = now.plus(200 * MILLI);
-            }
+            event => self.caller.handle(now, event, &mut self.entropy, &mut self.actions),
         }
     }
 
     fn step(&mut self, now: Instant) -> More {
         self.step_connection(now);
-        while let Some(event) = self.link.poll_event() {
+        while let Some(event) = self.caller.link.poll_event() {
             match event {
                 LinkEvent::Up { term, client, renewed } => {
                     if renewed {
@@ -877,23 +832,21 @@ impl Node<'static> for Mount {
             }
         }
         self.step_work(now);
-        let leaving = self.state == State::Farewell || self.link.is_parted();
+        let leaving = self.state == State::Farewell || self.caller.link.is_parted();
         if !self.evicted {
             let mut log = self.log.borrow_mut();
-            self.locking.step(now, &mut self.link, leaving, &mut self.entropy, &mut log);
+            self.locking.step(now, &mut self.caller.link, leaving, &mut self.entropy, &mut log);
         }
         self.stepped = now;
         let mut more = More::No;
         if !self.evicted {
-            more = self.compacting.step(now, &mut self.link, leaving);
+            more = self.compacting.step(now, &mut self.caller.link, leaving);
         }
-        self.link.step(now);
+        self.caller.link.step(now);
         while let Some(request) = self.compacting.poll_request() {
             self.actions.push_back(Action::Block(request));
         }
-        while let Some(request) = self.watcher.poll_request(now) {
-            self.actions.push_back(Action::Block(request));
-        }
+        self.caller.poll_requests(now, &mut self.actions);
         more
     }
 
@@ -902,22 +855,20 @@ impl Node<'static> for Mount {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let works = self.link.is_up() && !self.waits && !self.link.is_parted();
+        let works = self.caller.link.is_up() && !self.waits && !self.caller.link.is_parted();
         let work = works.then_some(self.next_at);
-        let dial = (self.stream.is_none() && self.attempt.is_none()).then_some(self.dial_at);
-        let up = self.link.is_up() && !self.link.is_parted();
+        let up = self.caller.link.is_up() && !self.caller.link.is_parted();
         let locks = up.then(|| self.locking.timeout(self.stepped)).flatten();
         let compacting = up.then(|| self.compacting.timeout()).flatten();
-        let times =
-            [work, locks, compacting, dial, self.link.poll_timeout(), self.watcher.poll_timeout()];
+        let times = [work, locks, compacting, self.caller.poll_timeout()];
         times.into_iter().flatten().min()
     }
 
     fn recv_space(&mut self, stream: StreamId) -> &mut [u8] {
-        self.link.recv_space(stream)
+        self.caller.link.recv_space(stream)
     }
 
     fn send_bytes(&self, stream: StreamId) -> &[u8] {
-        self.link.send_bytes(stream)
+        self.caller.link.send_bytes(stream)
     }
 }
