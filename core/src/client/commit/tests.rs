@@ -434,7 +434,8 @@ impl World {
     fn step(&mut self, budget: u32) {
         let copying = self.committer.is_copying();
         let more = self.committer.step(&mut self.items, &mut self.loans, budget);
-        if copying && more == More::No {
+        // Changes go on when the last item is copied, be it noticed in this step or in the next.
+        if copying && (more == More::No || self.items.commit_peek().is_none()) {
             self.copied.extend(self.sent.items.keys());
             self.persistent.extend(self.sent.items.keys());
         }
