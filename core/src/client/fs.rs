@@ -394,8 +394,8 @@ impl<'m> Fs<'m> {
     }
 
     /// Whether this mount still uses the inode, if it has no name: it is open, or the mount has
-    /// seen the name go not long ago and its kernel has not let go of the inode. Who deletes it asks
-    /// all mounts.
+    /// seen the name go not long ago and its kernel has not let go of the inode. Who deletes it
+    /// asks all mounts.
     #[must_use]
     pub fn uses(&self, ino: Ino) -> bool {
         self.table.uses(ino)
