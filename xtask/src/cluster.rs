@@ -139,6 +139,11 @@ impl Options {
     pub(crate) fn on(self, mounts: u16, size: &str) -> Options {
         Options { mounts, size: size.to_owned(), ..self }
     }
+
+    /// The same with the program built without optimisation, if so.
+    pub(crate) fn built_for(self, dev: bool) -> Options {
+        Options { dev, ..self }
+    }
 }
 
 /// Whether somebody wants all this to end.

@@ -71,6 +71,9 @@ enum Chore {
         /// Size of the volume, with K, M, G or T.
         #[arg(long, default_value = "512M")]
         size: String,
+        /// Build the program without optimisation.
+        #[arg(long)]
+        dev: bool,
     },
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
@@ -93,8 +96,9 @@ fn main() -> ExitCode {
     let done = match &chore {
         Chore::Qemu(options) => return end(cluster::run(Kind::Qemu, &tools, options)),
         Chore::Hosted(options) => return end(cluster::run(Kind::Hosted, &tools, options)),
-        Chore::Soak { minutes, seed, size } => {
-            return end(soak(&tools, *minutes, *seed, size));
+        Chore::Soak { minutes, seed, size, dev } => {
+            let run = format!("--minutes {minutes} --seed {seed}");
+            return end(soak(&tools, &run, size, *dev));
         }
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
@@ -138,10 +142,11 @@ fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
 }
 
 /// Runs the program `soak` on a cluster of processes.
-fn soak(tools: &tools::Tools, minutes: f64, seed: u64, size: &str) -> Result<u8, Failure> {
+fn soak(tools: &tools::Tools, options: &str, size: &str, dev: bool) -> Result<u8, Failure> {
     let program = tools::build_soak()?;
-    let run = format!("'{}' --minutes {minutes} --seed {seed}", program.display());
-    cluster::run(Kind::Hosted, tools, &cluster::Options::for_command(run).on(2, size))
+    let run = format!("'{}' {options}", program.display());
+    let cluster = cluster::Options::for_command(run).on(2, size);
+    cluster::run(Kind::Hosted, tools, &cluster.built_for(dev))
 }
 
 /// The status to end with; what has failed is said.

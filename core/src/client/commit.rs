@@ -94,8 +94,8 @@ const WRITES_MAX: u32 = 32;
 const TRIES: u8 = 4;
 
 /// The size of a committer: the dirty budget of the item cache, all of which one transaction can
-/// take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// take. Or a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CommitLimits {
     /// [`items::Limits::dirty_items`](super::items::Limits).
     pub dirty_items: u32,
@@ -132,7 +132,14 @@ impl CommitLimits {
         (item_blocks + index_blocks + filter_blocks).min(runs * SEGMENT_BLOCKS) as u32 + 1
     }
 
-    fn share(&self) -> Share {
+    /// So many sixteenths of it.
+    pub(super) fn sixteenths(&self, count: u32) -> CommitLimits {
+        let part = |of: u32| (u64::from(of) * u64::from(count) / 16) as u32;
+        CommitLimits { dirty_items: part(self.dirty_items), dirty_chunks: part(self.dirty_chunks) }
+    }
+
+    /// What it takes in runs at the most.
+    pub(super) fn share(&self) -> Share {
         let bytes = bytes_max(self.dirty_items, self.dirty_chunks);
         Share { items: self.dirty_items.into(), bytes }
     }
@@ -151,7 +158,7 @@ fn bytes_max(items: u32, chunks: u32) -> u64 {
 }
 
 /// Items that have no run yet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Share {
     /// How many.
     pub(super) items: u64,
@@ -373,6 +380,10 @@ pub struct Committer<'m> {
     volume: Volume,
     filter_key: [u8; 16],
     limits: CommitLimits,
+    /// What fitted the pieces that were lent when the last transaction began.
+    fitted: CommitLimits,
+    /// What that one has taken at the most, while it is under way.
+    taken: CommitLimits,
     phase: Phase,
     /// What of the item cache the transaction has taken; none if it has no items.
     generation: Option<Generation>,
@@ -419,6 +430,8 @@ impl<'m> Committer<'m> {
             volume: volume.volume(),
             filter_key: volume.fields().name_key,
             limits: *limits,
+            fitted: *limits,
+            taken: CommitLimits::default(),
             phase: Phase::Idle,
             generation: None,
             space: Some(BuildSpace::carve(arena)?),
@@ -467,6 +480,24 @@ impl<'m> Committer<'m> {
         self.committed
     }
 
+    /// How much may be dirty, what is under way counted, so that the next transaction fits what is
+    /// lent now, and also if it has to take what the one under way had.
+    ///
+    /// It is less than the whole budget while the longest pieces for runs, of which a transaction
+    /// can name some only, hold less: on a fragmented volume commits are smaller, and come sooner.
+    pub fn dirty_max(&mut self, loans: &Loans<'_>) -> CommitLimits {
+        let fits = loans.fitting();
+        if self.is_idle() {
+            self.fitted = fits;
+            return fits;
+        }
+        let (taken, fitted) = (&self.taken, &self.fitted);
+        CommitLimits {
+            dirty_items: (taken.dirty_items + fits.dirty_items).min(fitted.dirty_items),
+            dirty_chunks: (taken.dirty_chunks + fits.dirty_chunks).min(fitted.dirty_chunks),
+        }
+    }
+
     /// Begins a transaction of everything dirty, used and freed up to now, written over this
     /// manifest; of nothing, if there is nothing, which is for who waits for a number to pass.
     ///
@@ -487,7 +518,10 @@ impl<'m> Committer<'m> {
         let usage = items.usage();
         let (count, chunks) = (usage.dirty_items, usage.dirty_chunks);
         assert!(count <= self.limits.dirty_items && chunks <= self.limits.dirty_chunks);
-        let pieces = loans.reserve(count, bytes_max(count, chunks)).ok_or(NotNow::Loan)?;
+        let takes = CommitLimits { dirty_items: count, dirty_chunks: chunks };
+        let fitted = loans.fitting();
+        let pieces = loans.reserve(takes.share()).ok_or(NotNow::Loan)?;
+        (self.taken, self.fitted) = (takes, fitted);
         self.generation = match items.commit_begin() {
             Ok(generation) => Some(generation),
             Err(items::NotNow::Clean) => None,

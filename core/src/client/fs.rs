@@ -394,10 +394,17 @@ impl<'m> Fs<'m> {
     }
 
     /// Whether this mount still uses the inode, if it has no name: it is open, or the mount has
-    /// seen the name go and its kernel has not let go of the inode. Who deletes it asks all mounts.
+    /// seen the name go not long ago and its kernel has not let go of the inode. Who deletes it
+    /// asks all mounts.
     #[must_use]
     pub fn uses(&self, ino: Ino) -> bool {
         self.table.uses(ino)
+    }
+
+    /// A search for what has no name has found this inode. That its kernel has not let go of it
+    /// counts for nothing when that happens again.
+    pub fn sight(&mut self, ino: Ino) {
+        self.table.sight(ino);
     }
 
     /// Inodes that are looked up, open, worked on, or to be named as orphans.

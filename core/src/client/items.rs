@@ -197,6 +197,8 @@ pub struct ItemCache<'m> {
     protected: List,
     dirty_items: u32,
     dirty_chunks: u32,
+    /// How many of each may be dirty: see [`narrow`](Self::narrow).
+    dirty_max: (u32, u32),
     /// The generation that changes belong to now.
     open: Generation,
     phase: Phase,
@@ -228,6 +230,7 @@ impl<'m> ItemCache<'m> {
             protected: List::EMPTY,
             dirty_items: 0,
             dirty_chunks: 0,
+            dirty_max: (limits.dirty_items, limits.dirty_chunks),
             open: Generation(1),
             phase: Phase::Idle,
             root_min: CommitNo(0),

@@ -593,12 +593,31 @@ impl<'m> Loans<'m> {
         Ok(())
     }
 
-    /// Reserves blocks and numbers for the runs of so many items, of so many bytes together: as
-    /// many pieces as a transaction can name, in the order in which they are to be filled. None:
-    /// there isn't enough, and more will be asked for.
-    pub(super) fn reserve(&mut self, items: u32, bytes: u64) -> Option<Vec<Piece, RUNS_MAX>> {
+    /// How much of the dirty budget the runs of one transaction can hold with the blocks that are
+    /// here: all of it, or some sixteenths.
+    pub(super) fn fitting(&self) -> CommitLimits {
+        let all = self.limits.commit;
+        // The longest, ascending.
+        let mut longest = Vec::<u64, RUNS_MAX>::new();
+        for span in self.runs.spans() {
+            let len = u64::from(span.len);
+            let at = longest.partition_point(|other| *other < len);
+            if !longest.is_full() {
+                longest.insert(at, len).expect("it is not full");
+            } else if at > 0 {
+                longest[..at].rotate_left(1);
+                longest[at - 1] = len;
+            }
+        }
+        let part = (1..=16).rev().map(|part| all.sixteenths(part));
+        part.into_iter().find(|part| fits(longest.clone(), part.share())).unwrap_or_default()
+    }
+
+    /// Reserves blocks and numbers for the runs of these items: as many pieces as a transaction can
+    /// name, in the order in which they are to be filled. None: there isn't enough, and more will
+    /// be asked for.
+    pub(super) fn reserve(&mut self, mut share: Share) -> Option<Vec<Piece, RUNS_MAX>> {
         let mut pieces = Vec::new();
-        let mut share = Share { items: items.into(), bytes };
         while share.bytes > 0 {
             let piece = match pieces.is_full() {
                 true => None,
@@ -709,6 +728,22 @@ impl<'m> Loans<'m> {
         self.blocks.freed.restore(spans(freed, Pool::Data));
         self.wake = true;
     }
+}
+
+/// Whether runs in extents of these lengths hold all of this, if [`Loans::reserve`] fills them.
+fn fits(mut lengths: Vec<u64, RUNS_MAX>, mut share: Share) -> bool {
+    for _ in 0..RUNS_MAX {
+        if share.bytes == 0 {
+            break;
+        }
+        let Some(longest) = lengths.iter_mut().max() else { return false };
+        let taken = share.blocks().unwrap_or(SEGMENT_BLOCKS).min(*longest);
+        if share.part(taken).is_none() {
+            return false;
+        }
+        *longest -= taken;
+    }
+    share.bytes == 0
 }
 
 fn spans(records: &[ExtentRecord], pool: Pool) -> impl Iterator<Item = Span> {

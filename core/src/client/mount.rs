@@ -260,7 +260,6 @@ enum Life {
 /// The mount. See the module.
 pub struct Mount<'m> {
     config: MountConfig,
-    limits: MountLimits,
     life: Life,
     /// When the lease is over.
     lease_until: Instant,
@@ -321,7 +320,6 @@ impl<'m> Mount<'m> {
         let secret = NameSecret(volume.fields().name_key);
         Ok(Mount {
             config: *config,
-            limits: *limits,
             life: Life::Joining,
             lease_until: Instant(0),
             suspended: true,

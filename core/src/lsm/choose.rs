@@ -7,9 +7,37 @@
 //!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers, or a Choice
 //!     ^           | one is busy: the next upper
 //!     +-----------+
+//!
+//!   Sweep(0): Collect ---> Lowers ---> Deeper ----------------------------> a Choice
+//!                            | not worth it, or one is busy
+//!                            v
+//!   Sweep(1) ... Sweep(8): Below ---> Lowers ---> Deeper -----------------> a Choice
+//!                            ^          | the same: the next upper
+//!                            +----------+
 //! ```
 //!
 //! The deepest level comes first, so that there is room below before something is merged down.
+//!
+//! # Sweeps
+//!
+//! A tombstone hides what is below, and both take space until they meet. On a volume that is used
+//! they do so as levels fill up. On one that is left alone after much was deleted nothing fills up,
+//! so at rest the chooser can be asked for a *sweep*: a merge down that is worth while for what it
+//! lets go of, though no level has too many runs. It is chosen as any other, but the newest level
+//! comes first, because what hides must get to what is hidden; and it is declined unless
+//!
+//! * the tombstones of the uppers, times the *patience* it was asked with, are as many as all items
+//!   of the inputs; or
+//! * all inputs together are no more than [`CRUMBS`] blocks, and fewer runs may come of them.
+//!
+//! So what a sweep writes is bounded by what may go: as many items for each tombstone as patience
+//! says. *Sweeps end*, whoever asks for them how often: each takes its first key at least
+//! one level down, or out of the tree; no merge takes an item up, none makes one, and there are
+//! finitely many items and levels. A volume to which nothing is written is swept a last time.
+//!
+//! If everything was deleted, nearly all that is left are tombstones and what they hide, so every
+//! level is worth sweeping in its turn, until the tombstones meet the deepest runs and all are
+//! gone.
 //!
 //! # Invariants
 //!
@@ -51,6 +79,8 @@
 //! if other merges end while it is merged. A choice is finished before another is begun, so that
 //! the later always sees the earlier as busy.
 //!
+//! A sweep is a merge like the others to all of this.
+//!
 //! A choice is made in steps, from the manifest as it is at each, and runs come and go between
 //! them. What it must not do is take a run and miss an older one that came later to where the walk
 //! had been already. So it doesn't look at runs that were recorded after the walk began; and it
@@ -81,6 +111,8 @@ pub const UPPERS_MAX: usize = 24;
 pub const UPPERS_DOWN_MAX: usize = 8;
 /// Most runs of the level below that are merged with them.
 pub const LOWERS_MAX: usize = 8;
+/// Blocks that are merged for the sake of having fewer runs, by a sweep.
+pub const CRUMBS: u64 = 16;
 /// Most blocks that a step obtains.
 pub const PINS_PER_CHOOSE: u32 = 2 * PINS_PER_READ;
 
@@ -269,12 +301,18 @@ enum Phase {
     /// Looking at this level, below the target, for anything older.
     Deeper(u8),
     Chosen,
+    /// Entering a level for a sweep.
+    Sweep(u8),
+    /// Looking for a run of this level that is worth sweeping.
+    Below(u8),
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Chooser {
     policy: Policy,
+    /// With how much patience a sweep is looked for, if one is.
+    sweep: Option<u64>,
     /// Where the next upper run of each level is looked for.
     cursors: [KeyBytes; LEVELS],
     phase: Phase,
@@ -290,6 +328,9 @@ pub struct Chooser {
     choice: Choice,
 }
 
+/// The last level that is merged into another.
+const DEEPEST: u8 = LEVELS as u8 - 2;
+
 fn start_of(level: u8) -> ManifestKey {
     manifest::key(level, &Rank { order: 0, first: Key::MIN.into() })
 }
@@ -301,8 +342,9 @@ impl Chooser {
         assert!(policy.level_0_runs > 0 && policy.fanout > 1);
         Chooser {
             policy,
+            sweep: None,
             cursors: [Key::MIN.into(); LEVELS],
-            phase: Phase::Level(LEVELS as u8 - 2),
+            phase: Phase::Level(DEEPEST),
             merges: 0,
             at: start_of(0),
             skipped: 0,
@@ -318,13 +360,22 @@ impl Chooser {
         self.policy = policy;
     }
 
+    /// Chooses a sweep from the next [`begin`](Self::begin) on, with so much patience; with none,
+    /// for levels that have too many runs.
+    pub fn aim(&mut self, sweep: Option<u64>) {
+        self.sweep = sweep;
+    }
+
     /// Starts to choose.
     pub fn begin(&mut self, field: &Field<'_>) {
         self.merges = field.merges;
         self.choice.uppers.clear();
         self.choice.lowers.clear();
         (self.choice.tail_after, self.choice.drop_tombstones) = (None, false);
-        self.phase = Phase::Level(LEVELS as u8 - 2);
+        self.phase = match self.sweep {
+            Some(_) => Phase::Sweep(0),
+            None => Phase::Level(DEEPEST),
+        };
     }
 
     /// What was chosen.
@@ -354,6 +405,11 @@ impl Chooser {
             Phase::Lowers => self.find_lower(field, cache, pins)?,
             Phase::Deeper(level) => self.look_deeper(level, field, cache, pins)?,
             Phase::Chosen => Chosen::Choice,
+            Phase::Sweep(level) => self.enter_sweep(level, field),
+            Phase::Below(level) => {
+                self.find_worth(level, field, cache, pins)?;
+                Chosen::Step
+            }
         };
         pins.drop_to(mark);
         cache.drop_leftovers(pins);
@@ -367,9 +423,7 @@ impl Chooser {
             if runs < self.policy.level_0_runs {
                 return Chosen::Nothing;
             }
-            self.oldest.clear();
-            self.order_end = field.next_order;
-            (self.at, self.phase) = (start_of(0), Phase::Collect);
+            self.begin_collecting(field);
         } else if runs > self.policy.runs_max(level) {
             let rank = Rank { order: 0, first: self.cursors[usize::from(level)] };
             (self.at, self.skipped) = (manifest::key(level, &rank), 0);
@@ -377,6 +431,90 @@ impl Chooser {
         } else {
             self.phase = Phase::Level(level - 1);
         }
+        Chosen::Step
+    }
+
+    fn begin_collecting(&mut self, field: &Field<'_>) {
+        self.oldest.clear();
+        self.order_end = field.next_order;
+        (self.at, self.phase) = (start_of(0), Phase::Collect);
+    }
+
+    fn enter_sweep(&mut self, level: u8, field: &Field<'_>) -> Chosen {
+        if level > DEEPEST {
+            return Chosen::Nothing;
+        }
+        if level == 0 {
+            self.begin_collecting(field);
+        } else if field.level_runs[usize::from(level)] > 0 {
+            (self.at, self.phase) = (start_of(level), Phase::Below(level));
+        } else {
+            self.phase = Phase::Sweep(level + 1);
+        }
+        Chosen::Step
+    }
+
+    /// Looks whether the next run of this level may be worth sweeping.
+    fn find_worth(
+        &mut self,
+        level: u8,
+        field: &Field<'_>,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<(), Stop> {
+        let run = field.manifest.next(&self.at, cache, pins)?.filter(|run| run.level == level);
+        let Some(run) = run else {
+            self.phase = Phase::Sweep(level + 1);
+            return Ok(());
+        };
+        // Each run is looked at once: what comes in between starts the choice over.
+        self.at = manifest::key_after(&run.key()).unwrap_or(start_of(level + 1));
+        let promises = self.lets_go(&[run], &[]) || run.entry.blocks() < CRUMBS;
+        if promises && !field.busy.contains(&run.id()) {
+            self.choice.uppers.clear();
+            self.choice.uppers.push(run).expect("there is room for one");
+            self.merge_down(level);
+        }
+        Ok(())
+    }
+
+    /// Whether the tombstones of these uppers are enough for a sweep of all these runs.
+    fn lets_go(&self, uppers: &[Run], lowers: &[Run]) -> bool {
+        let tombstones = uppers.iter().map(|run| u64::from(run.entry.tombstones.get()));
+        let all = uppers.iter().chain(lowers);
+        let items: u64 = all.map(|run| u64::from(run.entry.items.get())).sum();
+        let tombstones: u64 = tombstones.sum();
+        tombstones.saturating_mul(self.sweep.unwrap_or(0)) >= items.max(1)
+    }
+
+    /// Whether what was chosen is worth a sweep.
+    fn is_worth_while(&self) -> bool {
+        let Choice { uppers, lowers, .. } = &self.choice;
+        let blocks: u64 = self.choice.runs().map(|run| run.entry.blocks()).sum();
+        let crumbs = blocks <= CRUMBS && uppers.len() + lowers.len() > 1;
+        self.lets_go(uppers, lowers) || crumbs
+    }
+
+    /// These uppers are not merged down now: goes on with others, if it need not be these.
+    fn decline(&mut self) -> Chosen {
+        let level = self.choice.target - 1;
+        self.phase = match (level, self.sweep) {
+            (0, Some(_)) => Phase::Sweep(1),
+            // Level 0 has no other choice.
+            (0, None) => return Chosen::Nothing,
+            (_, Some(_)) => Phase::Below(level),
+            (_, None) => Phase::Upper { level, wrapped: false },
+        };
+        Chosen::Step
+    }
+
+    /// The lowers are chosen: goes on with the levels below, unless it is a sweep that is not worth
+    /// while.
+    fn end_lowers(&mut self) -> Chosen {
+        if self.sweep.is_some() && !self.is_worth_while() {
+            return self.decline();
+        }
+        self.phase = Phase::Deeper(self.choice.target + 1);
         Chosen::Step
     }
 
@@ -439,27 +577,18 @@ impl Chooser {
             },
         };
         let found = found.filter(|run| run.level == target && run.range().overlaps(&hull));
-        let Some(run) = found else {
-            self.phase = Phase::Deeper(target + 1);
-            return Ok(Chosen::Step);
-        };
+        let Some(run) = found else { return Ok(self.end_lowers()) };
         if let Some(last) = self.choice.lowers.last()
             && last.range().last >= run.range().first
         {
             return Err(field.manifest.corrupt(Corruption::Order).into());
         }
         if field.busy.contains(&run.id()) && !self.choice.lowers.is_full() {
-            // Level 0 has no other choice.
-            let level = target - 1;
-            if level == 0 {
-                return Ok(Chosen::Nothing);
-            }
-            self.phase = Phase::Upper { level, wrapped: false };
-            return Ok(Chosen::Step);
+            return Ok(self.decline());
         }
         if let Err(_too_many) = self.choice.lowers.push(run) {
             self.choice.tail_after = self.choice.lowers.last().map(|last| last.range().last);
-            self.phase = Phase::Deeper(target + 1);
+            return Ok(self.end_lowers());
         }
         Ok(Chosen::Step)
     }
@@ -532,6 +661,15 @@ impl Chooser {
         }
         let idle = |run: &Run| !field.busy.contains(&run.id());
         let ready = self.oldest.iter().take_while(|run| idle(run)).count();
+        if self.sweep.is_some() {
+            if ready == 0 {
+                self.phase = Phase::Sweep(1);
+            } else {
+                self.choose_aged(0, ready.min(UPPERS_DOWN_MAX));
+                self.merge_down(0);
+            }
+            return Chosen::Step;
+        }
         let blocks = |runs: &[Run]| runs.iter().map(|run| run.entry.blocks()).sum::<u64>();
         let enough = (1..=ready.min(UPPERS_DOWN_MAX))
             .find(|&count| blocks(&self.oldest[..count]) >= self.policy.level_0_blocks);

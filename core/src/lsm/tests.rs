@@ -2,6 +2,8 @@
 
 extern crate std;
 
+mod sweeps;
+
 use super::KeyRange;
 use super::build::{BuildSpace, Refused, RunBuilder, blocks_for, filter_blocks};
 use super::choose::{Choice, Chooser, Chosen, Field, PINS_PER_CHOOSE, Policy, move_down};
@@ -63,6 +65,8 @@ pub(crate) struct Shared {
     /// Blocks of the extents that merges are given.
     pub(crate) segment: Cell<u64>,
     choosing: Cell<bool>,
+    /// What is chosen next is a sweep, with this patience.
+    sweep: Cell<Option<u64>>,
     pub(crate) chooser: RefCell<Chooser>,
     pub(crate) merges: Cell<u64>,
     merged_items: Cell<u64>,
@@ -225,6 +229,7 @@ pub(crate) fn compact(shared: Rc<Shared>, mut rng: Rng) -> Op<World> {
                     let field = Field { manifest, level_runs, busy, pending, merges, next_order };
                     let mut chooser = shared.chooser.borrow_mut();
                     if !core::mem::replace(&mut started, true) {
+                        chooser.aim(shared.sweep.get());
                         chooser.begin(&field);
                     }
                     match chooser.step(&field, cache, pins)? {
@@ -340,6 +345,7 @@ impl Shared {
             busy: RefCell::default(),
             segment: Cell::new(SEGMENT_BLOCKS),
             choosing: Cell::default(),
+            sweep: Cell::default(),
             chooser: RefCell::new(Chooser::new(Policy::STANDARD)),
             merges: Cell::default(),
             merged_items: Cell::default(),
@@ -663,6 +669,8 @@ fn tell(seed: u64, totals: &mut Totals) {
             story.record(items);
             totals.runs += 1;
         } else if rng.one_in(merges) {
+            let sweep = rng.one_in(4).then(|| 1 + rng.below(64));
+            story.shared.sweep.set(sweep);
             let op = compact(story.shared.clone(), Rng(rng.next()));
             story.run(op);
         } else {

@@ -27,6 +27,11 @@
 //! above its threshold, for then transactions wait for it. Moves, by which nothing is written, it
 //! makes itself.
 //!
+//! # When
+//!
+//! When a level has too many runs; and, on a volume that is left alone, when what was deleted is
+//! worth it: see `sweeps`.
+//!
 //! # Whose the space is
 //!
 //! Output space is lent: from before the client is asked it stands in the tree of loans under the
@@ -90,6 +95,9 @@ use crate::net::{RequestId, SessionId};
 use core::time::Duration;
 use heapless::Vec;
 use outrider_hal::Instant;
+use sweeps::Sweeps;
+
+mod sweeps;
 
 /// Compactions that clients are at work on, or have been asked for, at a time.
 pub(super) const JOBS_MAX: usize = 8;
@@ -277,6 +285,15 @@ enum Stage {
     Failed,
 }
 
+/// What is chosen for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// Some level has too many runs.
+    Levels,
+    /// The volume is quiet: what was deleted is to go, with this much patience.
+    Sweep(u64),
+}
+
 /// Who is to merge what is being chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Executor {
@@ -303,6 +320,7 @@ pub(super) struct Planner<'m> {
     stage: Stage,
     /// Its place among the requests.
     place: Option<usize>,
+    aim: Aim,
     executor: Executor,
     /// The client that it lends to is gone, or has begun anew.
     is_doomed: bool,
@@ -318,6 +336,7 @@ pub(super) struct Planner<'m> {
     /// There is somebody who can merge.
     is_manned: bool,
     last_asked: ClientId,
+    sweeps: Sweeps,
     counters: MergeCounters,
 }
 
@@ -333,6 +352,7 @@ impl<'m> Planner<'m> {
             chooser: arena.slice(1, |_| Chooser::new(limits.merging))?.first_mut(),
             stage: Stage::Resting,
             place: None,
+            aim: Aim::Levels,
             executor: Executor::Server,
             is_doomed: false,
             id: 0,
@@ -343,6 +363,7 @@ impl<'m> Planner<'m> {
             is_cramped: false,
             is_manned: true,
             last_asked: ClientId(0),
+            sweeps: Sweeps::NEW,
             counters: MergeCounters::default(),
         })
     }
@@ -357,7 +378,7 @@ impl<'m> Planner<'m> {
         self.jobs.iter_mut().for_each(|job| job.choice = None);
         (self.stage, self.place, self.is_doomed) = (Stage::Resting, None, false);
         (self.not_before, self.is_failing, self.is_cramped) = (None, false, false);
-        self.is_manned = true;
+        (self.is_manned, self.sweeps) = (true, Sweeps::NEW);
     }
 
     /// What is merged now, `own` by the server; and how many of each level are on top of a merge.
@@ -376,14 +397,32 @@ impl<'m> Planner<'m> {
         (busy, pending)
     }
 
-    /// Whether something should be chosen, if there is somebody to merge it.
-    pub(super) fn is_due(&mut self, now: Instant, level_runs: &[u64; LEVELS], own: &[Run]) -> bool {
+    /// What should be chosen for, if there is somebody to merge it.
+    pub(super) fn due(
+        &mut self,
+        now: Instant,
+        level_runs: &[u64; LEVELS],
+        own: &[Run],
+    ) -> Option<Aim> {
         self.not_before = self.not_before.filter(|at| *at > now);
         self.is_failing &= self.not_before.is_some();
         if self.place.is_some() || self.not_before.is_some() {
-            return false;
+            return None;
         }
-        self.is_wanted(level_runs, own)
+        if self.is_wanted(level_runs, own) {
+            return Some(Aim::Levels);
+        }
+        let patience = self.sweeps.due(now)?;
+        if self.is_at_work() || !own.is_empty() {
+            self.sweeps.put_off(now);
+            return None;
+        }
+        Some(Aim::Sweep(patience))
+    }
+
+    /// A transaction has brought runs.
+    pub(super) fn on_recorded(&mut self, now: Instant) {
+        self.sweeps.on_recorded(now);
     }
 
     /// Whether a level has too many runs, those left out that are on top of a merge.
@@ -396,13 +435,13 @@ impl<'m> Planner<'m> {
 
     /// When to look again whether something is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let look = self.not_before.filter(|_| self.place.is_none());
+        let look = self.not_before.or(self.sweeps.poll_timeout());
+        let look = look.filter(|_| self.place.is_none());
         let jobs = self.jobs.iter().flat_map(|job| [job.lost_at(), job.slow_at()]);
         jobs.flatten().chain(look).min()
     }
 
     /// Whether anything is being chosen, or is at work with a client.
-    #[cfg(test)]
     pub(super) fn is_at_work(&self) -> bool {
         self.place.is_some() || self.jobs.iter().any(|job| job.choice.is_some())
     }
@@ -421,17 +460,23 @@ impl<'m> Planner<'m> {
         level_runs[0] >= self.level_0_max
     }
 
-    fn begin(&mut self, place: usize, executor: Executor) {
+    fn begin(&mut self, place: usize, aim: Aim, executor: Executor) {
         (self.stage, self.place, self.not_before) = (Stage::Starting, Some(place), None);
-        (self.executor, self.is_doomed) = (executor, false);
+        (self.aim, self.executor, self.is_doomed) = (aim, executor, false);
         let policy = if self.is_cramped { self.policy.smallest() } else { self.policy };
-        self.chooser.as_deref_mut().expect("carved").adopt(policy);
+        let patience = match aim {
+            Aim::Levels => None,
+            Aim::Sweep(patience) => Some(patience),
+        };
+        let chooser = self.chooser.as_deref_mut().expect("carved");
+        chooser.adopt(policy);
+        chooser.aim(patience);
     }
 
     /// Begins to choose for the server itself.
     #[cfg(test)]
-    pub(super) fn begin_own(&mut self, place: usize) {
-        self.begin(place, Executor::Server);
+    pub(super) fn begin_own(&mut self, place: usize, aim: Aim) {
+        self.begin(place, aim, Executor::Server);
     }
 
     /// What was chosen.
@@ -457,6 +502,7 @@ impl<'m> Planner<'m> {
     fn on_failed(&mut self, now: Instant, pause: Duration, is_cramped: bool) {
         self.counters.failures += 1;
         self.is_cramped |= is_cramped;
+        self.sweeps.on_nothing();
         (self.not_before, self.is_failing) = (Some(now.plus(pause)), true);
     }
 
@@ -502,7 +548,10 @@ impl<'m> Planner<'m> {
             (Stage::Lent, Executor::Client(client, place)) if !self.is_doomed => {
                 return Next::Ask(client, place);
             }
-            (Stage::Idle, _) => self.not_before = Some(now.plus(LOOK_AGAIN)),
+            (Stage::Idle, _) => match self.aim {
+                Aim::Levels => self.not_before = Some(now.plus(LOOK_AGAIN)),
+                Aim::Sweep(_) => self.sweeps.on_nothing(),
+            },
             (Stage::Failed, _) => {
                 let is_cramped = self.is_cramped;
                 self.on_failed(now, RETRY, is_cramped);
@@ -759,16 +808,16 @@ impl Server<'_> {
         let level_runs = self.store.trees.level_runs;
         let executor = self.executor(now);
         self.planner.is_manned = executor.is_some();
-        if !self.planner.is_due(now, &level_runs, self.merger.inputs()) {
-            return;
-        }
+        let Some(aim) = self.planner.due(now, &level_runs, self.merger.inputs()) else { return };
         if let Some(executor) = executor
             && let Ok(index) = self.table.begin(Work::Compact, ClientId(0))
         {
             if let Executor::Client(client, _) = executor {
                 self.planner.last_asked = client;
             }
-            self.planner.begin(index, executor);
+            self.planner.begin(index, aim, executor);
+        } else {
+            self.planner.sweeps.put_off(now);
         }
     }
 

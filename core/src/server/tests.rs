@@ -178,9 +178,11 @@ impl Rig {
     fn step_merger(&mut self) {
         self.now = Instant(self.now.0 + 20_000_000);
         let level_runs = self.store.trees.level_runs;
-        let due = self.planner.is_due(self.now, &level_runs, self.merger.inputs());
-        if due && self.merger.is_resting() {
-            self.planner.begin_own(0);
+        let due = self.planner.due(self.now, &level_runs, self.merger.inputs());
+        if let Some(aim) = due
+            && self.merger.is_resting()
+        {
+            self.planner.begin_own(0, aim);
             self.jobs[0].ready = true;
         }
         self.jobs[1].ready |= self.merger.wake().is_some();

@@ -181,6 +181,9 @@ impl Server<'_> {
                             }
                             Opened::Now { seq_next: next, floor } => {
                                 *seq_next = next;
+                                if request.runs().len() > 0 {
+                                    planner.on_recorded(now);
+                                }
                                 if let Some(member) = members.find(*client) {
                                     (member.seq, member.floor) = (next, floor);
                                 }

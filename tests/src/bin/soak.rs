@@ -7,7 +7,7 @@
 //!
 //! The mounts, the volume and the program are told by `MNT0`, `MNT1`, `VOLUME` and `OUTRIDER`, as
 //! `cargo xtask hosted --run` does. In the end everything is deleted, and the volume has to be
-//! as free as it was when it was new, but for what is said.
+//! nearly as free as it was when it was new; and, when the mounts have left, just as free.
 //!
 //! # Invariants
 //!
@@ -16,12 +16,16 @@
 //! * No thread stands still: each operation ends within [`STANDSTILL`].
 //! * Deleting goes on at a full volume, and all that is deleted is free [`SETTLED`] later.
 //! * The volume is clean when it has settled, and as full as it gets.
+//! * When the mounts have left, everybody has as many blocks as on a new volume of the same size,
+//!   [`RESTED`] later: nothing is freed, lent or quarantined, and runs and nodes are as many. What
+//!   is free and what the next commit has to spare together are the same.
 //!
 //! What this program deliberately doesn't know: how the servers and mounts were started.
 
 use clap::Parser;
 use outrider_tests::rng::Rng;
 use rustix::fs::{statvfs, syncfs};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
@@ -40,10 +44,14 @@ const STANDSTILL: Duration = Duration::from_secs(30);
 const DELETED: Duration = Duration::from_secs(120);
 /// The time in which what was deleted becomes free.
 const SETTLED: Duration = Duration::from_secs(120);
-/// What of the volume may be missing then: one part in so many. Runs of level 0 and of the levels
-/// below wait for as many as are worth merging, and mounts keep up to twice as many blocks as they
-/// ask for, and blocks for four full transactions.
+/// What of the volume may be missing then: one part in so many. Mounts keep up to twice as many
+/// blocks as they ask for, and blocks for four full transactions.
 const MISSING_PART: u64 = 16;
+/// The time after which nothing is left of deleted files, while there are mounts: they look three
+/// times. And the one after which a volume without mounts is at rest.
+const RESTED: Duration = Duration::from_secs(180);
+/// What `check` ends with when too much is written meanwhile.
+const TOO_BUSY: i32 = 8;
 /// Files are no longer than this.
 const BYTES_MAX: u64 = 60_000;
 /// Files that a thread remembers.
@@ -107,7 +115,122 @@ fn soak(options: &Options) -> Result<(), String> {
     if empty.free < least {
         return Err(format!("{} blocks have not come back", fresh.free - empty.free));
     }
-    check(&outrider, &volume)
+    check(&outrider, &volume)?;
+    emptied(&outrider, &volume)?;
+    leave(&mounts)?;
+    rest(&outrider, &volume)
+}
+
+/// Waits until no inode is left but the root directory: files whose deletion nobody finished are
+/// found by mounts, which look for them once in a while.
+fn emptied(outrider: &Path, volume: &Path) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        let counts = counts(outrider, volume)?;
+        let inodes = counts.as_ref().and_then(|counts| counts["inodes"].as_u64());
+        if inodes == Some(1) {
+            println!("no inodes left {:.0} s later", begun.elapsed().as_secs_f64());
+            return Ok(());
+        }
+        if begun.elapsed() > RESTED {
+            return Err(format!("{inodes:?} inodes are left"));
+        }
+        thread::sleep(Duration::from_secs(2));
+    }
+}
+
+/// Unmounts all.
+fn leave(mounts: &[PathBuf; 2]) -> Result<(), String> {
+    for mount in mounts {
+        let status = Command::new("fusermount3").arg("-u").arg(mount).status();
+        if !status.is_ok_and(|status| status.success()) {
+            return Err(format!("{} can't be unmounted", mount.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until everybody has as many blocks as on a new volume.
+fn rest(outrider: &Path, volume: &Path) -> Result<(), String> {
+    let shown = |error: io::Error| error.to_string();
+    let bytes = fs::metadata(volume).map_err(shown)?.len();
+    let dir = tempfile::tempdir().map_err(shown)?;
+    let path = dir.path().join("new");
+    let mut mkfs = Command::new(outrider);
+    mkfs.args(["mkfs", "-Q", "0,127.0.0.1,7000", "-s", &bytes.to_string()]).arg(&path);
+    if !mkfs.status().is_ok_and(|status| status.success()) {
+        return Err("a new volume can't be made".to_owned());
+    }
+    let new = Holders::of(outrider, &path)?.ok_or("the new volume is busy")?;
+    println!("new:  {new}");
+    let begun = Instant::now();
+    loop {
+        thread::sleep(Duration::from_secs(2));
+        let found = Holders::of(outrider, volume)?;
+        let is_over = begun.elapsed() > RESTED;
+        if let Some(found) = found.filter(|found| found == &new || is_over) {
+            println!("rest: {found}, {:.0} s later", begun.elapsed().as_secs_f64());
+            return match found == new {
+                true => Ok(()),
+                false => Err("not everybody has as many blocks as on a new volume".to_owned()),
+            };
+        }
+        if begun.elapsed() > 2 * RESTED {
+            return Err("the volume does not come to rest".to_owned());
+        }
+    }
+}
+
+/// What the checker counts, if the volume is clean. None: too much is written.
+fn counts(outrider: &Path, volume: &Path) -> Result<Option<serde_json::Value>, String> {
+    let output = Command::new(outrider).args(["check", "--json"]).arg(volume).output();
+    let output = output.map_err(|error| format!("check: {error}"))?;
+    match output.status.code() {
+        Some(0) => {}
+        Some(TOO_BUSY) => return Ok(None),
+        Some(_) | None => return Err(format!("check ended with {}", output.status)),
+    }
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    Ok(Some(json["counts"].take()))
+}
+
+/// Who has how many blocks.
+struct Holders(BTreeMap<String, u64>);
+
+impl Holders {
+    /// As the checker counts them. None: too much is written.
+    fn of(outrider: &Path, volume: &Path) -> Result<Option<Holders>, String> {
+        let Some(counts) = counts(outrider, volume)? else { return Ok(None) };
+        let blocks = counts["blocks"].as_object().ok_or("check does not count blocks")?;
+        let count = |(name, count): (&String, &serde_json::Value)| {
+            count.as_u64().map(|count| (name.clone(), count))
+        };
+        Ok(blocks.iter().map(count).collect::<Option<_>>().map(Holders))
+    }
+
+    /// Blocks that are free, or will be for a commit.
+    fn spare(&self) -> u64 {
+        ["free", "reserve"].iter().filter_map(|name| self.0.get(*name)).sum()
+    }
+}
+
+impl PartialEq for Holders {
+    fn eq(&self, other: &Holders) -> bool {
+        let others = |of: &Holders| {
+            let mut others = of.0.clone();
+            others.retain(|name, _| name != "free" && name != "reserve");
+            others
+        };
+        self.spare() == other.spare() && others(self) == others(other)
+    }
+}
+
+impl std::fmt::Display for Holders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} free or in reserve;", self.spare())?;
+        self.0.iter().try_for_each(|(name, blocks)| write!(f, " {name} {blocks}"))
+    }
 }
 
 /// How full a volume is, in blocks.

@@ -12,6 +12,9 @@
 //! * That the kernel has looked an inode up keeps it only if this mount has seen its last name go.
 //!   What others have removed, the kernel remembers for as long as it likes: it would hold back the
 //!   space for ever. Who still has such an inode and doesn't have it open finds it stale.
+//! * Nor does that keep it for long. A kernel lets go of an inode at once when its last name goes,
+//!   unless it remembers another name too, which somebody else has removed. So the second search
+//!   for orphans that finds such an inode takes it for one that others have removed.
 //!
 //! What this module deliberately doesn't know: items, locks.
 
@@ -33,6 +36,8 @@ struct Slot {
     writer: bool,
     /// Its last name has gone.
     nameless: bool,
+    /// A search for orphans has found it since.
+    sighted: bool,
     /// To be named as an orphan.
     due: bool,
     /// The next slot of the chain, or of the free ones.
@@ -73,6 +78,7 @@ impl<'m> Table<'m> {
                 readers: 0,
                 writer: false,
                 nameless: false,
+                sighted: false,
                 due: false,
                 next: next(index, limits.inodes),
             })?,
@@ -125,6 +131,7 @@ impl<'m> Table<'m> {
                     readers: 0,
                     writer: false,
                     nameless: false,
+                    sighted: false,
                     due: false,
                     next: self.chains[chain],
                 };
@@ -215,8 +222,20 @@ impl<'m> Table<'m> {
     /// volume is next searched for orphans.
     pub(super) fn lose_names(&mut self, ino: Ino) {
         if let Ok(slot) = self.slot(ino) {
+            slot.sighted &= slot.nameless;
             slot.nameless = true;
             self.settle(ino);
+        }
+    }
+
+    /// A search for orphans has found this one.
+    pub(super) fn sight(&mut self, ino: Ino) {
+        if let Some(id) = self.find(ino) {
+            let slot = &mut self.slots[id as usize];
+            if slot.nameless && slot.opens == 0 {
+                slot.nameless = !slot.sighted;
+                slot.sighted = true;
+            }
         }
     }
 
@@ -337,6 +356,32 @@ mod tests {
             for ino in 1..100 {
                 table.forget(Ino(ino), 1);
             }
+            assert_eq!(table.inodes_used(), 0);
+        });
+    }
+
+    /// A kernel may remember for ever what has no name, if it had two.
+    #[test]
+    fn what_is_without_a_name_for_long_and_not_open_is_not_used() {
+        with_table(|table| {
+            table.look_up(Ino(3)).unwrap();
+            table.sight(Ino(3));
+            table.sight(Ino(3));
+            table.lose_names(Ino(3));
+            let handle = table.open(Ino(4)).unwrap();
+            table.lose_names(Ino(4));
+            table.sight(Ino(3));
+            assert!(table.uses(Ino(3)), "somebody may just be looking at it");
+            table.lose_names(Ino(3));
+            for _ in 0..5 {
+                table.sight(Ino(3));
+                table.sight(Ino(4));
+            }
+            assert!(!table.uses(Ino(3)) && table.uses(Ino(4)));
+            table.forget(Ino(3), 1);
+            assert_eq!(table.poll_orphan(), None, "it was found by the search");
+            table.close(handle);
+            assert_eq!(table.poll_orphan(), Some(Ino(4)));
             assert_eq!(table.inodes_used(), 0);
         });
     }

@@ -119,13 +119,29 @@ impl ItemCache<'_> {
             Phase::Copying { .. } => return Err(Wait::Snapshot),
             Phase::Idle | Phase::InFlight | Phase::Ending { .. } => {}
         }
-        if self.dirty_items + needs.items > self.limits.dirty_items
-            || self.dirty_chunks + needs.chunks() > self.limits.dirty_chunks
+        if self.dirty_items + needs.items > self.dirty_max.0
+            || self.dirty_chunks + needs.chunks() > self.dirty_max.1
         {
             return Err(Wait::Commit);
         }
         self.make_room(needs.items, needs.chunks());
         Ok(())
+    }
+
+    /// Lets no more items and chunks be dirty than this, or than the largest change needs, or than
+    /// the limits say. Whether that is more than before.
+    pub fn narrow(&mut self, items: u32, chunks: u32) -> bool {
+        let limits = &self.limits;
+        let items = items.clamp(limits.change.items, limits.dirty_items);
+        let chunks = chunks.clamp(limits.change.chunks(), limits.dirty_chunks);
+        let before = core::mem::replace(&mut self.dirty_max, (items, chunks));
+        items > before.0 || chunks > before.1
+    }
+
+    /// How many items and chunks may be dirty.
+    #[must_use]
+    pub fn dirty_max(&self) -> (u32, u32) {
+        self.dirty_max
     }
 
     /// Makes sure that these edits can be applied, all of them, in this order. Their keys must

@@ -14,6 +14,10 @@
 //! | others change something, and this mount nothing | so that its number passes: see `feed` |
 //! | the mount leaves | all of it |
 //!
+//! The dirty budget is less than the limits say while the blocks that are lent for runs are in
+//! short pieces, of which a transaction can name a few: then commits come sooner, each of what
+//! fits. So none has to wait for longer pieces, of which a fragmented volume may have none.
+//!
 //! What this module deliberately doesn't know: how a commit is written.
 
 use super::slots::Park;
@@ -51,6 +55,11 @@ impl Mount<'_> {
         } else if self.due.dirty_since.is_none() {
             self.due.dirty_since = Some(now);
         }
+        let max = self.committer.dirty_max(&self.loans);
+        if self.items.narrow(max.dirty_items, max.dirty_chunks) {
+            self.slots.wake(|park| *park == Park::Commit);
+            more = More::Yes;
+        }
         let may = self.works() && !self.suspended && self.due.not_before <= now;
         let due = may && self.committer.is_idle() && self.is_commit_due(now);
         if due && self.begin_commit(now) == More::Yes {
@@ -64,11 +73,11 @@ impl Mount<'_> {
     }
 
     fn is_commit_due(&self, now: Instant) -> bool {
-        let (usage, limits) = (self.items.usage(), &self.limits.items);
+        let (usage, (items_max, chunks_max)) = (self.items.usage(), self.items.dirty_max());
         self.due.for_lock
             || self.slots.waits(|park| *park == Park::Commit)
-            || usage.dirty_items > limits.dirty_items / 2
-            || usage.dirty_chunks > limits.dirty_chunks / 2
+            || usage.dirty_items > items_max / 2
+            || usage.dirty_chunks > chunks_max / 2
             || self.loans.is_commit_wanted()
             || self.commit_time().is_some_and(|at| at <= now)
             || self.pass_time().is_some_and(|at| at <= now)

@@ -192,6 +192,7 @@ impl Mount<'_> {
         let key = key.and_then(|key| KeyBytes::read_from_bytes(&key).ok().map(Key::from));
         match key.map(|key| ItemKey::parse(&key)) {
             Some(Ok(ItemKey::Orphan(ino))) => {
+                self.fs.sight(ino);
                 if !self.fs.uses(ino) && self.slots.deleting().all(|at| at != ino) {
                     self.orphans.add(now, ino);
                 }
