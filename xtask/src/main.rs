@@ -13,6 +13,7 @@ mod image;
 mod simulate;
 mod test;
 mod tools;
+mod torture;
 
 use clap::{Parser, Subcommand};
 use cluster::Kind;
@@ -68,12 +69,15 @@ enum Chore {
         #[arg(long, default_value = "512M")]
         size: String,
     },
+    /// Work on mounts of a cluster while its voters are killed, stopped and cut off; then account
+    /// for what was acknowledged.
+    Torture(torture::Options),
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
         /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`, `--reads`; or
-        /// `failover` with `--kills N`.
+        /// `failover` with `--kills N` and `--qemu`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Chore::Soak { minutes, seed, size } => {
             return end(soak(&tools, *minutes, *seed, size));
         }
+        Chore::Torture(options) => return end(torture::run(&tools, options)),
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
@@ -134,7 +139,7 @@ fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
 
 /// Runs the program `soak` on a cluster of processes.
 fn soak(tools: &tools::Tools, minutes: f64, seed: u64, size: &str) -> Result<u8, Failure> {
-    let program = tools::build_soak()?;
+    let program = tools::build_test_program("soak")?;
     let run = format!("'{}' --minutes {minutes} --seed {seed}", program.display());
     cluster::run(Kind::Hosted, tools, &cluster::Options::for_command(run).on(2, size))
 }
