@@ -1,5 +1,5 @@
-//! What goes wrong with the voters of a cluster while it is used: they are killed, stopped for a
-//! while, and cut off from their mounts.
+//! What goes wrong with a cluster while it is used: voters are killed, stopped for a while, and cut
+//! off from their mounts; and now and then a mount is stopped.
 //!
 //! * One fault at a time, and the next only when the one before is over and all voters run: what is
 //!   promised is that some voter can lead soon.
@@ -62,6 +62,7 @@ pub(super) struct Faults {
     kills: u32,
     stops: u32,
     cuts: u32,
+    mounts: u32,
 }
 
 impl Faults {
@@ -78,6 +79,7 @@ impl Faults {
             kills: 0,
             stops: 0,
             cuts: 0,
+            mounts: 0,
         }
     }
 
@@ -105,7 +107,7 @@ impl Faults {
             }
         };
         let Some((victim, pid, _)) = drawn.copied() else { return };
-        let kind = self.draw(10);
+        let kind = self.draw(11);
         let length = Duration::from_millis(200 + self.draw(AWAY_MS_MAX - 200));
         let part = u32::try_from(50 + self.draw(100)).unwrap_or(100);
         self.next = now + self.plan.every * part / 100;
@@ -117,6 +119,14 @@ impl Faults {
                 eprintln!("xtask: {victim} is cut off for {length:?}: {weather:?}");
                 self.away = Some((Away::Cut(index), now + length));
                 self.cuts += 1;
+            }
+            (10, _) => {
+                let at = self.draw(mounts.len() as u64) as usize;
+                let Some(pid) = mounts.get(at).and_then(Mount::pid) else { return };
+                eprintln!("xtask: mount {at} is stopped for {length:?}");
+                signal(pid, Signal::STOP);
+                self.away = Some((Away::Process(pid), now + length));
+                self.mounts += 1;
             }
             _ => {
                 let away = match victim {
@@ -174,8 +184,12 @@ impl fmt::Display for Victim {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Faults { kills, stops, cuts, .. } = self;
-        write!(f, "voters were killed {kills} times, stopped {stops} times, cut off {cuts} times")
+        let Faults { kills, stops, cuts, mounts, .. } = self;
+        write!(
+            f,
+            "voters were killed {kills} times, stopped {stops} times, cut off {cuts} times; mounts \
+             were stopped {mounts} times"
+        )
     }
 }
 

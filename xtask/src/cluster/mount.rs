@@ -45,9 +45,14 @@ impl Mount {
         Ok(Mount { dir, votes: slot.is_some(), process: Some(process) })
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
     /// The process of its server, if it has one.
     pub(crate) fn server(&self) -> Option<u32> {
-        let pid = self.process.as_ref().filter(|_| self.votes)?.pid();
+        let pid = self.pid().filter(|_| self.votes)?;
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
         let children = tasks
             .filter_map(Result::ok)

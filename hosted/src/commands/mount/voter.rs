@@ -33,7 +33,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The pause before a server is started again, at first and at most.
@@ -114,10 +113,9 @@ impl Shared {
     }
 }
 
-/// A mount's server, and the thread that looks after it.
+/// A mount's server, which a thread looks after.
 pub(super) struct Voter {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Voter {
@@ -136,8 +134,8 @@ impl Voter {
             Arc::new(Shared { recipe, state: Mutex::new(state), ended: Condvar::new(), bell });
         let thread = std::thread::Builder::new().name("voter".to_owned());
         let theirs = Arc::clone(&shared);
-        let thread = thread.spawn(move || look_after(&theirs, child, stdout))?;
-        Ok(Voter { shared, thread: Some(thread) })
+        thread.spawn(move || look_after(&theirs, child, stdout))?;
+        Ok(Voter { shared })
     }
 
     /// How it stands.
@@ -162,15 +160,9 @@ impl Voter {
 }
 
 impl Drop for Voter {
+    /// Who is not waited for ends all the same.
     fn drop(&mut self) {
         self.let_go(false);
-        // One that stays is nobody's any more.
-        if self.stand() != Stand::Stays
-            && let Some(thread) = self.thread.take()
-        {
-            // A thread that panicked has been reported by the panic itself.
-            let _ = thread.join();
-        }
     }
 }
 
