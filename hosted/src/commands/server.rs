@@ -597,13 +597,13 @@ fn refused(refusal: Refusal, slot: Slot) -> String {
             let id = u128::from_be_bytes(incarnation.0);
             format!(
                 "the last server in slot {slot} ran on another host and was not stopped in good \
-                 order; start it there again, or, if that host is gone for good, start this one \
-                 with --fenced {id:032x}"
+                 order; start it there again, or, if that host is gone for good, start outrider \
+                 server here with --fenced {id:032x}"
             )
         }
         Refusal::Damaged => format!(
             "the block of slot {slot} is damaged; if no other server of that slot is there any \
-             more, start this one with --fenced any"
+             more, start outrider server with --fenced any"
         ),
         Refusal::OutdatedConfig(generation) => format!(
             "the volume's servers were configured anew (generation {generation}); start it again"
