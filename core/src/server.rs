@@ -369,6 +369,15 @@ impl<'m> Server<'m> {
         }
     }
 
+    /// Whether mounts that have not left would find no server if this one stopped: it serves them,
+    /// and no other voter writes.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.serving().is_some()
+            && self.members.all().iter().any(|member| !member.is_out())
+            && !self.voter.has_successor()
+    }
+
     /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
     /// aside.
     #[must_use]

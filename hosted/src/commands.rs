@@ -108,7 +108,7 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Mkfs(options) => mkfs::run(&options).map(|()| 0),
         Command::Print(options) => print::run(&options).map(|()| 0),
         Command::Check(options) => check::run(&options),
-        Command::Server(options) => server::run(&options).map(|()| 0),
+        Command::Server(options) => server::run(&options),
         Command::Mount(options) => mount::run(&options),
         Command::Umount(options) => umount::run(&options).map(|()| 0),
         Command::Status(options) => status::status(&options),

@@ -35,6 +35,9 @@ use std::path::Path;
 const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Sockets with a name: a line for each.
+const SOCKETS: &str = "/proc/net/unix";
+
 /// Who a voter is that starts here and now.
 ///
 /// # Errors
@@ -111,14 +114,32 @@ impl SlotLock {
     ///
     /// If the system has no sockets to give.
     pub fn take(volume: &Super, slot: Slot) -> io::Result<Option<SlotLock>> {
-        let name = digest(b"outrider slot", volume, &[slot.number()]);
-        let name = format!("outrider/{:032x}", u128::from_be_bytes(name));
+        let name = slot_name(volume, slot);
         match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
             Ok(held) => Ok(Some(SlotLock { _held: held })),
             Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+fn slot_name(volume: &Super, slot: Slot) -> String {
+    let name = digest(b"outrider slot", volume, &[slot.number()]);
+    format!("outrider/{:032x}", u128::from_be_bytes(name))
+}
+
+/// Those of these slots that are taken on this host, as long as nobody takes or leaves one.
+///
+/// # Errors
+///
+/// If the system doesn't tell its sockets.
+pub fn slots_held(volume: &Super, slots: impl Iterator<Item = Slot>) -> io::Result<Vec<Slot>> {
+    let sockets = fs::read(SOCKETS)?;
+    let sockets = String::from_utf8_lossy(&sockets);
+    // An abstract name stands last in its line, behind an @.
+    let names: Vec<&str> =
+        sockets.lines().filter_map(|line| line.rsplit_once(" @")).map(|(_, name)| name).collect();
+    Ok(slots.filter(|slot| names.contains(&slot_name(volume, *slot).as_str())).collect())
 }
 
 /// File systems that no other kernel uses at the same time, so that whoever opens a file meets all
@@ -167,7 +188,7 @@ pub fn lock_in_file(path: &Path, slot: Slot) -> io::Result<FileLock> {
 
 #[cfg(test)]
 mod tests {
-    use super::{FileLock, SlotLock, identity, lock_in_file, parse_id};
+    use super::{FileLock, SlotLock, identity, lock_in_file, parse_id, slots_held};
     use crate::clock::SystemEntropy;
     use outrider_core::format::quorum::Slot;
     use outrider_core::format::super_block::{ClusterLimits, Identity, Super};
@@ -219,6 +240,7 @@ mod tests {
         let volume = volume(u64::from(std::process::id()));
         let held = SlotLock::take(&volume, one).unwrap();
         assert!(held.is_some());
+        assert_eq!(slots_held(&volume, [one, other].into_iter()).unwrap(), [one]);
         assert!(SlotLock::take(&volume, one).unwrap().is_none());
         assert!(SlotLock::take(&volume, other).unwrap().is_some());
         drop(held);

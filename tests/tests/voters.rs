@@ -184,3 +184,28 @@ fn a_leader_without_a_disk_is_followed_by_another_and_still_hears_knocks() {
         .until("the mounts work again", |cluster| mounts.iter().all(|mount| cluster.works(*mount)));
     assert!(cluster.server(first).counters().knocks > 0);
 }
+
+#[test]
+fn the_last_voter_that_writes_is_needed_as_long_as_a_mount_is_there() {
+    let mut cluster = Cluster::new(10, 2, 2);
+    let (first, _) = cluster.leader().unwrap();
+    let other = HostId(1 - first.0);
+    assert!(!cluster.server(first).is_needed(), "another would lead");
+    assert!(!cluster.server(other).is_needed(), "it doesn't lead");
+    cluster.world.with(first, |server: &mut Server<'_>, _| server.stop()).unwrap();
+    let mounts: Vec<HostId> = cluster.mounts().collect();
+    cluster.until("the mounts have gone over", |cluster| {
+        let over = cluster.leader().is_some_and(|(host, _)| host == other);
+        over && mounts.iter().all(|mount| cluster.works(*mount))
+    });
+    cluster.until("nobody else writes", |cluster| cluster.server(other).is_needed());
+    for mount in &mounts {
+        assert!(cluster.server(other).is_needed(), "a mount is there");
+        cluster.world.with(*mount, |at: &mut Platform, now| at.mount.leave(now)).unwrap();
+        cluster.until("it has left", |cluster| {
+            let platform: Option<&Platform> = cluster.world.guest(*mount);
+            platform.is_none_or(|at| at.mount.state() == MountState::Left)
+        });
+    }
+    assert!(!cluster.server(other).is_needed(), "all have left");
+}

@@ -5,7 +5,7 @@
 
 use crate::guest::{Guest, Machine, SHARED_BUFFERED, STOP, Scratch, Setup};
 use crate::image;
-use crate::tools::{Failure, QEMU, Tools, build_program, build_visit, free_ports, output};
+use crate::tools::{Failure, QEMU, Tools, build_program, build_test_program, free_ports, output};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Result<Rig, String> {
-        let (image, visit) = (image::build()?, build_visit()?);
+        let (image, visit) = (image::build()?, build_test_program("visit")?);
         let outrider = build_program(true)?;
         let scratch = Scratch::new("bench")?;
         let (stub, volume) = (scratch.0.join("stub"), scratch.0.join("volume"));

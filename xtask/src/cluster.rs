@@ -10,28 +10,28 @@
 //! * However it ends, what was started is unmounted, stopped and removed, in this order, each in
 //!   bounded time.
 //! * Only processes that were started here are ended, by their handles.
-//! * A slot of the volume is held until the guest in it has ended, so a guest may say that it runs
-//!   on the host of the one before it, which is gone with all that it had in flight.
 //! * A guest's process that is stopped for longer than a lease is killed: nobody knows how long ago
 //!   what it does next was decided. This sees signals and debuggers, and not a guest that is paused
 //!   through QEMU's monitor or held up by a busy machine.
 
 pub(crate) mod failover;
+mod faults;
 mod mount;
 mod process;
+mod starter;
 mod volume;
+mod wire;
 
-use crate::decode::Decoder;
-use crate::guest::{
-    Accel, Guest, MEMORY, Machine, SHARED_BUFFERED, SHARED_DIRECT, STOP, Scratch, Setup,
-};
+use crate::guest::{MEMORY, Machine, Scratch};
 use crate::image;
-use crate::tools::{FUSERMOUNT, Failure, QEMU, Tools, build_program};
+use crate::tools::{FUSERMOUNT, Failure, QEMU, Tools, build_program, free_ports, succeed};
+use faults::Faults;
+pub(crate) use faults::Plan;
 use mount::Mount;
-use process::{Farewell, LOOK, Output, Process, until};
-use rustix::io::{FdFlags, fcntl_setfd};
+use process::{LOOK, Process, until};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::fs::{self, File};
+use starter::{Seat, Starter};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use volume::Volume;
+use wire::Wire;
 
 /// Time for the first server to listen.
 const LISTEN: Duration = Duration::from_secs(120);
@@ -53,8 +54,6 @@ const STOPPED_MAX: Duration = Duration::from_secs(1);
 const WATCH: Duration = Duration::from_millis(200);
 /// A server that has died is started again after this.
 const RESTART: Duration = Duration::from_secs(1);
-/// Time in which a guest must say its first line, or its accelerator doesn't work.
-const PROBE: Duration = Duration::from_secs(3);
 /// Status of a process that was interrupted, as shells have it.
 const INTERRUPTED: u8 = 130;
 /// QEMU's status when the image was stopped in order.
@@ -89,6 +88,9 @@ pub(crate) struct Options {
     /// Mounts.
     #[arg(long, value_name = "N", default_value_t = 1)]
     mounts: u16,
+    /// So many of the mounts are voters too, in the slots after those of the servers.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    voting: u8,
     /// The volume: a block device or a file, made if there is none. Without this one is made for
     /// this run.
     #[arg(long, value_name = "FILE")]
@@ -124,6 +126,7 @@ impl Options {
         Options {
             slots: 1,
             mounts: 1,
+            voting: 0,
             volume: None,
             size: "1G".to_owned(),
             machine: Machine::Microvm,
@@ -133,6 +136,17 @@ impl Options {
             restart: false,
             dev: false,
         }
+    }
+
+    /// The same with these servers, and these mounts, of which some are voters; servers that die
+    /// are started again.
+    pub(crate) fn with(self, slots: u8, mounts: u16, voting: u8, machine: Machine) -> Options {
+        Options { slots, mounts, voting, machine, restart: true, ..self }
+    }
+
+    /// The same, with or without an optimised program.
+    pub(crate) fn built(self, dev: bool) -> Options {
+        Options { dev, ..self }
     }
 
     /// The same with so many mounts of a volume of this size.
@@ -167,6 +181,16 @@ impl Interrupt {
 
 /// Runs a cluster; the status to end with.
 pub(crate) fn run(kind: Kind, tools: &Tools, options: &Options) -> Result<u8, Failure> {
+    run_under(kind, tools, options, None)
+}
+
+/// The same while something goes wrong with its voters. Then the volume is checked, too.
+pub(crate) fn run_under(
+    kind: Kind,
+    tools: &Tools,
+    options: &Options,
+    plan: Option<Plan>,
+) -> Result<u8, Failure> {
     let needs = [(&QEMU, kind == Kind::Qemu), (&FUSERMOUNT, options.mounts > 0)];
     for (tool, needed) in needs {
         if needed && !tools.have(tool) {
@@ -181,11 +205,13 @@ pub(crate) fn run(kind: Kind, tools: &Tools, options: &Options) -> Result<u8, Fa
     let interrupt = Interrupt::catch()?;
     let scratch = Scratch::new("cluster").map_err(Failure)?;
     let path = options.volume.clone().unwrap_or_else(|| scratch.0.join("volume"));
-    let volume = Volume::prepare(&outrider, &path, &options.size, options.slots)?;
+    let voters = options.slots + options.voting;
+    let volume = Volume::prepare(&outrider, &path, &options.size, voters)?;
     let starter = match image {
         Some(image) => Starter::guests(image, &volume, options, &scratch)?,
         None => Starter::Hosted,
     };
+    let (seats, wires) = seats(&volume, options.slots, &scratch.0, plan.is_some())?;
     let mut cluster = Cluster {
         options,
         outrider,
@@ -194,10 +220,12 @@ pub(crate) fn run(kind: Kind, tools: &Tools, options: &Options) -> Result<u8, Fa
         interrupt,
         servers: Vec::new(),
         mounts: Vec::new(),
+        faults: plan.map(|plan| Faults::new(plan, wires)),
         watched: Instant::now(),
     };
-    let outcome = cluster.start(&scratch.0).and_then(|()| cluster.work());
+    let outcome = cluster.start(seats, &scratch.0).and_then(|()| cluster.work());
     let in_order = cluster.tear_down();
+    let outcome = outcome.and_then(|status| cluster.account().map(|()| status));
     match outcome {
         Ok(0) if !in_order => Err(Failure::new("the cluster did not stop in order")),
         Err(_) if cluster.interrupt.came() => Ok(INTERRUPTED),
@@ -205,99 +233,30 @@ pub(crate) fn run(kind: Kind, tools: &Tools, options: &Options) -> Result<u8, Fa
     }
 }
 
-/// Starts servers.
-enum Starter {
-    Guests { image: PathBuf, elf: Vec<u8>, setup: Box<Setup> },
-    Hosted,
-}
-
-impl Starter {
-    fn guests(
-        image: PathBuf,
-        volume: &Volume,
-        options: &Options,
-        scratch: &Scratch,
-    ) -> Result<Starter, Failure> {
-        let elf = fs::read(&image).map_err(|e| Failure(format!("{}: {e}", image.display())))?;
-        let mut setup = Setup::new(options.machine, "");
-        setup.memory.clone_from(&options.memory);
-        setup.accel = match options.accel {
-            AccelChoice::Kvm => Accel::Kvm,
-            AccelChoice::Tcg => Accel::Tcg,
-            AccelChoice::Auto if has_kvm(&setup, &image, scratch) => Accel::Kvm,
-            AccelChoice::Auto => Accel::Tcg,
-        };
-        setup.disk = ",share-rw=on";
-        setup.blockdev = if volume.is_direct() { SHARED_DIRECT } else { SHARED_BUFFERED };
-        Ok(Starter::Guests { image, elf, setup: Box::new(setup) })
-    }
-
-    fn start(&self, cluster: &Cluster<'_>, slot: u8) -> Result<Process, Failure> {
-        let name = format!("server {slot}");
-        let Starter::Guests { image, elf, setup } = self else {
-            let mut command = Command::new(&cluster.outrider);
-            command.args(["server", "--slot", &slot.to_string()]).arg(&cluster.volume.path);
-            return Process::start(&name, &command, Output::Lines, Farewell::Signal);
-        };
-        let mut setup = setup.clone();
-        let voter = cluster.volume.voters[usize::from(slot)];
-        let port = voter.port();
-        setup.append = format!("slot={slot} ip=10.0.2.15/24 gw=10.0.2.2 listen={port}");
-        setup.append.push_str(&who());
-        setup.forward = format!(",hostfwd=tcp:{voter}-:{port}");
-        let decoder = Decoder::new(elf).map_err(Failure)?;
-        let held = cluster.volume.hold(slot)?;
-        if held.everywhere {
-            setup.append.push_str(" alone");
+/// Where servers are; behind wires that can be cut, or at once where the volume says.
+fn seats(
+    volume: &Volume,
+    slots: u8,
+    scratch: &Path,
+    wired: bool,
+) -> Result<(Vec<Seat>, Vec<Wire>), Failure> {
+    let ports = free_ports(slots.into())?;
+    let (mut seats, mut wires) = (Vec::new(), Vec::new());
+    for (slot, port) in (0..slots).zip(ports) {
+        let mut at = volume.voters[usize::from(slot)];
+        if wired {
+            let behind = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            wires.push(Wire::new(at, behind)?);
+            at = behind;
         }
-        for file in &held.files {
-            fcntl_setfd(file, FdFlags::empty())
-                .map_err(|error| Failure(format!("a lock can't be passed on: {error}")))?;
-        }
-        let command = setup.command(image, &cluster.volume.path);
-        let output = Output::Frames(Box::new(decoder));
-        let process = Process::start(&name, &command, output, Farewell::Byte(STOP));
-        // From here on the guest's process alone holds the slot.
-        drop(held);
-        process
+        seats.push(Seat { slot, at, control: scratch.join(format!("monitor{slot}")) });
     }
-}
-
-/// Whether a guest gets as far as its first line with KVM. That the device is there says little.
-fn has_kvm(setup: &Setup, image: &Path, scratch: &Scratch) -> bool {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        return false;
-    }
-    // It refuses this command line, in words.
-    let setup = Setup { accel: Accel::Kvm, append: "kvm".into(), quiet: true, ..setup.clone() };
-    let said = scratch.disk().and_then(|disk| {
-        let guest = Guest::start(&setup, image, &disk, scratch, PROBE)?;
-        guest.wait()
-    });
-    let works = said.is_ok_and(|ended| ended.lines.iter().any(|line| line.contains("'kvm'")));
-    eprintln!("xtask: guests run under {}", if works { "KVM" } else { "TCG; KVM does not work" });
-    works
-}
-
-/// The ids of the host that guests on this machine run on, and of its boot, as the image takes
-/// them: the machine's, with every bit turned, so that they are nobody else's. Without them a
-/// killed guest's slot has to be vouched for.
-fn who() -> String {
-    let id = |path| {
-        let digits = fs::read_to_string(path).ok()?.trim().replace('-', "");
-        u128::from_str_radix(&digits, 16).ok().map(|id| format!("{:032x}", !id))
-    };
-    let (host, boot) = (id("/etc/machine-id"), id("/proc/sys/kernel/random/boot_id"));
-    match (host, boot) {
-        (Some(host), Some(boot)) => format!(" host={host} boot={boot}"),
-        (Some(host), None) => format!(" host={host}"),
-        (None, _) => String::new(),
-    }
+    Ok((seats, wires))
 }
 
 /// A server's slot, and who is in it.
 struct Server {
-    slot: u8,
+    seat: Seat,
     process: Option<Process>,
     pid: u32,
     stopped_since: Option<Instant>,
@@ -313,21 +272,25 @@ struct Cluster<'a> {
     interrupt: Interrupt,
     servers: Vec<Server>,
     mounts: Vec<Mount>,
+    faults: Option<Faults>,
     watched: Instant,
 }
 
 impl Cluster<'_> {
-    fn start(&mut self, scratch: &Path) -> Result<(), Failure> {
-        for slot in 0..self.options.slots {
-            let process = self.starter.start(self, slot)?;
+    fn start(&mut self, seats: Vec<Seat>, scratch: &Path) -> Result<(), Failure> {
+        for seat in seats {
+            let process = self.starter.start(&self.outrider, &self.volume, &seat)?;
             let pid = process.pid();
             let process = Some(process);
-            self.servers.push(Server { slot, process, pid, stopped_since: None, restart_at: None });
+            self.servers.push(Server { seat, process, pid, stopped_since: None, restart_at: None });
         }
         self.wait_for_leader()?;
+        let slots = u16::from(self.options.slots);
         for number in 0..self.options.mounts {
             let (name, dir) = (format!("mount {number}"), scratch.join(format!("mnt{number}")));
-            let mount = Mount::start(&name, &self.outrider, &self.volume.path, dir)?;
+            let slot = (number < self.options.voting.into()).then_some(slots + number);
+            let slot = slot.and_then(|slot| u8::try_from(slot).ok());
+            let mount = Mount::start(&name, &self.outrider, &self.volume.path, dir, slot)?;
             self.mounts.push(mount);
         }
         let interrupt = self.interrupt.clone();
@@ -376,7 +339,7 @@ impl Cluster<'_> {
             command.env("MNT", &first.dir);
         }
         for server in &self.servers {
-            command.env(format!("NODE{}", server.slot), server.pid.to_string());
+            command.env(format!("NODE{}", server.seat.slot), server.pid.to_string());
         }
         command.env("VOLUME", &self.volume.path).env("OUTRIDER", &self.outrider);
         let mut child =
@@ -390,6 +353,9 @@ impl Cluster<'_> {
                 return Ok(INTERRUPTED);
             }
             self.watch();
+            if let Some(faults) = &mut self.faults {
+                faults.tick(&mut self.servers, &self.mounts, self.starter.is_guests());
+            }
             thread::sleep(LOOK);
         }
     }
@@ -411,7 +377,7 @@ impl Cluster<'_> {
     }
 
     fn watch_server(&mut self, index: usize) {
-        let is_guest = matches!(self.starter, Starter::Guests { .. });
+        let is_guest = self.starter.is_guests();
         let server = &mut self.servers[index];
         if let Some(process) = &mut server.process {
             if let Some(status) = process.ended() {
@@ -428,8 +394,7 @@ impl Cluster<'_> {
                 server.stopped_since = None;
             }
         } else if server.restart_at.is_some_and(|at| at <= Instant::now()) {
-            let slot = server.slot;
-            let started = self.starter.start(self, slot);
+            let started = self.starter.start(&self.outrider, &self.volume, &server.seat);
             let server = &mut self.servers[index];
             match started {
                 Ok(process) => {
@@ -443,16 +408,23 @@ impl Cluster<'_> {
         }
     }
 
+    /// What went wrong, and that nothing is wrong with the volume for all that.
+    fn account(&self) -> Result<(), Failure> {
+        let Some(faults) = &self.faults else { return Ok(()) };
+        println!("torture: {faults}");
+        succeed("outrider check", Command::new(&self.outrider).arg("check").arg(&self.volume.path))
+    }
+
     /// Ends all that runs. `false` when something had to be forced.
     fn tear_down(&mut self) -> bool {
+        if let Some(faults) = &mut self.faults {
+            faults.heal();
+        }
         let mut in_order = true;
         for mount in self.mounts.drain(..).rev() {
             in_order &= mount.end();
         }
-        let expected = match self.starter {
-            Starter::Guests { .. } => STATUS_STOPPED,
-            Starter::Hosted => 0,
-        };
+        let expected = if self.starter.is_guests() { STATUS_STOPPED } else { 0 };
         for server in self.servers.drain(..) {
             let Some(mut process) = server.process else { continue };
             // Who has died before is no failure of the tear-down.
@@ -460,7 +432,7 @@ impl Cluster<'_> {
             let status = process.end(STOP_PATIENCE);
             if !died && status.is_none_or(|status| status.code() != Some(expected)) {
                 let status = status.map_or("unknown".into(), |status| status.to_string());
-                eprintln!("xtask: server {} did not stop in order: {status}", server.slot);
+                eprintln!("xtask: server {} did not stop in order: {status}", server.seat.slot);
                 in_order = false;
             }
         }

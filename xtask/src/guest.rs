@@ -291,23 +291,7 @@ impl Guest {
 
     /// Sends commands to QEMU's monitor, and waits for the answer to each.
     pub(crate) fn control(&self, commands: &[&str]) -> Result<(), String> {
-        let fail = |error: std::io::Error| format!("QEMU's monitor: {error}");
-        let mut stream = UnixStream::connect(&self.control).map_err(fail)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(fail)?;
-        let mut answers = BufReader::new(stream.try_clone().map_err(fail)?).lines();
-        for command in ["qmp_capabilities"].iter().chain(commands) {
-            writeln!(stream, "{{\"execute\": \"{command}\"}}").map_err(fail)?;
-            loop {
-                let answer = answers.next().ok_or("QEMU's monitor hung up")?.map_err(fail)?;
-                if answer.contains("\"error\"") {
-                    return Err(format!("QEMU's monitor: {answer}"));
-                }
-                if answer.contains("\"return\"") {
-                    break;
-                }
-            }
-        }
-        Ok(())
+        control(&self.control, commands)
     }
 
     fn said(&self) -> String {
@@ -321,6 +305,27 @@ impl Drop for Guest {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends commands to QEMU's monitor at this socket, and waits for the answer to each.
+pub(crate) fn control(socket: &Path, commands: &[&str]) -> Result<(), String> {
+    let fail = |error: std::io::Error| format!("QEMU's monitor: {error}");
+    let mut stream = UnixStream::connect(socket).map_err(fail)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(fail)?;
+    let mut answers = BufReader::new(stream.try_clone().map_err(fail)?).lines();
+    for command in ["qmp_capabilities"].iter().chain(commands) {
+        writeln!(stream, "{{\"execute\": \"{command}\"}}").map_err(fail)?;
+        loop {
+            let answer = answers.next().ok_or("QEMU's monitor hung up")?.map_err(fail)?;
+            if answer.contains("\"error\"") {
+                return Err(format!("QEMU's monitor: {answer}"));
+            }
+            if answer.contains("\"return\"") {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn watch(mut console: ChildStdout, mut decoder: Decoder) -> Receiver<String> {

@@ -14,6 +14,7 @@ mod prove;
 mod simulate;
 mod test;
 mod tools;
+mod torture;
 
 use clap::{Parser, Subcommand};
 use cluster::Kind;
@@ -75,12 +76,15 @@ enum Chore {
         #[arg(long)]
         dev: bool,
     },
+    /// Work on mounts of a cluster while its voters are killed, stopped and cut off; then account
+    /// for what was acknowledged.
+    Torture(torture::Options),
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
         /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`, `--reads`; or
-        /// `failover` with `--kills N`.
+        /// `failover` with `--kills N` and `--qemu`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -100,6 +104,7 @@ fn main() -> ExitCode {
             let run = format!("--minutes {minutes} --seed {seed}");
             return end(soak(&tools, &run, size, *dev));
         }
+        Chore::Torture(options) => return end(torture::run(&tools, options)),
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
@@ -143,7 +148,7 @@ fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
 
 /// Runs the program `soak` on a cluster of processes.
 fn soak(tools: &tools::Tools, options: &str, size: &str, dev: bool) -> Result<u8, Failure> {
-    let program = tools::build_soak()?;
+    let program = tools::build_test_program("soak")?;
     let run = format!("'{}' {options}", program.display());
     let cluster = cluster::Options::for_command(run).on(2, size);
     cluster::run(Kind::Hosted, tools, &cluster.built_for(dev))

@@ -1,5 +1,5 @@
 //! All tests: those of the crates, then the image's acceptance test on QEMU, as it should go and as
-//! it should not.
+//! it should not, then clusters whose voters fail.
 //!
 //! What needs something that this machine lacks is skipped and counted so; with `CI=true` that is a
 //! failure.
@@ -8,12 +8,12 @@ mod serving;
 
 use crate::guest::{FILE, Guest, Machine, Scratch, Setup};
 use crate::image::{self, PACKAGE};
-use crate::tools::{FUSERMOUNT, Failure, QEMU, Tools, cargo, free_ports};
+use crate::tools::{FUSERMOUNT, Failure, QEMU, Tools, cargo, free_ports, output, root};
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,11 +39,13 @@ struct Tally {
 pub(crate) fn run(tools: &Tools, filter: Option<&str>) -> Result<(), Failure> {
     let mut tally = Tally::default();
     // No test of a crate is called so, and to find that out takes long.
-    if !filter.is_some_and(|filter| filter.starts_with(GUEST)) {
+    let elsewhere = |filter: &str| filter.starts_with(GUEST) || filter.starts_with(CLUSTER);
+    if !filter.is_some_and(elsewhere) {
         run_crate_tests(&[], filter, &mut tally);
         run_crate_tests(&["--package", PACKAGE, "--lib"], filter, &mut tally);
     }
     run_guest_tests(tools, filter, &mut tally);
+    run_cluster_tests(tools, filter, &mut tally);
     let Tally { passed, failed, skipped } = tally;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed > 0 {
@@ -165,6 +167,50 @@ fn run_guest_tests(tools: &Tools, filter: Option<&str>, tally: &mut Tally) {
         match result {
             Ok(()) => {
                 tally.passed += 1;
+                println!("test {name} ... ok ({:.1} s)", start.elapsed().as_secs_f32());
+            }
+            Err(error) => {
+                tally.failed += 1;
+                println!("test {name} ... FAILED: {error}");
+            }
+        }
+    }
+}
+
+/// What the names of tests of whole clusters start with.
+const CLUSTER: &str = "cluster::";
+
+/// Clusters whose voters fail while their mounts are used, for a short time: see `torture`.
+const CLUSTER_TESTS: [(&str, &[&str]); 2] = [
+    ("torture_hosted", &["--minutes", "0.25", "--every", "4"]),
+    ("torture_qemu", &["--qemu", "--mounts", "2", "--minutes", "0.25", "--every", "5"]),
+];
+
+fn run_cluster_tests(tools: &Tools, filter: Option<&str>, tally: &mut Tally) {
+    for (name, options) in CLUSTER_TESTS {
+        let name = format!("{CLUSTER}{name}");
+        if filter.is_some_and(|filter| !name.contains(filter)) {
+            continue;
+        }
+        let has_qemu = !options.contains(&"--qemu") || tools.have(&QEMU);
+        if !(has_qemu && tools.have(&FUSERMOUNT) && Path::new("/dev/fuse").exists()) {
+            println!("test {name} ... skipped: needs {}, QEMU and /dev/fuse", FUSERMOUNT.program);
+            tally.skipped += 1;
+            continue;
+        }
+        let start = Instant::now();
+        let result =
+            env::current_exe().map_err(|error| format!("xtask: {error}")).and_then(|own| {
+                let mut torture = Command::new(own);
+                torture.current_dir(root()).args(["torture", "--dev"]).args(options);
+                Ok(output("cargo xtask torture", &mut torture)?)
+            });
+        match result {
+            Ok(said) => {
+                tally.passed += 1;
+                said.lines().filter(|line| line.starts_with("torture:")).for_each(|line| {
+                    println!("{line}");
+                });
                 println!("test {name} ... ok ({:.1} s)", start.elapsed().as_secs_f32());
             }
             Err(error) => {

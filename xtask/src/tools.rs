@@ -58,20 +58,12 @@ pub(crate) fn build_program(dev: bool) -> Result<PathBuf, Failure> {
     Ok(target().join(dir).join("outrider"))
 }
 
-/// Builds `visit`, a client that asks a server one question; answers where it is.
-pub(crate) fn build_visit() -> Result<PathBuf, Failure> {
+/// Builds a program of the crate `outrider-tests`; answers where it is.
+pub(crate) fn build_test_program(name: &str) -> Result<PathBuf, Failure> {
     let mut command = cargo();
-    command.args(["build", "--quiet", "--package", "outrider-tests", "--bin", "visit"]);
-    succeed("building visit", &mut command)?;
-    Ok(target().join("debug/visit"))
-}
-
-/// Builds `soak`, which works on a full volume; answers where it is.
-pub(crate) fn build_soak() -> Result<PathBuf, Failure> {
-    let mut command = cargo();
-    command.args(["build", "--quiet", "--package", "outrider-tests", "--bin", "soak"]);
-    succeed("building soak", &mut command)?;
-    Ok(target().join("debug/soak"))
+    command.args(["build", "--quiet", "--package", "outrider-tests", "--bin", name]);
+    succeed(&format!("building {name}"), &mut command)?;
+    Ok(target().join("debug").join(name))
 }
 
 /// Ports of 127.0.0.1 that nobody used a moment ago.

@@ -426,6 +426,13 @@ impl<'m> Voter<'m> {
         self.scan.sight(slot)
     }
 
+    /// Whether another configured voter writes, as far as the last reading shows: one that would
+    /// lead if this one let go.
+    #[must_use]
+    pub fn has_successor(&self) -> bool {
+        self.others().any(|ballot| self.writes(ballot))
+    }
+
     /// The unmount barrier that the own block durably shows.
     #[must_use]
     pub fn durable_barrier(&self) -> u64 {

@@ -10,11 +10,15 @@
 //!
 //! * Who started it is told of success only when the mount can be used, and of a failure in one
 //!   line.
+//! * With a quorum slot, a server runs beside it from before its first welcome until it has left
+//!   the volume: the mount is a client like any other, of whoever leads.
 //! * However it was unmounted, the process ends only when the mount has left the volume, or it is
 //!   asked to end a second time. One that the servers have given up, or refuse, waits only a moment
 //!   for the answer to its farewell.
 //!
 //! What this module deliberately doesn't know: what the mount does.
+
+mod voter;
 
 use super::Failure;
 use super::device::{Image, hold, system};
@@ -24,6 +28,7 @@ use outrider_core::client::mount::{
     Mount as Node, MountConfig, MountLimits, MountState, MountTiming, StartError,
 };
 use outrider_core::client::op::{Answer, RequestId};
+use outrider_core::format::quorum::Slot;
 use outrider_core::format::super_block::Super;
 use outrider_core::format::wire::ErrorCode;
 use outrider_core::pump::PumpLimits;
@@ -50,6 +55,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use voter::{Stand, Voter};
 
 /// How long the first welcome is waited for, unless an option says so.
 const WELCOME: Duration = Duration::from_secs(60);
@@ -65,12 +71,18 @@ const BEAT: Duration = Duration::from_secs(5);
 ///
 /// Options: ro, nodev, nosuid, noexec, allow_other (the default) or noallow_other;
 /// noserver=wait or noserver=eio:SECONDS, what requests do while no server can be reached;
+/// quorum_slot_nr=NR, to run the metadata server of this slot beside the mount, see below;
 /// locallocks, which is how locks are: they hold among the processes of this host;
 /// nowitness, see below.
 ///
 /// Beside the process runs a second one, its witness, which kills it if it is stopped (by SIGSTOP,
 /// or a debugger) for so long that others may have its locks. What a process that stays has to tell
 /// is in the system's log.
+///
+/// With quorum_slot_nr=NR this host votes in slot NR of the volume, as outrider server does, and
+/// serves all mounts while it is elected. Such a server ends when the mount has left, however
+/// that comes about; only if it serves other mounts, and no other server is there, it stays until
+/// they have left too, or it gets SIGTERM.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Mount options, with commas between them.
@@ -103,14 +115,12 @@ type Front = Sink<Handle<Node<'static>>>;
 pub(crate) fn run(options: &Options) -> Result<u8, Failure> {
     let parsed = MountOptions::parse(&options.options.join(","), options.sloppy);
     let parsed = parsed.map_err(|error| Failure::new(error.to_string()))?;
-    if parsed.quorum_slot.is_some() {
-        let what = "a mount can't be a server yet: mount without quorum_slot_nr, and start \
-                    outrider server beside it";
-        return Err(Failure::new(what));
-    }
     let volume = Image::open(&options.device)?.volume()?;
     if !options.dir.is_dir() {
         return Err(Failure::new(format!("{} is not a directory", options.dir.display())));
+    }
+    if let Some(slot) = parsed.quorum_slot {
+        super::server::check_slot(&options.device, &volume, slot)?;
     }
     if options.fake {
         return Ok(0);
@@ -319,6 +329,10 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     let witness = witness.map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; -o nowitness does without"))
     })?;
+    let voter = match parsed.quorum_slot {
+        Some(slot) => Some(vote(options, parsed, slot, &life.over, &mut signals)?),
+        None => None,
+    };
     let watch = Watch {
         life: Arc::clone(&life),
         witness,
@@ -348,7 +362,54 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     handle.wake();
     runner.join().map_err(failed)?;
     sink.close();
+    if let Some(voter) = voter {
+        let gone = mounted.is_ok();
+        voter.let_go(gone);
+        let ended = |stand: &Stand| matches!(stand, Stand::Over | Stand::Stays);
+        // Asked to end a second time, it leaves its server to itself.
+        let _ = stand(&voter, options, &life.over, &mut signals, ended);
+    }
     mounted.and(left)
+}
+
+/// Starts the server beside the mount, and waits until it takes part.
+fn vote(
+    options: &Options,
+    parsed: &MountOptions,
+    slot: Slot,
+    over: &Bell,
+    signals: &mut Signals,
+) -> Result<Voter, Failure> {
+    let path = &options.device;
+    let voter = Voter::start(slot, path, parsed.witness, options.background, over.clone());
+    let voter = voter.map_err(|error| system(path, "start a server of", &error))?;
+    let stand = stand(&voter, options, over, signals, |stand| *stand != Stand::Starting)?;
+    match stand {
+        Stand::Failed(why) => Err(Failure::new(why)),
+        Stand::Starting | Stand::Ready | Stand::Stays | Stand::Over => Ok(voter),
+    }
+}
+
+/// Waits until the server stands like this; an error if a signal comes before.
+fn stand(
+    voter: &Voter,
+    options: &Options,
+    over: &Bell,
+    signals: &mut Signals,
+    so: impl Fn(&Stand) -> bool,
+) -> Result<Stand, Failure> {
+    let failed = |error| system(&options.device, "mount", &error);
+    loop {
+        let stand = voter.stand();
+        if so(&stand) {
+            return Ok(stand);
+        }
+        wait(over, &[signals.as_fd()], BootClock.now(), None).map_err(failed)?;
+        if signals.take().map_err(failed)? {
+            let name = options.device.display();
+            return Err(Failure::new(format!("{name}: ended by a signal")));
+        }
+    }
 }
 
 fn config(parsed: &MountOptions, volume: &Super) -> Result<MountConfig, Failure> {

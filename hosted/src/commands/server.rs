@@ -1,5 +1,8 @@
 //! `outrider server`: a voter without a mount, in the foreground.
 //!
+//! The server of a mount that is a voter is this command too, attached to the mount's process by
+//! its standard input and output; see [`super::mount`].
+//!
 //! # Invariants
 //!
 //! * The device is looked at before anything is written to it, and nothing is unless it holds a
@@ -7,7 +10,9 @@
 //!   has.
 //! * The memory is bought before the first step.
 //! * It ends with 0 if it was asked to and its slot shows it. It is asked by SIGTERM, SIGINT or
-//!   SIGHUP; a second one ends it without waiting for the device.
+//!   SIGHUP; a second one ends it without waiting for the device. One that is attached to a mount
+//!   is asked by the end of its standard input, and takes no notice of signals before: what stops
+//!   all processes of a mount means the mount, which needs its server until it has left.
 //!
 //! What this module deliberately doesn't know: what the server does.
 
@@ -20,7 +25,7 @@ use outrider_core::format::quorum::{Incarnation, SLOTS, Slot};
 use outrider_core::format::super_block::Super;
 use outrider_core::net;
 use outrider_core::pump::PumpLimits;
-use outrider_core::quorum::{Exclusion, Loss, Refusal, Timing, Trouble, Vouched};
+use outrider_core::quorum::{Exclusion, Loss, Refusal, Role, Timing, Trouble, Vouched};
 use outrider_core::server::{
     Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
 };
@@ -31,15 +36,16 @@ use outrider_hosted::host::{self, FileLock, SlotLock, lock_in_file};
 use outrider_hosted::memory::region;
 use outrider_hosted::net::TcpNetwork;
 use outrider_hosted::node::{HostedPump, Next, Owner, Runner};
-use outrider_hosted::report::tell;
+use outrider_hosted::report::{tell, to_system_log};
 use outrider_hosted::signals::Signals;
 use outrider_hosted::wait::{Bell, wait};
 use outrider_hosted::witness::{Report, Witness, grace};
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Run a metadata server for a volume, in the foreground.
@@ -70,9 +76,30 @@ pub(crate) struct Options {
     /// Run without a witness: a server that was stopped may then answer from what it remembers.
     #[arg(long)]
     no_witness: bool,
+    /// Of a mount: it ends with its standard input.
+    #[arg(long, hide = true)]
+    attached: bool,
+    /// Tell in the system's log.
+    #[arg(long, hide = true)]
+    log: bool,
     /// The block device or file.
     device: PathBuf,
 }
+
+/// What an attached server says on its standard output when it takes part in the elections.
+pub(crate) const READY: &str = "ready";
+/// What it says with the reason behind it when it ends for one.
+pub(crate) const FAILED: &str = "failed ";
+/// What it says when its mount has left, and others need it.
+pub(crate) const STAYS: &str = "stays";
+/// What it is told when its mount has left in good order. If its standard input ends without, the
+/// mount has died.
+pub(crate) const LEFT: u8 = b'L';
+
+/// How long an attached server waits for the slot: that of a mount that was killed ends by itself.
+const SLOT_PATIENCE: Duration = Duration::from_secs(5);
+/// How often what can't be waited for is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 fn parse_slot(text: &str) -> Result<Slot, String> {
     let slot = text.parse().ok().and_then(Slot::new);
@@ -90,13 +117,46 @@ fn parse_vouched(text: &str) -> Result<Vouched, String> {
 
 type Node = Server<'static>;
 
-pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+/// Serves; the status.
+pub(crate) fn run(options: &Options) -> Result<u8, Failure> {
+    if options.log {
+        to_system_log();
+    }
+    match serve(options) {
+        Ok(()) => Ok(0),
+        Err(Failure { status, what }) if options.attached => {
+            say(&format!("{FAILED}{what}"));
+            Ok(status)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Says it to the mount it is attached to. If that is gone, nobody needs to hear it.
+fn say(what: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "{what}").and_then(|()| stdout.flush());
+}
+
+/// Takes the slot on this host.
+fn take_slot(options: &Options, volume: &Super) -> io::Result<Option<SlotLock>> {
+    let until = BootClock.now().plus(SLOT_PATIENCE);
+    loop {
+        let lock = SlotLock::take(volume, options.slot)?;
+        if lock.is_some() || !options.attached || BootClock.now() >= until {
+            return Ok(lock);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn serve(options: &Options) -> Result<(), Failure> {
     let (path, slot) = (&options.device, options.slot);
     let failed = |error| system(path, "serve", &error);
     let volume = Image::open(path)?.volume()?;
     let endpoint = endpoint(options, &volume)?;
     let _held = hold(path)?;
-    let lock = SlotLock::take(&volume, slot).map_err(failed)?;
+    let lock = take_slot(options, &volume).map_err(failed)?;
     let in_use = || {
         let name = path.display();
         Failure::new(format!("slot {slot} of {name} is in use on this host; stop that one first"))
@@ -116,7 +176,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let network = TcpNetwork::new().map_err(failed)?;
     let pump = carve(path, &config, device, network)?;
     let lease = Duration::from_millis(config.quorum.lease_ms.into());
-    let witness = if options.no_witness { None } else { Some(Witness::start(grace(lease), false)) };
+    let witness =
+        if options.no_witness { None } else { Some(Witness::start(grace(lease), options.log)) };
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;
@@ -131,28 +192,38 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         trouble: None,
         listen_failures: 0,
         outcome: None,
+        takes_part: false,
         told: Some(told),
-        _over: RingsAtEnd(over.clone()),
+        over: RingsAtEnd(over.clone()),
     };
     let runner = Runner::start(pump, bell, watch).map_err(failed)?;
-    let outcome = attend(runner, &mut signals, &over, &outcome).map_err(failed)?;
+    let outcome = if options.attached {
+        attend_attached(runner, &mut signals, &over, &outcome)
+    } else {
+        attend(runner, &mut signals, &over, &outcome)
+    };
+    let outcome = outcome.map_err(failed)?;
     outcome.map_err(|what| Failure::new(format!("{}: {what}", path.display())))
 }
 
 /// Where it listens, if the volume has a voter in the slot.
 fn endpoint(options: &Options, volume: &Super) -> Result<Endpoint, Failure> {
-    let named = volume.voter(options.slot.number()).ok_or_else(|| {
+    let named = check_slot(&options.device, volume, options.slot)?;
+    Ok(options.listen.map_or(named, Endpoint::from))
+}
+
+/// Where the server of this slot listens, if the volume has one.
+pub(crate) fn check_slot(device: &Path, volume: &Super, slot: Slot) -> Result<Endpoint, Failure> {
+    volume.voter(slot.number()).ok_or_else(|| {
         let has = |slot: &Slot| volume.voter(slot.number()).is_some();
         let slots: Vec<String> =
             Slot::ALL.iter().filter(|slot| has(slot)).map(Slot::to_string).collect();
         Failure::new(format!(
-            "{} has no server in slot {}; it has them in {}",
-            options.device.display(),
-            options.slot,
+            "{} has no server in slot {slot}; it has them in {}",
+            device.display(),
             slots.join(", ")
         ))
-    })?;
-    Ok(options.listen.map_or(named, Endpoint::from))
+    })
 }
 
 fn config(
@@ -226,34 +297,137 @@ fn carve(
 /// What became of the server: nothing more, or what the operator has to know.
 type Outcome = Result<(), String>;
 
+/// What has become of it, once its thread is over.
+fn outcome_of(
+    runner: &mut Option<Runner<Node>>,
+    said: &Receiver<Outcome>,
+) -> io::Result<Option<Outcome>> {
+    let outcome = match said.try_recv() {
+        Ok(outcome) => outcome,
+        // It ended without a word: joining it tells why.
+        Err(TryRecvError::Disconnected) => Err("it has ended".to_owned()),
+        Err(TryRecvError::Empty) => return Ok(None),
+    };
+    runner.take().map_or(Ok(()), Runner::join)?;
+    Ok(Some(outcome))
+}
+
+fn ended_early() -> Outcome {
+    let what = "ended by a second signal, and its slot doesn't show it: the next start on another \
+                host needs --fenced";
+    Err(what.to_owned())
+}
+
 /// Passes signals on until the end.
 fn attend(
     runner: Runner<Node>,
     signals: &mut Signals,
     over: &Bell,
-    outcome: &Receiver<Outcome>,
+    said: &Receiver<Outcome>,
 ) -> io::Result<Outcome> {
+    let (handle, mut runner) = (runner.handle(), Some(runner));
     let mut asked = false;
     loop {
-        match outcome.try_recv() {
-            Ok(outcome) => return runner.join().map(|()| outcome),
-            // It ended without a word: joining it tells why.
-            Err(TryRecvError::Disconnected) => {
-                return runner.join().map(|()| Err("it has ended".to_owned()));
-            }
-            Err(TryRecvError::Empty) => {}
+        if let Some(outcome) = outcome_of(&mut runner, said)? {
+            return Ok(outcome);
         }
         wait(over, &[signals.as_fd()], BootClock.now(), None)?;
         if !signals.take()? {
             continue;
         }
         if asked {
-            let what = "ended by a second signal, and its slot doesn't show it: the next start \
-                        on another host needs --fenced";
-            return Ok(Err(what.to_owned()));
+            return Ok(ended_early());
         }
         asked = true;
-        runner.handle().with(|server, _| server.stop());
+        handle.with(|server, _| server.stop());
+    }
+}
+
+/// Serves beside a mount, and after it as long as others need it; until the end.
+fn attend_attached(
+    runner: Runner<Node>,
+    signals: &mut Signals,
+    over: &Bell,
+    said: &Receiver<Outcome>,
+) -> io::Result<Outcome> {
+    let (handle, mut runner) = (runner.handle(), Some(runner));
+    let mount = MountLife::watch(over.clone())?;
+    let (mut ready, mut stays, mut asked, mut stopping) = (false, false, false, false);
+    loop {
+        if let Some(outcome) = outcome_of(&mut runner, said)? {
+            return Ok(outcome);
+        }
+        let life = mount.get();
+        let look = |server: &mut Node, _| (takes_part(server), server.is_needed());
+        let (takes_part, needed) = handle.with(look);
+        if takes_part && !ready {
+            ready = true;
+            say(READY);
+        }
+        let ends = match life {
+            MountLife::There => false,
+            MountLife::Left => asked || !needed,
+            MountLife::Died => true,
+        };
+        if ends && !stopping {
+            stopping = true;
+            handle.with(|server, _| server.stop());
+        }
+        let waits = life == MountLife::Left && !stopping;
+        if waits && !stays {
+            stays = true;
+            say(STAYS);
+        }
+        let now = BootClock.now();
+        wait(over, &[signals.as_fd()], now, waits.then(|| now.plus(LOOK * 4)))?;
+        if signals.take()? {
+            if stopping {
+                return Ok(ended_early());
+            }
+            asked = life != MountLife::There;
+        }
+    }
+}
+
+/// Whether it has begun to vote.
+fn takes_part(server: &Node) -> bool {
+    match server.voter().role() {
+        Role::Following | Role::Standing(_) | Role::Leading(_) | Role::Draining(_) => true,
+        Role::Starting | Role::Stopping | Role::Stopped | Role::Refused(_) => false,
+    }
+}
+
+/// What has become of the mount that a server is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MountLife {
+    There,
+    Left,
+    Died,
+}
+
+impl MountLife {
+    /// Learns it from standard input, and rings.
+    fn watch(bell: Bell) -> io::Result<Arc<Watched>> {
+        let watched = Arc::new(Watched(Mutex::new(MountLife::There)));
+        let told = Arc::clone(&watched);
+        std::thread::Builder::new().name("mount".to_owned()).spawn(move || {
+            let mut first = [0];
+            let life = match io::stdin().read(&mut first) {
+                Ok(1) if first == [LEFT] => MountLife::Left,
+                Ok(_) | Err(_) => MountLife::Died,
+            };
+            *told.0.lock().unwrap_or_else(PoisonError::into_inner) = life;
+            bell.ring();
+        })?;
+        Ok(watched)
+    }
+}
+
+struct Watched(Mutex<MountLife>);
+
+impl Watched {
+    fn get(&self) -> MountLife {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -279,9 +453,11 @@ struct Watch {
     lines: Vec<String>,
     trouble: Option<Trouble>,
     listen_failures: u64,
+    /// It has begun to vote.
+    takes_part: bool,
     outcome: Option<Outcome>,
     told: Option<SyncSender<Outcome>>,
-    _over: RingsAtEnd,
+    over: RingsAtEnd,
 }
 
 impl Owner<Node> for Watch {
@@ -290,6 +466,10 @@ impl Owner<Node> for Watch {
             self.on_event(event);
         }
         self.look(server);
+        if takes_part(server) != self.takes_part {
+            self.takes_part = !self.takes_part;
+            self.over.0.ring();
+        }
         self.report = match (server.voter().lease_end(), self.report) {
             (Some(until), _) => Report::Acting(until),
             (None, _) if server.is_quiet() => Report::Quiet,
@@ -417,13 +597,13 @@ fn refused(refusal: Refusal, slot: Slot) -> String {
             let id = u128::from_be_bytes(incarnation.0);
             format!(
                 "the last server in slot {slot} ran on another host and was not stopped in good \
-                 order; start it there again, or, if that host is gone for good, start this one \
-                 with --fenced {id:032x}"
+                 order; start it there again, or, if that host is gone for good, start outrider \
+                 server here with --fenced {id:032x}"
             )
         }
         Refusal::Damaged => format!(
             "the block of slot {slot} is damaged; if no other server of that slot is there any \
-             more, start this one with --fenced any"
+             more, start outrider server with --fenced any"
         ),
         Refusal::OutdatedConfig(generation) => format!(
             "the volume's servers were configured anew (generation {generation}); start it again"

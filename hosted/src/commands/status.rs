@@ -10,8 +10,11 @@ use super::print::Volume;
 use super::{Failure, report, size};
 use clap::Args;
 use outrider_core::format::BLOCK_BYTES;
+use outrider_core::format::quorum::Slot;
+use outrider_core::format::super_block::Super;
 use outrider_core::format::wire::message::{ClientRequest, ServerAnswer, Statfs, Status};
 use outrider_core::quorum::Leader;
+use outrider_hosted::host;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -61,9 +64,18 @@ pub(crate) fn status(options: &StatusOptions) -> Result<u8, Failure> {
         "leader": leader.as_ref().map(|leader| shown(leader, answer.as_ref().ok())),
         "trouble": answer.as_ref().err(),
         "voters": volume.quorum()?,
+        "slots_here": slots_here(&found)?,
     });
     report::show(&value, options.json)?;
     Ok(if answer.is_ok() { 0 } else { LEADERLESS })
+}
+
+/// The slots whose servers run on this host as processes, those of mounts included.
+fn slots_here(volume: &Super) -> Result<Vec<u8>, Failure> {
+    let configured = Slot::ALL.into_iter().filter(|slot| volume.voter(slot.number()).is_some());
+    let held = host::slots_held(volume, configured);
+    let held = held.map_err(|error| Failure::new(format!("cannot list sockets: {error}")))?;
+    Ok(held.into_iter().map(Slot::number).collect())
 }
 
 /// The leader, and what it says, if it does.

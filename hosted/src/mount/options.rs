@@ -7,6 +7,7 @@
 //!
 //! What this module deliberately doesn't know: who acts on it.
 
+use outrider_core::format::quorum::Slot;
 use std::time::Duration;
 
 /// What requests do while no server can be reached.
@@ -35,7 +36,7 @@ pub struct MountOptions {
     /// but not for the first welcome.
     pub no_server: Option<NoServer>,
     /// The voter that this host is, too.
-    pub quorum_slot: Option<u8>,
+    pub quorum_slot: Option<Slot>,
     /// A witness stands beside it.
     pub witness: bool,
 }
@@ -156,7 +157,8 @@ impl MountOptions {
             ("nowitness", None) => self.witness = false,
             ("noserver", Some(value)) => self.no_server = Some(no_server(value).ok_or_else(wrong)?),
             ("quorum_slot_nr", Some(value)) => {
-                self.quorum_slot = Some(value.parse().map_err(|_| wrong())?);
+                let slot = value.parse().ok().and_then(Slot::new);
+                self.quorum_slot = Some(slot.ok_or_else(wrong)?);
             }
             ("fence" | "remount" | "sync" | "dirsync" | "mand" | "strictatime" | "lazytime", _) => {
                 return Err(OptionError::Unsupported(name.to_owned()));
@@ -185,6 +187,7 @@ fn no_server(value: &str) -> Option<NoServer> {
 #[cfg(test)]
 mod tests {
     use super::{MountOptions, NoServer, OptionError};
+    use outrider_core::format::quorum::Slot;
     use std::time::Duration;
 
     fn parse(list: &str) -> Result<MountOptions, OptionError> {
@@ -222,5 +225,7 @@ mod tests {
         assert_eq!(parse("fence=/bin/true"), Err(OptionError::Unsupported("fence".to_owned())));
         assert_eq!(MountOptions::parse("subvol=7", true), Ok(MountOptions::default()));
         assert!(MountOptions::parse("quorum_slot_nr=x", true).is_err());
+        assert!(MountOptions::parse("quorum_slot_nr=7", true).is_err());
+        assert_eq!(parse("quorum_slot_nr=6").unwrap().quorum_slot, Slot::new(6));
     }
 }

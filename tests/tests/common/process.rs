@@ -117,7 +117,8 @@ impl Process {
     pub(crate) fn stop(&mut self) {
         self.signal(Signal::TERM);
         let status = self.end();
-        let said: Vec<String> = self.lines.iter().collect();
+        // What it has started may live on, and speak.
+        let said: Vec<String> = self.lines.try_iter().collect();
         assert!(status.success(), "{status}: {said:#?}");
     }
 }

@@ -32,28 +32,36 @@ impl Drop for Mount {
     }
 }
 
-/// A volume.
+/// A volume, with voters in slots 0, 1, ...
 pub(crate) struct Volume {
     dir: TempDir,
 }
 
 impl Volume {
-    /// None, where there can't be mounts.
+    /// With one voter. None, where there can't be mounts.
     pub(crate) fn make(size: &str) -> Option<Volume> {
+        Volume::of_voters(size, 1, 30_000)
+    }
+
+    /// With these many, and mounts that are given up after this time.
+    pub(crate) fn of_voters(size: &str, voters: u8, recovery_ms: u32) -> Option<Volume> {
         let root = rustix::process::geteuid().is_root();
         if !root || !Path::new("/dev/fuse").exists() {
             println!("skipped: needs {}", if root { "/dev/fuse" } else { "root" });
             return None;
         }
         let volume = Volume { dir: memory_dir() };
-        let voter = format!("0,127.0.0.1,{}", unused_port());
         let mut mkfs = Command::new(program());
-        mkfs.args(["mkfs", "-s", size, "-Q", &voter]).arg(volume.device());
+        mkfs.args(["mkfs", "-s", size, "--recovery-ms", &recovery_ms.to_string()]);
+        for slot in 0..voters {
+            mkfs.arg("-Q").arg(format!("{slot},127.0.0.1,{}", unused_port()));
+        }
+        mkfs.arg(volume.device());
         assert!(mkfs.stdout(Stdio::null()).status().unwrap().success());
         Some(volume)
     }
 
-    fn device(&self) -> PathBuf {
+    pub(crate) fn device(&self) -> PathBuf {
         self.dir.path().join("volume")
     }
 
@@ -66,13 +74,24 @@ impl Volume {
     }
 
     pub(crate) fn mount(&self, name: &str) -> (Mount, PathBuf) {
-        let at = self.dir.path().join(name);
-        fs::create_dir_all(&at).unwrap();
+        self.mount_with(name, "rw")
+    }
+
+    /// With these options.
+    pub(crate) fn mount_with(&self, name: &str, options: &str) -> (Mount, PathBuf) {
+        let at = self.at(name);
         let mut command = Command::new(program());
-        command.args(["mount", "-f"]).arg(self.device()).arg(&at);
+        command.args(["mount", "-f", "-o", options]).arg(self.device()).arg(&at);
         let mut mount = Mount { process: Process::start(&mut command), at: at.clone() };
         mount.process.hear("is mounted at");
         (mount, at)
+    }
+
+    /// Where something is mounted: a directory.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        let at = self.dir.path().join(name);
+        fs::create_dir_all(&at).unwrap();
+        at
     }
 
     /// That all is where it belongs, once nobody uses the volume.

@@ -1,5 +1,6 @@
-//! The benchmark `failover`: how long the users of a mount wait when the leader of three servers is
-//! killed, or stopped in order, and how long it takes from nothing to a mount.
+//! The benchmark `failover`: how long the users of a mount wait when the leader of three servers,
+//! processes or guests, is killed, or stopped in order, and how long it takes from nothing to a
+//! mount.
 //!
 //! What is timed are new files that are written and synced: that needs a commit, and a commit needs
 //! a leader. They follow each other without a pause from the signal until one was begun after the
@@ -10,15 +11,16 @@
 //!   have long passed, at another moment of the leader's renewals each time.
 
 use super::mount::Mount;
-use super::process::{Farewell, Output, Process};
+use super::process::Process;
+use super::starter::{Seat, Starter};
 use super::volume::{self, Volume};
-use super::{Interrupt, STOP_PATIENCE};
+use super::{Interrupt, Options, STATUS_STOPPED, STOP_PATIENCE, seats};
 use crate::guest::Scratch;
-use crate::tools::{FUSERMOUNT, Failure, Tools, build_program};
+use crate::image;
+use crate::tools::{FUSERMOUNT, Failure, QEMU, Tools, build_program};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,31 +45,31 @@ const STARTED_MAX: Duration = Duration::from_secs(2);
 
 /// Measures, and prints what came of it.
 pub(crate) fn run(tools: &Tools, options: &[String]) -> Result<(), Failure> {
-    let kills = match options {
-        [] => KILLS,
-        [option, count] if option == "--kills" => {
-            let count = count.parse().ok().filter(|count| *count > 0);
-            count.ok_or_else(|| Failure::new("--kills takes a number"))?
+    let Choice { kills, qemu } = Choice::parse(options)?;
+    for (tool, needed) in [(&FUSERMOUNT, true), (&QEMU, qemu)] {
+        if needed && !tools.have(tool) {
+            return Err(Failure(format!("{} is needed", tool.program)));
         }
-        _ => return Err(Failure::new("failover takes --kills N, and nothing else")),
-    };
-    if !tools.have(&FUSERMOUNT) {
-        return Err(Failure(format!("{} is needed", FUSERMOUNT.program)));
     }
+    let image = if qemu { Some(image::build()?) } else { None };
     let outrider = build_program(true)?;
     let interrupt = Interrupt::catch()?;
     let scratch = Scratch::in_memory("failover").map_err(Failure)?;
     let mut report = vec![format!(
-        "failover: {SERVERS} servers, one mount, the volume in {}; a file written and synced",
+        "failover: {SERVERS} {}, one mount, the volume in {}; a file written and synced",
+        if qemu { "guests" } else { "servers" },
         scratch.0.display()
     )];
     // Where others keep the processors busy, times say little.
     let load = || fs::read_to_string("/proc/loadavg").unwrap_or_default();
     report.push(format!("  load of the machine before: {}", load().trim_end()));
-    for setting in &SETTINGS {
+    // Guests on an emulator are too slow for leases that suit processes.
+    let settings = if qemu { &SETTINGS[..1] } else { &SETTINGS[..] };
+    for setting in settings {
         let dir = scratch.0.join(setting.name);
         fs::create_dir(&dir).map_err(|error| Failure(format!("{}: {error}", dir.display())))?;
-        measure(setting, &outrider, &dir, kills, &interrupt, &mut report)?;
+        let mut rig = Rig::new(setting, &outrider, &dir, image.as_deref(), &interrupt, &scratch)?;
+        measure(setting, &mut rig, kills, &mut report)?;
     }
     report.push(format!("  and after: {}", load().trim_end()));
     for line in report {
@@ -76,30 +78,37 @@ pub(crate) fn run(tools: &Tools, options: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is asked for.
+struct Choice {
+    kills: u32,
+    qemu: bool,
+}
+
+impl Choice {
+    fn parse(options: &[String]) -> Result<Choice, Failure> {
+        let mut choice = Choice { kills: KILLS, qemu: false };
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            match option.as_str() {
+                "--qemu" => choice.qemu = true,
+                "--kills" => {
+                    let count = options.next().and_then(|count| count.parse().ok());
+                    let count = count.filter(|count| *count > 0);
+                    choice.kills = count.ok_or_else(|| Failure::new("--kills takes a number"))?;
+                }
+                _ => return Err(Failure::new("failover takes --kills N, --qemu, nothing else")),
+            }
+        }
+        Ok(choice)
+    }
+}
+
 fn measure(
     setting: &Setting,
-    outrider: &Path,
-    dir: &Path,
+    rig: &mut Rig,
     kills: u32,
-    interrupt: &Interrupt,
     report: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    let path = dir.join("volume");
-    let lease_ms = setting.lease.as_millis().to_string();
-    volume::make(outrider, &path, "1G", SERVERS, &["--lease-ms", &lease_ms])?;
-    let volume = Volume::prepare(outrider, &path, "1G", SERVERS)?;
-    let mut rig = Rig {
-        outrider: outrider.to_path_buf(),
-        volume: volume.path,
-        dir: dir.to_path_buf(),
-        lease: setting.lease,
-        interrupt: interrupt.clone(),
-        servers: Vec::new(),
-        mount: None,
-        files: 0,
-        mounts: 0,
-        died: 0,
-    };
     let mut started = Vec::new();
     for start in 0..STARTS {
         started.push(rig.start()?);
@@ -116,6 +125,7 @@ fn measure(
         stopped.push(rig.end_leader(Process::ask)?);
     }
     rig.stop()?;
+    let lease_ms = setting.lease.as_millis();
     report.push(format!("  {}: leases of {lease_ms} ms, {kills} rounds", setting.name));
     report.push(row("nothing is wrong", well, None));
     report.push(row("the leader is killed", killed, Some(setting.killed_max)));
@@ -136,14 +146,16 @@ fn row(what: &str, mut times: Vec<Duration>, wanted: Option<Duration>) -> String
 }
 
 struct Server {
-    slot: u8,
+    seat: Seat,
     process: Process,
 }
 
 /// The cluster that is measured. Its processes end with this, in order if they can.
 struct Rig {
     outrider: PathBuf,
-    volume: PathBuf,
+    volume: Volume,
+    starter: Starter,
+    seats: Vec<Seat>,
     dir: PathBuf,
     lease: Duration,
     interrupt: Interrupt,
@@ -157,38 +169,74 @@ struct Rig {
 }
 
 impl Rig {
+    /// A new volume in a directory; servers are guests, if there is an image.
+    fn new(
+        setting: &Setting,
+        outrider: &Path,
+        dir: &Path,
+        image: Option<&Path>,
+        interrupt: &Interrupt,
+        scratch: &Scratch,
+    ) -> Result<Rig, Failure> {
+        let path = dir.join("volume");
+        let lease_ms = setting.lease.as_millis().to_string();
+        volume::make(outrider, &path, "1G", SERVERS, &["--lease-ms", &lease_ms])?;
+        let volume = Volume::prepare(outrider, &path, "1G", SERVERS)?;
+        let starter = match image {
+            Some(image) => {
+                let options = Options::for_command(String::new());
+                Starter::guests(image.to_path_buf(), &volume, &options, scratch)?
+            }
+            None => Starter::Hosted,
+        };
+        let (seats, _) = seats(&volume, SERVERS, dir, false)?;
+        Ok(Rig {
+            outrider: outrider.to_path_buf(),
+            volume,
+            starter,
+            seats,
+            dir: dir.to_path_buf(),
+            lease: setting.lease,
+            interrupt: interrupt.clone(),
+            servers: Vec::new(),
+            mount: None,
+            files: 0,
+            mounts: 0,
+            died: 0,
+        })
+    }
+
     /// Starts everything at once; how long it took until the mount was there.
     fn start(&mut self) -> Result<Duration, Failure> {
         let began = Instant::now();
-        for slot in 0..SERVERS {
-            let server = self.server(slot)?;
+        for seat in self.seats.clone() {
+            let server = self.server(seat)?;
             self.servers.push(server);
         }
         self.mounts += 1;
         let dir = self.dir.join(format!("mnt{}", self.mounts));
-        let mount = Mount::start("mount", &self.outrider, &self.volume, dir)?;
+        let mount = Mount::start("mount", &self.outrider, &self.volume.path, dir, None)?;
         let interrupt = self.interrupt.clone();
         self.mount.insert(mount).wait(|| interrupt.came())?;
         Ok(began.elapsed())
     }
 
-    fn server(&self, slot: u8) -> Result<Server, Failure> {
-        let mut command = Command::new(&self.outrider);
-        command.args(["server", "--slot", &slot.to_string()]).arg(&self.volume);
-        let name = format!("server {slot}");
-        let process = Process::start(&name, &command, Output::Lines, Farewell::Signal)?;
-        Ok(Server { slot, process })
+    fn server(&self, seat: Seat) -> Result<Server, Failure> {
+        let process = self.starter.start(&self.outrider, &self.volume, &seat)?;
+        Ok(Server { seat, process })
     }
 
     /// Ends everything in order.
     fn stop(&mut self) -> Result<(), Failure> {
         let mut in_order = self.mount.take().is_none_or(Mount::end);
+        let expected = if self.starter.is_guests() { STATUS_STOPPED } else { 0 };
         for mut server in self.servers.drain(..) {
             if server.process.ended().is_some() {
                 self.died += 1;
                 continue;
             }
-            in_order &= server.process.end(STOP_PATIENCE).is_some_and(|status| status.success());
+            let status = server.process.end(STOP_PATIENCE).and_then(|status| status.code());
+            in_order &= status == Some(expected);
         }
         if in_order { Ok(()) } else { Err(Failure::new("the cluster did not stop in order")) }
     }
@@ -198,7 +246,7 @@ impl Rig {
         for at in 0..self.servers.len() {
             if self.servers[at].process.ended().is_some() {
                 self.died += 1;
-                self.servers[at] = self.server(self.servers[at].slot)?;
+                self.servers[at] = self.server(self.servers[at].seat.clone())?;
             }
         }
         let part = self.lease * (round * 37 % 100) / 100;
@@ -240,7 +288,7 @@ impl Rig {
             }
         }
         server.process.wait_or_kill(STOP_PATIENCE);
-        let again = self.server(server.slot)?;
+        let again = self.server(server.seat)?;
         self.servers.push(again);
         Ok(longest)
     }

@@ -20,27 +20,60 @@ const LEAVE: Duration = Duration::from_secs(30);
 /// A mount.
 pub(crate) struct Mount {
     pub(crate) dir: PathBuf,
+    /// It is a voter too.
+    pub(crate) votes: bool,
     process: Option<Process>,
 }
 
 impl Mount {
-    /// Mounts the volume at this directory, which is made.
+    /// Mounts the volume at this directory, which is made; as the voter of a slot, if there is one.
     pub(crate) fn start(
         name: &str,
         outrider: &Path,
         volume: &Path,
         dir: PathBuf,
+        slot: Option<u8>,
     ) -> Result<Mount, Failure> {
         fs::create_dir(&dir).map_err(|error| Failure(format!("{}: {error}", dir.display())))?;
         let mut command = Command::new(outrider);
-        command.args(["mount", "-f"]).arg(volume).arg(&dir);
+        command.args(["mount", "-f"]);
+        if let Some(slot) = slot {
+            command.arg("-o").arg(format!("quorum_slot_nr={slot}"));
+        }
+        command.arg(volume).arg(&dir);
         let process = Process::start(name, &command, Output::Lines, Farewell::Signal)?;
-        Ok(Mount { dir, process: Some(process) })
+        Ok(Mount { dir, votes: slot.is_some(), process: Some(process) })
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// The process of its server, if it has one.
+    pub(crate) fn server(&self) -> Option<u32> {
+        let pid = self.pid().filter(|_| self.votes)?;
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let children = tasks
+            .filter_map(Result::ok)
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let children: Vec<String> = children.collect();
+        let mut pids = children.iter().flat_map(|pids| pids.split_whitespace());
+        pids.find_map(|pid| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let serves = words.split(|byte| *byte == 0).any(|word| word == b"server");
+            pid.parse().ok().filter(|_| serves)
+        })
+    }
+
+    /// When its server said last that it listens.
+    pub(crate) fn listening(&self) -> u64 {
+        self.process.as_ref().map_or(0, Process::listening)
     }
 
     /// Waits until it can be used, or `interrupted`.
     pub(crate) fn wait(&mut self, interrupted: impl Fn() -> bool) -> Result<(), Failure> {
-        let Mount { dir, process } = self;
+        let Mount { dir, process, .. } = self;
         let process = process.as_mut().expect("it was started");
         let outcome = until(PATIENCE, || {
             if mounted_below(dir) {

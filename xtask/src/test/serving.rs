@@ -2,7 +2,7 @@
 
 use super::{ADDRESSES, Bench, PATIENCE, STATUS_FAILURE, STATUS_SUCCESS, expect, free_port};
 use crate::guest::{Guest, SHARED_BUFFERED, STOP, Setup};
-use crate::tools::{build_program, build_visit, output, root};
+use crate::tools::{build_program, build_test_program, output, root};
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,7 +24,7 @@ struct Rig {
 impl Rig {
     fn new(bench: &Bench<'_>) -> Result<Rig, String> {
         let outrider = build_program(true)?;
-        let visit = build_visit()?;
+        let visit = build_test_program("visit")?;
         let volume = bench.scratch.0.join("volume");
         let port = free_port()?;
         let mut mkfs = Command::new(&outrider);

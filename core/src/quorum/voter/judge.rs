@@ -58,7 +58,7 @@ impl Voter<'_> {
     }
 
     /// What the other slots' voters say.
-    fn others(&self) -> impl Iterator<Item = &Ballot> {
+    pub(super) fn others(&self) -> impl Iterator<Item = &Ballot> {
         let own = self.config.slot;
         let others = Slot::ALL.into_iter().filter(move |slot| *slot != own);
         others.filter_map(|slot| self.scan.sight(slot).ballot())
@@ -278,14 +278,17 @@ impl Voter<'_> {
         })
     }
 
+    /// Whether it is of a configured voter that writes.
+    pub(super) fn writes(&self, ballot: &Ballot) -> bool {
+        self.config.voters.contains(ballot.slot)
+            && ballot.state != State::Stopped
+            && !self.scan.is_quiet(ballot.slot, &self.config.timing)
+    }
+
     /// How many other configured voters that write come before this one.
     fn rank(&self) -> u32 {
-        let before = self.others().filter(|ballot| {
-            ballot.slot < self.config.slot
-                && self.config.voters.contains(ballot.slot)
-                && ballot.state != State::Stopped
-                && !self.scan.is_quiet(ballot.slot, &self.config.timing)
-        });
+        let before =
+            self.others().filter(|ballot| ballot.slot < self.config.slot && self.writes(ballot));
         before.fold(0, |rank, _| rank + 1)
     }
 
