@@ -41,6 +41,7 @@ mod compact;
 mod config;
 mod events;
 mod evict;
+mod fence;
 mod holder;
 mod jobs;
 mod knocks;
@@ -55,6 +56,7 @@ mod work;
 
 pub use config::{ServerConfig, ServerTiming, StartError};
 pub use events::ServerEvent;
+pub use fence::Fence;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
 use crate::arena::Arena;
@@ -170,6 +172,8 @@ pub struct Counters {
     pub evictions: u64,
     /// Knocks heard.
     pub knocks: u64,
+    /// Clients that were fenced.
+    pub fences: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +242,8 @@ pub struct Server<'m> {
     listening_since: Option<Instant>,
     knocks: Knocks<'m>,
     serving_since: Instant,
+    /// Whom the platform was asked to cut off, and has not answered for.
+    fencing: Option<ClientId>,
     /// It was told to stop.
     stopping: bool,
     events: Events,
@@ -314,6 +320,7 @@ impl<'m> Server<'m> {
                 Knocks::carve(arena, limits.links.clients_max.into(), lifetime)?
             },
             serving_since: Instant(0),
+            fencing: None,
             stopping: false,
             events: Events::default(),
             draws: 0,
@@ -529,10 +536,15 @@ impl<'m> Server<'m> {
                 lent: Extents::default(),
             }),
             Work::Farewell => {
-                self.members.remove(client);
+                let word = self.members.remove(client).and_then(|member| member.word);
                 self.locks.server.release_ghost(client);
                 self.locks.server.farewell(client);
                 self.events.push(ServerEvent::Left(client));
+                if let Some((session, ticket)) = word {
+                    // An operator who doesn't wait any more need not be told.
+                    let done = Outcome::Done(ServerAnswer::Fence);
+                    let _ = self.links.answer(session, ticket, &done);
+                }
                 ServerAnswer::Farewell
             }
             Work::Greet { stream, client, .. } => {
@@ -727,6 +739,11 @@ impl<'m> Server<'m> {
                     if known.is_none_or(|known| known.standing != Standing::Mounted) =>
                 {
                     (Err(Outcome::Failed(ErrorCode::Evicted, None)), 0)
+                }
+                ClientRequest::Fence(client) => {
+                    let Some(ticket) = self.links.take(now, session) else { return };
+                    self.links.recorded(session, ticket);
+                    return self.on_fence_word(session, ticket, client);
                 }
                 ClientRequest::LockAsk(record) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
@@ -1061,7 +1078,12 @@ impl<'m> Node<'m> for Server<'m> {
             Listening::Shut | Listening::Open => None,
         };
         let due = [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, listen];
-        let others = [self.compaction_timeout(), self.release_at, self.eviction_timeout()];
+        let others = [
+            self.compaction_timeout(),
+            self.release_at,
+            self.eviction_timeout(),
+            self.fence_timeout(),
+        ];
         due.into_iter().chain(others).flatten().min()
     }
 

@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod counters;
 mod device;
+mod fenced;
 mod findings;
 mod ino_path;
 mod items;
@@ -50,6 +51,7 @@ pub(crate) enum Command {
     Server(server::Options),
     Mount(mount::Options),
     Umount(umount::Options),
+    Fenced(fenced::Options),
     Status(status::StatusOptions),
     Df(status::DfOptions),
     Stat(stat::StatOptions),
@@ -66,13 +68,14 @@ pub(crate) enum Command {
 
 impl Command {
     /// What they are called.
-    pub(crate) const NAMES: [&str; 16] = [
+    pub(crate) const NAMES: [&str; 17] = [
         "mkfs",
         "print",
         "check",
         "server",
         "mount",
         "umount",
+        "fenced",
         "status",
         "df",
         "stat",
@@ -111,6 +114,7 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Server(options) => server::run(&options).map(|()| 0),
         Command::Mount(options) => mount::run(&options),
         Command::Umount(options) => umount::run(&options).map(|()| 0),
+        Command::Fenced(options) => fenced::run(&options).map(|()| 0),
         Command::Status(options) => status::status(&options),
         Command::Df(options) => status::df(&options).map(|()| 0),
         Command::Stat(options) => stat::stat(&options).map(|()| 0),

@@ -146,6 +146,8 @@ pub enum Kind {
     CompactReady = 9,
     /// Says what has come of a compaction.
     Compacted = 10,
+    /// Says that a client is gone for good: an operator's word.
+    Fence = 11,
     /// Grants a lock, takes one back, or part of it, or refuses one. Answered at once.
     LockTell = 129,
     /// Asks which locks a client holds.
@@ -178,7 +180,7 @@ pub enum Window {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::LockAsk,
         Kind::Orphans,
         Kind::Transaction,
@@ -189,6 +191,7 @@ impl Kind {
         Kind::Status,
         Kind::CompactReady,
         Kind::Compacted,
+        Kind::Fence,
         Kind::LockTell,
         Kind::Recover,
         Kind::Recall,
@@ -215,7 +218,8 @@ impl Kind {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => Party::Client,
+            | Kind::Compacted
+            | Kind::Fence => Party::Client,
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 Party::Server
             }
@@ -232,6 +236,7 @@ impl Kind {
             | Kind::Farewell
             | Kind::CompactReady
             | Kind::Compacted
+            | Kind::Fence
             | Kind::Recover
             | Kind::Recall
             | Kind::InUse
@@ -261,7 +266,8 @@ impl Kind {
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
-            | Kind::Status => false,
+            | Kind::Status
+            | Kind::Fence => false,
         }
     }
 }

@@ -182,7 +182,8 @@ impl Server<'_> {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => Ok(()),
+            | Kind::Compacted
+            | Kind::Fence => Ok(()),
         };
         if result.is_err() {
             self.begin_eviction(client);

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * It ends within a few seconds, whatever the leader does.
-//! * Nothing is written to the device, and nothing asked that changes anything.
+//! * It ends within a few seconds, or as many as it is given, whatever the leader does.
+//! * Nothing is written to the device.
 //!
 //! What this module deliberately doesn't know: what is done with the answer.
 
@@ -12,6 +12,7 @@ use super::device::{Image, carved, system};
 use outrider_core::arena::{Arena, ArenaFull};
 use outrider_core::format::layout::QUORUM_BLKNO;
 use outrider_core::format::super_block::Super;
+use outrider_core::format::wire::ErrorCode;
 use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{ClientRequest, Outcome, ServerAnswer};
 use outrider_core::net::{
@@ -89,8 +90,20 @@ pub(crate) fn ask<T>(
     request: &ClientRequest<'_>,
     take: impl Fn(&ServerAnswer<'_>) -> Option<T>,
 ) -> Result<T, String> {
+    let answer = ask_for(PATIENCE, volume, leader, request, take)?;
+    answer.map_err(|error| format!("it refuses ({error:?})"))
+}
+
+/// The same with as much patience as is given, and with what it refuses for.
+pub(crate) fn ask_for<T>(
+    patience: Duration,
+    volume: &Super,
+    leader: &Leader,
+    request: &ClientRequest<'_>,
+    take: impl Fn(&ServerAnswer<'_>) -> Option<T>,
+) -> Result<Result<T, ErrorCode>, String> {
     let mut asking = Asking::connect(volume, leader)?;
-    let until = BootClock.now().plus(PATIENCE);
+    let until = BootClock.now().plus(patience);
     let mut asked = false;
     loop {
         let now = BootClock.now();
@@ -104,10 +117,11 @@ pub(crate) fn ask<T>(
         }
         match asking.link.head() {
             Some(Incoming::Answer(_, Outcome::Done(answer))) => {
-                return take(&answer).ok_or_else(|| "it answers something else".to_owned());
+                let taken = take(&answer).map(Ok);
+                return taken.ok_or_else(|| "it answers something else".to_owned());
             }
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
-                return Err(format!("it refuses ({error:?})"));
+                return Ok(Err(error));
             }
             Some(Incoming::Request(_)) | None => {}
         }

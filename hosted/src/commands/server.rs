@@ -22,12 +22,13 @@ use outrider_core::net;
 use outrider_core::pump::PumpLimits;
 use outrider_core::quorum::{Exclusion, Loss, Refusal, Timing, Trouble, Vouched};
 use outrider_core::server::{
-    Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
+    Fence, Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
 };
 use outrider_hal::{Clock, Endpoint, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
 use outrider_hosted::disk::{Access, FileDevice};
-use outrider_hosted::host::{self, FileLock, SlotLock, lock_in_file};
+use outrider_hosted::fence::{Fencing, fencer, is_program};
+use outrider_hosted::host::{self, FileLock, SlotLock, lock_in_file, machine};
 use outrider_hosted::memory::region;
 use outrider_hosted::net::TcpNetwork;
 use outrider_hosted::node::{HostedPump, Next, Owner, Runner};
@@ -40,6 +41,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Run a metadata server for a volume, in the foreground.
@@ -67,6 +69,16 @@ pub(crate) struct Options {
     /// the id. `any` if the slot's block is damaged. If it comes back it can destroy metadata.
     #[arg(long, value_name = "ID", value_parser = parse_vouched)]
     fenced: Option<Vouched>,
+    /// A program that cuts evicted mounts off from the device, and tells by status 0 that they are.
+    ///
+    /// What was lent to a mount that has died is used again when somebody proves that it writes no
+    /// more; this is one such proof. The program is run when a mount has been evicted, in the
+    /// background, for at most 60 seconds, and again after a pause if that fails. Its argument is
+    /// the mount's number. OUTRIDER_HOST_ID and OUTRIDER_BOOT_ID in its environment say where the
+    /// mount ran, OUTRIDER_OWN_BOOT=1 that this is where the program runs, OUTRIDER_DEVICE,
+    /// OUTRIDER_UUID, OUTRIDER_FAILURES the rest. `outrider fenced` tells the same by hand.
+    #[arg(long, value_name = "PROGRAM")]
+    fence: Option<PathBuf>,
     /// Run without a witness: a server that was stopped may then answer from what it remembers.
     #[arg(long)]
     no_witness: bool,
@@ -95,6 +107,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let failed = |error| system(path, "serve", &error);
     let volume = Image::open(path)?.volume()?;
     let endpoint = endpoint(options, &volume)?;
+    if let Some(program) = options.fence.as_deref().filter(|program| !is_program(program)) {
+        let what =
+            format!("{} is no program that can be run; --fence names one", program.display());
+        return Err(Failure::new(what));
+    }
     let _held = hold(path)?;
     let lock = SlotLock::take(&volume, slot).map_err(failed)?;
     let in_use = || {
@@ -120,6 +137,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;
+    let own = machine(&volume).map_err(failed)?;
+    let fence = options.fence.as_deref().map(|program| fencer(program, path, &volume, own));
+    let (fencing, fencer) = fence.unzip();
     let (told, outcome) = sync_channel(1);
     let watch = Watch {
         slot,
@@ -132,10 +152,19 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         listen_failures: 0,
         outcome: None,
         told: Some(told),
+        fencing,
+        fence: None,
         _over: RingsAtEnd(over.clone()),
     };
     let runner = Runner::start(pump, bell, watch).map_err(failed)?;
+    let handle = runner.handle();
+    let told = move |client, is_gone| {
+        handle.with(|server, now| server.fenced(now, client, is_gone));
+    };
+    let fencer = fencer.map(|fencer| fencer.start(told)).transpose().map_err(failed)?;
     let outcome = attend(runner, &mut signals, &over, &outcome).map_err(failed)?;
+    // It ends what is at work. After a second signal nobody waits for it.
+    drop(fencer.filter(|_| outcome.is_ok()).map(JoinHandle::join));
     outcome.map_err(|what| Failure::new(format!("{}: {what}", path.display())))
 }
 
@@ -281,6 +310,9 @@ struct Watch {
     listen_failures: u64,
     outcome: Option<Outcome>,
     told: Option<SyncSender<Outcome>>,
+    fencing: Option<Fencing>,
+    /// Who is to be fenced.
+    fence: Option<Fence>,
     _over: RingsAtEnd,
 }
 
@@ -288,6 +320,9 @@ impl Owner<Node> for Watch {
     fn collect(&mut self, now: Instant, server: &mut Node) -> Next {
         while let Some(event) = server.poll_event() {
             self.on_event(event);
+        }
+        if self.fencing.is_some() && self.fence.is_none() {
+            self.fence = server.poll_fence(now);
         }
         self.look(server);
         self.report = match (server.voter().lease_end(), self.report) {
@@ -305,6 +340,9 @@ impl Owner<Node> for Watch {
     }
 
     fn deliver(&mut self) {
+        if let (Some(fencing), Some(fence)) = (&self.fencing, self.fence.take()) {
+            fencing.ask(fence);
+        }
         if let Some(witness) = &mut self.witness {
             self.witness_lost |= witness.report(self.report).is_err();
         }

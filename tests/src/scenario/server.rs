@@ -754,7 +754,8 @@ impl Mount {
                 | ServerAnswer::Statfs(_)
                 | ServerAnswer::Status(_)
                 | ServerAnswer::CompactReady
-                | ServerAnswer::Compacted => {}
+                | ServerAnswer::Compacted
+                | ServerAnswer::Fence => {}
             },
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
                 log.refused(client, error);

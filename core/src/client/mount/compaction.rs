@@ -68,6 +68,7 @@ impl Mount<'_> {
             | Kind::Statfs
             | Kind::Farewell
             | Kind::Status
+            | Kind::Fence
             | Kind::LockTell
             | Kind::Recover
             | Kind::Recall

@@ -12,6 +12,7 @@
 //! | | status | nothing | [`Status`] |
 //! | | compact ready | [`CompactReady`] | nothing, when what earlier compactions had is given back |
 //! | | compacted | [`Compacted`] | nothing, when it is durable |
+//! | | fence | a client | nothing, when it is durable that nothing of it is waited for |
 //! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
 //! | | recover | first key | [`HeldLocks`] from there on; none is the end |
 //! | | in use | nameless [`Inos`] | those that the client uses, [`InoSet`] |
@@ -57,6 +58,7 @@ pub use space::{
 pub use status::{Statfs, StatfsRecord, Status, StatusRecord};
 
 use super::{ErrorCode, Kind, Malformed, Party, whole};
+use crate::format::ClientId;
 use crate::format::key::KeyBytes;
 use zerocopy::little_endian::U64;
 use zerocopy::{Immutable, IntoBytes};
@@ -139,6 +141,8 @@ pub enum ClientRequest<'p> {
     CompactReady(CompactReady),
     /// [`Kind::Compacted`].
     Compacted(Compacted<'p>),
+    /// [`Kind::Fence`].
+    Fence(ClientId),
 }
 
 /// What the server answers.
@@ -164,6 +168,8 @@ pub enum ServerAnswer<'p> {
     CompactReady,
     /// [`Kind::Compacted`].
     Compacted,
+    /// [`Kind::Fence`].
+    Fence,
 }
 
 /// What the server asks.
@@ -209,6 +215,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Status => Kind::Status,
             ClientRequest::CompactReady(_) => Kind::CompactReady,
             ClientRequest::Compacted(_) => Kind::Compacted,
+            ClientRequest::Fence(_) => Kind::Fence,
         }
     }
 
@@ -224,6 +231,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             Kind::Status => empty(payload, ClientRequest::Status)?,
             Kind::CompactReady => ClientRequest::CompactReady(CompactReady::parse(payload)?),
             Kind::Compacted => ClientRequest::Compacted(Compacted::parse(payload)?),
+            Kind::Fence => ClientRequest::Fence((*whole::<U64>(payload)?).into()),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -238,6 +246,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Loan(loan) => loan.emit(to),
             ClientRequest::CompactReady(ready) => to.put(&ready.record()),
             ClientRequest::Compacted(compacted) => compacted.emit(to),
+            ClientRequest::Fence(client) => to.put(&U64::new(client.0)),
             ClientRequest::Root
             | ClientRequest::Statfs
             | ClientRequest::Farewell
@@ -259,6 +268,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Status(_) => Kind::Status,
             ServerAnswer::CompactReady => Kind::CompactReady,
             ServerAnswer::Compacted => Kind::Compacted,
+            ServerAnswer::Fence => Kind::Fence,
         }
     }
 
@@ -274,6 +284,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             Kind::Status => ServerAnswer::Status(Status::parse(payload)?),
             Kind::CompactReady => empty(payload, ServerAnswer::CompactReady)?,
             Kind::Compacted => empty(payload, ServerAnswer::Compacted)?,
+            Kind::Fence => empty(payload, ServerAnswer::Fence)?,
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -291,7 +302,8 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::LockAsk
             | ServerAnswer::Farewell
             | ServerAnswer::CompactReady
-            | ServerAnswer::Compacted => {}
+            | ServerAnswer::Compacted
+            | ServerAnswer::Fence => {}
         }
     }
 }
@@ -323,7 +335,8 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => return Err(Malformed::Kind),
+            | Kind::Compacted
+            | Kind::Fence => return Err(Malformed::Kind),
         })
     }
 
@@ -365,7 +378,8 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => return Err(Malformed::Kind),
+            | Kind::Compacted
+            | Kind::Fence => return Err(Malformed::Kind),
         })
     }
 
@@ -426,6 +440,7 @@ impl Kind {
             Kind::Recall => size_of::<RecallRecord>(),
             Kind::CompactReady => size_of::<CompactReadyRecord>(),
             Kind::Compacted => Compacted::BYTES_MAX,
+            Kind::Fence => size_of::<U64>(),
             Kind::Compact => Compact::BYTES_MAX,
         }
     }
@@ -447,6 +462,7 @@ impl Kind {
             | Kind::Recall
             | Kind::CompactReady
             | Kind::Compacted
+            | Kind::Fence
             | Kind::Compact => 0,
         }
     }

@@ -181,7 +181,7 @@ fn client_requests<'p>(
     extents: Extents<'p>,
     runs: &'p [RunRecord],
     inos: Inos<'p>,
-) -> [(&'static str, ClientRequest<'p>); 11] {
+) -> [(&'static str, ClientRequest<'p>); 12] {
     let transaction =
         Transaction::new(12, Seq(0x99), CommitNo(0x1121), runs, extents, extents).unwrap();
     let loan = LoanRequest {
@@ -207,10 +207,11 @@ fn client_requests<'p>(
             "request compacted failed",
             ClientRequest::Compacted(Compacted::failed(0x56, ErrorCode::NoSpace)),
         ),
+        ("request fence", ClientRequest::Fence(ClientId(0x1234))),
     ]
 }
 
-fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 10] {
+fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 11] {
     let (seq_next, seq_stable) = (Seq(0xaa), Seq(0x98));
     let done = TransactionDone { number: 12, seq_next, seq_stable, root: root(), lent };
     let statfs = Statfs { blocks: 1 << 30, blocks_free: 1 << 29, ino_next: Ino(0x1234) };
@@ -240,6 +241,7 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 10] {
         ("answer status", ServerAnswer::Status(status)),
         ("answer compactready", ServerAnswer::CompactReady),
         ("answer compacted", ServerAnswer::Compacted),
+        ("answer fence", ServerAnswer::Fence),
     ]
 }
 
