@@ -31,4 +31,5 @@ pub mod node;
 pub mod pump;
 pub mod quorum;
 pub mod server;
+pub mod tune;
 pub mod txn;

@@ -22,6 +22,7 @@ mod signature;
 mod size;
 mod stat;
 mod status;
+mod tune;
 mod umount;
 mod virtual_xattr;
 mod walk_inodes;
@@ -48,6 +49,7 @@ pub(crate) enum Command {
     Mkfs(mkfs::Options),
     Print(print::Options),
     Check(check::Options),
+    Tune(tune::Options),
     Server(server::Options),
     Mount(mount::Options),
     Umount(umount::Options),
@@ -68,10 +70,11 @@ pub(crate) enum Command {
 
 impl Command {
     /// What they are called.
-    pub(crate) const NAMES: [&str; 17] = [
+    pub(crate) const NAMES: [&str; 18] = [
         "mkfs",
         "print",
         "check",
+        "tune",
         "server",
         "mount",
         "umount",
@@ -111,6 +114,7 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Mkfs(options) => mkfs::run(&options).map(|()| 0),
         Command::Print(options) => print::run(&options).map(|()| 0),
         Command::Check(options) => check::run(&options),
+        Command::Tune(options) => tune::run(&options).map(|()| 0),
         Command::Server(options) => server::run(&options).map(|()| 0),
         Command::Mount(options) => mount::run(&options),
         Command::Umount(options) => umount::run(&options).map(|()| 0),

@@ -90,6 +90,12 @@ impl Volume {
         assert_eq!(said.lines().count(), 1, "{said}");
     }
 
+    fn generation(&self) -> Value {
+        let output = self.outrider(&["print", "--json", "v", "super"]);
+        let mut shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        shown["super"]["generation"].take()
+    }
+
     fn assert_clean(&self) {
         let output = self.outrider(&["check", "v"]);
         assert!(output.status.success(), "{output:?}");
@@ -143,4 +149,27 @@ fn an_operators_word_ends_the_waiting_for_a_dead_mount() {
     volume.refused(&["fenced", "v", &client], "knows no mount");
     server.stop();
     volume.assert_clean();
+}
+
+/// What a copy of a volume in use looks like: nobody was stopped, and a mount is recorded.
+#[test]
+fn a_configuration_waits_for_recorded_mounts_unless_an_operator_answers_for_them() {
+    let Some(volume) = Volume::make() else { return };
+    let mut server = volume.serve(&[]);
+    let mut mount = volume.mount();
+    let client = volume.client();
+    mount.0.kill();
+    server.kill();
+    volume.refused(&["tune", "-L", "copy", "v"], &format!("mount {client} of v is recorded"));
+    assert_eq!(volume.generation(), 1);
+    let said = volume.outrider(&["tune", "-L", "copy", "--fenced", "any", "v"]);
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(volume.generation(), 2);
+    let mut server = volume.serve(&[]);
+    let said = volume.outrider(&["fenced", "v", &client]);
+    assert!(said.status.success(), "{said:?}");
+    server.stop();
+    volume.assert_clean();
+    let said = volume.outrider(&["tune", "-L", "again", "v"]);
+    assert!(said.status.success(), "{said:?}");
 }

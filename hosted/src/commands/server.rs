@@ -91,7 +91,7 @@ fn parse_slot(text: &str) -> Result<Slot, String> {
     slot.ok_or_else(|| format!("slots are numbered from 0 to {}", SLOTS - 1))
 }
 
-fn parse_vouched(text: &str) -> Result<Vouched, String> {
+pub(super) fn parse_vouched(text: &str) -> Result<Vouched, String> {
     if text == "any" {
         return Ok(Vouched::Anyone);
     }
