@@ -50,6 +50,7 @@ mod listening;
 mod locks;
 mod merge;
 mod orphans;
+mod reports;
 mod requests;
 mod table;
 mod work;
@@ -67,7 +68,7 @@ use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
-    Statfs, Status, TransactionDone,
+    TransactionDone,
 };
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::mutant::{Mutant, is_active};
@@ -76,7 +77,6 @@ use crate::net::{
 };
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, Notice, Slots, Voter, VoterBlocks};
-use crate::txn::settle::data_floor;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
 use claims::Claims;
@@ -740,6 +740,8 @@ impl<'m> Server<'m> {
                 {
                     (Err(Outcome::Failed(ErrorCode::Evicted, None)), 0)
                 }
+                ClientRequest::Clients(from) => return self.report_clients(now, session, from),
+                ClientRequest::Waits(skip) => return self.report_waits(now, session, skip),
                 ClientRequest::Fence(client) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
@@ -816,36 +818,6 @@ impl<'m> Server<'m> {
             seq_stable: self.stable.confirmed,
             seq_open: asking.map_or(Seq(0), |member| member.seq),
         })
-    }
-
-    fn statfs(&self) -> ServerAnswer<'static> {
-        let (trees, blocks) = (&self.store.trees, self.config.volume.blocks());
-        ServerAnswer::Statfs(Statfs {
-            blocks,
-            blocks_free: trees.free.free_blocks().saturating_sub(data_floor(blocks)),
-            ino_next: trees.next_ino,
-        })
-    }
-
-    fn status(&self, now: Instant) -> ServerAnswer<'static> {
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let leading = now.since(self.serving_since).as_millis();
-        ServerAnswer::Status(Status {
-            term: self.store.term(),
-            commit: self.confirmed,
-            leading_ms: u64::try_from(leading).unwrap_or(u64::MAX),
-            clients: count(self.members.all().len()),
-            clients_connected: count(self.connected()),
-            clients_recovering: count(self.locks.server.unrecovered().count()),
-            clients_quarantined: count(self.members.all().iter().filter(|m| m.is_out()).count()),
-            locks: self.locks.server.granted(),
-            lock_waiters: count(self.locks.server.waiting().count()),
-            blocks_quarantined: self.members.all().iter().map(|member| member.quarantined).sum(),
-        })
-    }
-
-    fn connected(&self) -> usize {
-        self.links.sessions().filter(|(session, _)| self.links.is_up(*session)).count()
     }
 
     fn step_links(&mut self, now: Instant) {

@@ -148,6 +148,10 @@ pub enum Kind {
     Compacted = 10,
     /// Says that a client is gone for good: an operator's word.
     Fence = 11,
+    /// Asks how clients stand.
+    Clients = 12,
+    /// Asks who waits for a lock that another has.
+    Waits = 13,
     /// Grants a lock, takes one back, or part of it, or refuses one. Answered at once.
     LockTell = 129,
     /// Asks which locks a client holds.
@@ -180,7 +184,7 @@ pub enum Window {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 18] = [
         Kind::LockAsk,
         Kind::Orphans,
         Kind::Transaction,
@@ -192,6 +196,8 @@ impl Kind {
         Kind::CompactReady,
         Kind::Compacted,
         Kind::Fence,
+        Kind::Clients,
+        Kind::Waits,
         Kind::LockTell,
         Kind::Recover,
         Kind::Recall,
@@ -219,7 +225,9 @@ impl Kind {
             | Kind::Status
             | Kind::CompactReady
             | Kind::Compacted
-            | Kind::Fence => Party::Client,
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => Party::Client,
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 Party::Server
             }
@@ -237,6 +245,8 @@ impl Kind {
             | Kind::CompactReady
             | Kind::Compacted
             | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits
             | Kind::Recover
             | Kind::Recall
             | Kind::InUse
@@ -267,7 +277,9 @@ impl Kind {
             | Kind::Statfs
             | Kind::Farewell
             | Kind::Status
-            | Kind::Fence => false,
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => false,
         }
     }
 }

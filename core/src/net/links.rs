@@ -881,7 +881,10 @@ impl<'m> Member<'m> {
 
     /// Checks that a guest asks for nothing but reports, and to take an operator's word.
     fn check_guest(&self, line: &Line<'_>) -> Result<(), End> {
-        let allowed = |kind| matches!(kind, Kind::Status | Kind::Statfs | Kind::Fence);
+        let allowed = |kind| {
+            let reports = matches!(kind, Kind::Status | Kind::Statfs | Kind::Clients | Kind::Waits);
+            reports || kind == Kind::Fence
+        };
         let strange = |message: Message<'_>| !allowed(message.kind);
         match self.occupant == Occupant::Guest && line.message().is_some_and(strange) {
             true => Err(Breach::Guest.into()),

@@ -86,7 +86,7 @@ impl Server<'_> {
     }
 
     /// When a client has not been heard for too long, unless it is heard until then.
-    fn lost_at(&self, member: &Member) -> Option<Instant> {
+    pub(super) fn lost_at(&self, member: &Member) -> Option<Instant> {
         let listening = self.listening_since?;
         let session = self.links.find(member.client);
         let heard = session.and_then(|session| self.links.heard(session));

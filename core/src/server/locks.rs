@@ -183,7 +183,9 @@ impl Server<'_> {
             | Kind::Status
             | Kind::CompactReady
             | Kind::Compacted
-            | Kind::Fence => Ok(()),
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => Ok(()),
         };
         if result.is_err() {
             self.begin_eviction(client);

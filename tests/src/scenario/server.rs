@@ -755,7 +755,9 @@ impl Mount {
                 | ServerAnswer::Status(_)
                 | ServerAnswer::CompactReady
                 | ServerAnswer::Compacted
-                | ServerAnswer::Fence => {}
+                | ServerAnswer::Fence
+                | ServerAnswer::Clients(_)
+                | ServerAnswer::Waits(_) => {}
             },
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
                 log.refused(client, error);

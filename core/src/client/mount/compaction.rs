@@ -69,6 +69,8 @@ impl Mount<'_> {
             | Kind::Farewell
             | Kind::Status
             | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits
             | Kind::LockTell
             | Kind::Recover
             | Kind::Recall
