@@ -29,8 +29,8 @@ const WAITS_MAX: usize = 256;
 ///
 /// A mount that is `recovering` has not said yet which locks it holds: until all have, or are
 /// evicted, nobody is granted any. `evicted_in_ms` is how long one that isn't connected is waited
-/// for yet. What is quarantined on account of one that was evicted waits for proof that it writes no
-/// more; `locked_ms` is how long its files' ranges do.
+/// for yet. What is quarantined on account of one that was evicted waits for proof that it writes
+/// no more; `locked_ms` is how long its files' ranges do.
 ///
 /// Exits with 0 if the leader answers, and with 3 if nobody leads or the leader doesn't answer; the
 /// servers' blocks are shown in any case.

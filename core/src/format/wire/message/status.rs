@@ -74,8 +74,8 @@ record! {
     pub struct LockWaitRecord [64] {
         /// Who waits.
         waiter: U64,
-        /// Somebody else who holds the lock; 0: nobody does, and it is about to be granted, or locks
-        /// are still being recovered.
+        /// Somebody else who holds the lock; 0: nobody does, and it is about to be granted, or
+        /// locks are still being recovered.
         holder: U64,
         /// For so many milliseconds.
         waits_ms: U32,
