@@ -25,7 +25,7 @@
 use crate::arena::{Arena, ArenaFull};
 use crate::error::{Corruption, Error};
 use crate::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
-use crate::format::quorum::{Ballot, HostId, SLOTS, Slot, State};
+use crate::format::quorum::{Ballot, HostId, Incarnation, SLOTS, Slot, State};
 use crate::format::super_block::{Changes, Super};
 use crate::format::{Block, BlockNo};
 use crate::node::{Action, Event, More, Node};
@@ -37,7 +37,14 @@ use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, StreamId, Tag};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obstacle {
     /// Its last user was not stopped in good order, and is not proven gone.
-    Unproven(Ballot),
+    Unproven {
+        /// The slot.
+        slot: Slot,
+        /// The user.
+        incarnation: Incarnation,
+        /// What it was doing.
+        state: State,
+    },
     /// Its block is damaged, so that its last user can't be told.
     Damaged(Slot, Corruption),
 }
@@ -62,7 +69,8 @@ pub fn settle(
     }
     let proven = last.host == here || vouched.contains(&Vouched::Gone(last.incarnation));
     if !proven && !anyone {
-        return Err(Obstacle::Unproven(last));
+        let Ballot { incarnation, state, .. } = last;
+        return Err(Obstacle::Unproven { slot, incarnation, state });
     }
     let stopped = State::Stopped;
     let seq = last.seq.saturating_add(1);

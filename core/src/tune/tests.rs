@@ -193,7 +193,8 @@ fn who_is_not_stopped_must_be_proven_gone() {
         if idle {
             (last.term, last.held) = (Term::NONE, Term::NONE);
         }
-        let unproven = Err(Obstacle::Unproven(last));
+        let incarnation = last.incarnation;
+        let unproven = Err(Obstacle::Unproven { slot, incarnation, state });
         assert_eq!(settle(slot, Ok(Some(last)), HERE, &[]), unproven);
         assert_eq!(settle(slot, Ok(Some(last)), HERE, &other), unproven);
         for (here, vouched) in [(ELSEWHERE, &[][..]), (HERE, &gone), (HERE, &[Vouched::Anyone])] {

@@ -185,7 +185,7 @@ fn ballots(
 
 fn explain(obstacle: Obstacle) -> Failure {
     Failure::new(match obstacle {
-        Obstacle::Unproven(Ballot { slot, state, incarnation, .. }) => format!(
+        Obstacle::Unproven { slot, state, incarnation } => format!(
             "the server of slot {slot} was not stopped in good order{}; start it and stop it, or, \
              if it is gone for good, say so with --fenced {}",
             if state.is_active() { ", and claims to lead" } else { "" },
