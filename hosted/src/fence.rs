@@ -137,7 +137,8 @@ impl Fencer {
 impl Program {
     /// Runs the program for one client. Why that is no proof, if it isn't.
     fn run(&self, fence: &Fence, ends: &AtomicBool) -> Result<(), String> {
-        let started = self.command(fence).spawn();
+        // What it says is for people, like what the server tells.
+        let started = self.command(fence).stdout(io::stderr()).spawn();
         let mut child = started.map_err(|error| format!("can't be started: {error}"))?;
         let until = Instant::now() + self.patience;
         loop {
