@@ -32,4 +32,5 @@ pub mod pump;
 pub mod quorum;
 mod roster;
 pub mod server;
+pub mod tune;
 pub mod txn;

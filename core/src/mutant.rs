@@ -100,6 +100,8 @@ mutants! {
     RootInPlace,
     /// Any client that comes later proves that an evicted one is gone.
     GoneWithoutProof,
+    /// A fence that failed counts as proof that its client is gone.
+    FenceFailureIsProof,
     /// A new leader counts the silence of clients from before it listened.
     EvictionWithoutWindow,
     /// An answer is kept until it was sent, and not until it was acknowledged.

@@ -41,6 +41,7 @@ mod compact;
 mod config;
 mod events;
 mod evict;
+mod fence;
 mod holder;
 mod jobs;
 mod knocks;
@@ -49,12 +50,14 @@ mod listening;
 mod locks;
 mod merge;
 mod orphans;
+mod reports;
 mod requests;
 mod table;
 mod work;
 
 pub use config::{ServerConfig, ServerTiming, StartError};
 pub use events::ServerEvent;
+pub use fence::Fence;
 pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
 use crate::arena::Arena;
@@ -65,7 +68,7 @@ use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::{Greeting, RANDOM_BYTES, Role};
 use crate::format::wire::message::{
     ClientRequest, Emitter, Extents, Loan, ManifestRoot, Outcome, Payload, RootNow, ServerAnswer,
-    Statfs, Status, TransactionDone,
+    TransactionDone,
 };
 use crate::format::{ClientId, CommitNo, Seq, Term};
 use crate::mutant::{Mutant, is_active};
@@ -74,7 +77,6 @@ use crate::net::{
 };
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::{self, Notice, Slots, Voter, VoterBlocks};
-use crate::txn::settle::data_floor;
 use crate::txn::store::{Store, StoreEvent};
 use blake2::{Blake2s256, Digest};
 use claims::Claims;
@@ -170,6 +172,8 @@ pub struct Counters {
     pub evictions: u64,
     /// Knocks heard.
     pub knocks: u64,
+    /// Clients that were fenced.
+    pub fences: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +242,8 @@ pub struct Server<'m> {
     listening_since: Option<Instant>,
     knocks: Knocks<'m>,
     serving_since: Instant,
+    /// Whom the platform was asked to cut off, and has not answered for.
+    fencing: Option<ClientId>,
     /// It was told to stop.
     stopping: bool,
     events: Events,
@@ -314,6 +320,7 @@ impl<'m> Server<'m> {
                 Knocks::carve(arena, limits.links.clients_max.into(), lifetime)?
             },
             serving_since: Instant(0),
+            fencing: None,
             stopping: false,
             events: Events::default(),
             draws: 0,
@@ -538,10 +545,15 @@ impl<'m> Server<'m> {
                 lent: Extents::default(),
             }),
             Work::Farewell => {
-                self.members.remove(client);
+                let word = self.members.remove(client).and_then(|member| member.word);
                 self.locks.server.release_ghost(client);
                 self.locks.server.farewell(client);
                 self.events.push(ServerEvent::Left(client));
+                if let Some((session, ticket)) = word {
+                    // An operator who doesn't wait any more need not be told.
+                    let done = Outcome::Done(ServerAnswer::Fence);
+                    let _ = self.links.answer(session, ticket, &done);
+                }
                 ServerAnswer::Farewell
             }
             Work::Greet { stream, client, .. } => {
@@ -737,6 +749,13 @@ impl<'m> Server<'m> {
                 {
                     (Err(Outcome::Failed(ErrorCode::Evicted, None)), 0)
                 }
+                ClientRequest::Clients(from) => return self.report_clients(now, session, from),
+                ClientRequest::Waits(skip) => return self.report_waits(now, session, skip),
+                ClientRequest::Fence(client) => {
+                    let Some(ticket) = self.links.take(now, session) else { return };
+                    self.links.recorded(session, ticket);
+                    return self.on_fence_word(session, ticket, client);
+                }
                 ClientRequest::LockAsk(record) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
@@ -808,36 +827,6 @@ impl<'m> Server<'m> {
             seq_stable: self.stable.confirmed,
             seq_open: asking.map_or(Seq(0), |member| member.seq),
         })
-    }
-
-    fn statfs(&self) -> ServerAnswer<'static> {
-        let (trees, blocks) = (&self.store.trees, self.config.volume.blocks());
-        ServerAnswer::Statfs(Statfs {
-            blocks,
-            blocks_free: trees.free.free_blocks().saturating_sub(data_floor(blocks)),
-            ino_next: trees.next_ino,
-        })
-    }
-
-    fn status(&self, now: Instant) -> ServerAnswer<'static> {
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let leading = now.since(self.serving_since).as_millis();
-        ServerAnswer::Status(Status {
-            term: self.store.term(),
-            commit: self.confirmed,
-            leading_ms: u64::try_from(leading).unwrap_or(u64::MAX),
-            clients: count(self.members.all().len()),
-            clients_connected: count(self.connected()),
-            clients_recovering: count(self.locks.server.unrecovered().count()),
-            clients_quarantined: count(self.members.all().iter().filter(|m| m.is_out()).count()),
-            locks: self.locks.server.granted(),
-            lock_waiters: count(self.locks.server.waiting().count()),
-            blocks_quarantined: self.members.all().iter().map(|member| member.quarantined).sum(),
-        })
-    }
-
-    fn connected(&self) -> usize {
-        self.links.sessions().filter(|(session, _)| self.links.is_up(*session)).count()
     }
 
     fn step_links(&mut self, now: Instant) {
@@ -1070,7 +1059,12 @@ impl<'m> Node<'m> for Server<'m> {
             Listening::Shut | Listening::Open => None,
         };
         let due = [self.voter.poll_timeout(), self.links.poll_timeout(), commit, flush, listen];
-        let others = [self.compaction_timeout(), self.release_at, self.eviction_timeout()];
+        let others = [
+            self.compaction_timeout(),
+            self.release_at,
+            self.eviction_timeout(),
+            self.fence_timeout(),
+        ];
         due.into_iter().chain(others).flatten().min()
     }
 

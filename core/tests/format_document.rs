@@ -127,6 +127,8 @@ records! { line:
     message::CompactReadyRecord,
     message::StatfsRecord,
     message::StatusRecord,
+    message::ClientStatusRecord,
+    message::LockWaitRecord,
 }
 
 /// A document's name, and what makes its sections.

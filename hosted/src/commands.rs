@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod counters;
 mod device;
+mod fenced;
 mod findings;
 mod ino_path;
 mod items;
@@ -21,6 +22,7 @@ mod signature;
 mod size;
 mod stat;
 mod status;
+mod tune;
 mod umount;
 mod virtual_xattr;
 mod walk_inodes;
@@ -47,9 +49,11 @@ pub(crate) enum Command {
     Mkfs(mkfs::Options),
     Print(print::Options),
     Check(check::Options),
+    Tune(tune::Options),
     Server(server::Options),
     Mount(mount::Options),
     Umount(umount::Options),
+    Fenced(fenced::Options),
     Status(status::StatusOptions),
     Df(status::DfOptions),
     Stat(stat::StatOptions),
@@ -66,13 +70,15 @@ pub(crate) enum Command {
 
 impl Command {
     /// What they are called.
-    pub(crate) const NAMES: [&str; 16] = [
+    pub(crate) const NAMES: [&str; 18] = [
         "mkfs",
         "print",
         "check",
+        "tune",
         "server",
         "mount",
         "umount",
+        "fenced",
         "status",
         "df",
         "stat",
@@ -108,9 +114,11 @@ pub(crate) fn run(program: Program) -> Result<u8, Failure> {
         Command::Mkfs(options) => mkfs::run(&options).map(|()| 0),
         Command::Print(options) => print::run(&options).map(|()| 0),
         Command::Check(options) => check::run(&options),
+        Command::Tune(options) => tune::run(&options).map(|()| 0),
         Command::Server(options) => server::run(&options),
         Command::Mount(options) => mount::run(&options),
         Command::Umount(options) => umount::run(&options).map(|()| 0),
+        Command::Fenced(options) => fenced::run(&options).map(|()| 0),
         Command::Status(options) => status::status(&options),
         Command::Df(options) => status::df(&options).map(|()| 0),
         Command::Stat(options) => stat::stat(&options).map(|()| 0),

@@ -76,6 +76,12 @@ pub fn machine(volume: &Super) -> io::Result<Machine> {
     Ok(Machine { host, boot: BootId(boot) })
 }
 
+/// An id as 32 hexadecimal digits.
+#[must_use]
+pub fn show_id(id: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(id))
+}
+
 /// 32 hexadecimal digits, with or without the dashes of a UUID, and not all zero.
 fn parse_id(text: &str) -> Option<[u8; 16]> {
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();

@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod fence;
 pub mod fuse;
 pub mod host;
 pub mod memory;

@@ -48,6 +48,7 @@
 //!   random elections do.
 //! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests
 //!   of damage notice it.
+//! * [`Mutant::FenceFailureIsProof`]: machines of the simulator have nobody who fences.
 //! * [`Mutant::TransactionBeforeFlush`]: a cut of power at every write of small workloads shows it.
 //!
 //! # Invariants
@@ -120,6 +121,7 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         Mutant::EvictionFreesLoans | Mutant::GoneWithoutProof => {
             (server(50), Told::Story(stories::MOUNT_STOPPED))
         }
+        Mutant::FenceFailureIsProof => (None, Told::Story(stories::MOUNT_NOT_FENCED)),
         Mutant::ReleaseBeforeDurable => (register(20), Told::Story(stories::FAIR_READING)),
         Mutant::AnswerAfterLease => (register(300), Told::Story(stories::MOUNT_CUT_OFF)),
         Mutant::EvictionByLease => (register(20), Told::Story(stories::MOUNT_CUT_OFF_BRIEFLY)),

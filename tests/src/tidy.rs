@@ -62,6 +62,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("server", ON_ALL),
     ("client", ON_ALL),
     ("check", ON_LOGS),
+    ("tune", &["format", "quorum"]),
     ("mkfs", &["format", "block", "btree", "alloc", "lsm", "txn"]),
 ];
 

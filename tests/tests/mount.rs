@@ -9,7 +9,7 @@ use outrider_core::client::op::{
 };
 use outrider_core::format::Ino;
 use outrider_core::format::item::Time;
-use outrider_core::server::{Server, ServerEvent};
+use outrider_core::server::{Fence, Server, ServerEvent};
 use outrider_tests::model::script::{Cast, Random, Script, Snapshot, Space, Step, Subject};
 use outrider_tests::model::walk::{Executes, Walk};
 use outrider_tests::model::{Asked, Done, User};
@@ -148,6 +148,50 @@ fn an_evicted_mount_says_farewell_and_what_it_was_lent_is_free() {
         if at.mount.state() == MountState::Evicted));
     shown.restart();
     shown.mount();
+}
+
+/// Answers who is to be cut off, until there is somebody, with this; who that was.
+fn fence(shown: &Shown, is_gone: bool) -> Fence {
+    let mut asked = None;
+    let mut world = shown.world.borrow_mut();
+    for _ in 0..200 {
+        world.run(Duration::from_millis(100)).unwrap();
+        world.with(HostId(0), |at: &mut Server<'_>, now| {
+            asked = at.poll_fence(now);
+            if let Some(fence) = asked {
+                assert_eq!(at.poll_fence(now), None, "one at a time");
+                at.fenced(now, fence.client, is_gone);
+            }
+        });
+        if let Some(fence) = asked {
+            world.run(Duration::from_secs(3)).unwrap();
+            return fence;
+        }
+    }
+    panic!("nobody is to be fenced");
+}
+
+/// A machine dies and stays dead. The server asks for its mount to be fenced once it is evicted,
+/// again a while after that has failed, and nothing of it is left when it has succeeded.
+#[test]
+fn a_dead_mount_is_fenced_and_what_it_was_lent_is_free() {
+    let shown = mounts(13, 1).remove(0).model;
+    let blocks = |shown: &Shown| {
+        let counted = |at: &mut Server<'_>, _| {
+            let reading = at.store().root().unwrap().fields().quarantine.node.blkno();
+            (reading.0 != 0, at.counters().fences)
+        };
+        shown.world.borrow_mut().with(HostId(0), counted).unwrap()
+    };
+    shown.world.borrow_mut().crash(HostId(1));
+    let first = fence(&shown, false);
+    assert_eq!((first.failures, ends(&shown)), (0, vec!["evicted"]));
+    assert_eq!(blocks(&shown), (true, 0), "a failure proves nothing");
+    let second = fence(&shown, true);
+    assert_eq!((second.client, second.failures), (first.client, 1));
+    assert_eq!(ends(&shown), ["left"]);
+    shown.world.borrow_mut().run(Duration::from_secs(2)).unwrap();
+    assert_eq!(blocks(&shown), (false, 1));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! * It stands at a fixed place and has a spare copy in the device's last block. A node reads the
 //!   first and works with nothing that doesn't verify; the spare is there for a repair.
 //! * It is the one block whose checksum isn't seeded, because it holds the seed.
+//! * Everything it says stands in its first 512 bytes, and the rest is zero: a write that is torn
+//!   at a sector leaves the old version or the new one.
 //! * Nothing that changes while the volume is in use stands here: that is the root's.
 //! * [`Unverified`] bytes become a [`Super`] only by [`verify`](Unverified::verify), which has
 //!   looked at every field.
@@ -104,6 +106,8 @@ record! {
         reserved: [u8; 6],
     }
 }
+
+const _: () = assert!(core::mem::offset_of!(SuperBlock, reserved_end) <= 512);
 
 impl ClusterLimits {
     /// What mkfs writes unless told otherwise.
@@ -272,6 +276,21 @@ pub struct Identity {
     pub limits: ClusterLimits,
 }
 
+/// What is changed about a volume; what is [`None`] stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// All voters, by slot.
+    pub voters: Option<[Option<Endpoint>; SLOTS]>,
+    /// UTF-8, zero-padded.
+    pub label: Option<[u8; 64]>,
+    /// A leader's lease, in milliseconds.
+    pub lease_ms: Option<u32>,
+    /// The recovery window, in milliseconds.
+    pub recovery_ms: Option<u32>,
+    /// How long file ranges of an evicted mount stay locked without proof, in milliseconds.
+    pub io_lifetime_ms: Option<u32>,
+}
+
 /// A verified super block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Super(SuperBlock);
@@ -302,6 +321,24 @@ impl Super {
             voters: identity.voters.map(|voter| voter.map_or(VoterSlot::EMPTY, VoterSlot::at)),
             reserved_end: [0; 3680],
         };
+        fields.check()?;
+        Ok(Super(fields))
+    }
+
+    /// The super block of the same volume with these changes and this cluster key, as its next
+    /// generation, or what about it is unusable.
+    pub fn changed(&self, changes: &Changes, cluster_key: [u8; 32]) -> Result<Super, Corruption> {
+        let mut fields = SuperBlock { cluster_key, ..self.0 };
+        fields.header.seq = (self.generation() + 1).into();
+        if let Some(voters) = changes.voters {
+            fields.voters = voters.map(|voter| voter.map_or(VoterSlot::EMPTY, VoterSlot::at));
+        }
+        fields.label = changes.label.unwrap_or(fields.label);
+        let limits = &mut fields.limits;
+        let set = |field: &mut U32, value: Option<u32>| *field = value.map_or(*field, U32::new);
+        set(&mut limits.lease_ms, changes.lease_ms);
+        set(&mut limits.recovery_ms, changes.recovery_ms);
+        set(&mut limits.io_lifetime_ms, changes.io_lifetime_ms);
         fields.check()?;
         Ok(Super(fields))
     }

@@ -146,6 +146,12 @@ pub enum Kind {
     CompactReady = 9,
     /// Says what has come of a compaction.
     Compacted = 10,
+    /// Says that a client is gone for good: an operator's word.
+    Fence = 11,
+    /// Asks how clients stand.
+    Clients = 12,
+    /// Asks who waits for a lock that another has.
+    Waits = 13,
     /// Grants a lock, takes one back, or part of it, or refuses one. Answered at once.
     LockTell = 129,
     /// Asks which locks a client holds.
@@ -178,7 +184,7 @@ pub enum Window {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 18] = [
         Kind::LockAsk,
         Kind::Orphans,
         Kind::Transaction,
@@ -189,6 +195,9 @@ impl Kind {
         Kind::Status,
         Kind::CompactReady,
         Kind::Compacted,
+        Kind::Fence,
+        Kind::Clients,
+        Kind::Waits,
         Kind::LockTell,
         Kind::Recover,
         Kind::Recall,
@@ -215,7 +224,10 @@ impl Kind {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => Party::Client,
+            | Kind::Compacted
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => Party::Client,
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 Party::Server
             }
@@ -232,6 +244,9 @@ impl Kind {
             | Kind::Farewell
             | Kind::CompactReady
             | Kind::Compacted
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits
             | Kind::Recover
             | Kind::Recall
             | Kind::InUse
@@ -261,7 +276,10 @@ impl Kind {
             | Kind::Root
             | Kind::Statfs
             | Kind::Farewell
-            | Kind::Status => false,
+            | Kind::Status
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => false,
         }
     }
 }

@@ -879,9 +879,13 @@ impl<'m> Member<'m> {
         self.parted = false;
     }
 
-    /// Checks that a guest asks for nothing but reports.
+    /// Checks that a guest asks for nothing but reports, and to take an operator's word.
     fn check_guest(&self, line: &Line<'_>) -> Result<(), End> {
-        let strange = |message: Message<'_>| !matches!(message.kind, Kind::Status | Kind::Statfs);
+        let allowed = |kind| {
+            let reports = matches!(kind, Kind::Status | Kind::Statfs | Kind::Clients | Kind::Waits);
+            reports || kind == Kind::Fence
+        };
+        let strange = |message: Message<'_>| !allowed(message.kind);
         match self.occupant == Occupant::Guest && line.message().is_some_and(strange) {
             true => Err(Breach::Guest.into()),
             false => Ok(()),

@@ -7,7 +7,8 @@
 //!                                            ^                                    |
 //!                a later term reads the mark |          farewell: it was there    v
 //!                                            +---- all the time, and has stopped: gone
-//!                                                  or its machine has booted again
+//!                                                  or its machine has booted again,
+//!                                                  or it was fenced
 //! ```
 //!
 //! # Invariants
@@ -22,10 +23,11 @@
 //!   finds the mark.
 //! * That its locks on file ranges are not waited for any more is recorded too: a later leader does
 //!   not wait again.
-//! * Quarantined space waits for proof that the client writes no more: its own farewell, or a
-//!   client that came later from another boot of the same machine, because a boot ends all I/O of
-//!   those before it. Time is no proof. Its locks on file ranges wait for the same proof, or for
-//!   the lifetime of I/O; all others are free when the eviction is durable.
+//! * Quarantined space waits for proof that the client writes no more: its own farewell, a client
+//!   that came later from another boot of the same machine, because a boot ends all I/O of those
+//!   before it, or what `fence` has from outside. Time is no proof. Its locks on file ranges wait
+//!   for the same proof, or for the lifetime of I/O; all others are free when the eviction is
+//!   durable.
 //! * That a machine has booted ends no client that is still heard, or not yet evicted: if two
 //!   machines by mistake have one name, both go on.
 //!
@@ -84,7 +86,7 @@ impl Server<'_> {
     }
 
     /// When a client has not been heard for too long, unless it is heard until then.
-    fn lost_at(&self, member: &Member) -> Option<Instant> {
+    pub(super) fn lost_at(&self, member: &Member) -> Option<Instant> {
         let listening = self.listening_since?;
         let session = self.links.find(member.client);
         let heard = session.and_then(|session| self.links.heard(session));
@@ -110,7 +112,8 @@ impl Server<'_> {
                 self.members.all_mut()[at].ghost_until = None;
             }
             let member = self.members.all()[at];
-            let is_gone = self.members.all().iter().any(|later| later.proves_gone(&member));
+            let rebooted = self.members.all().iter().any(|later| later.proves_gone(&member));
+            let is_gone = member.is_gone || rebooted;
             let evict = |calms| Work::Evict(EvictState { calms, ..EvictState::default() });
             let work = match member.standing {
                 Standing::Evicting => evict(false),

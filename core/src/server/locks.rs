@@ -182,7 +182,10 @@ impl Server<'_> {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => Ok(()),
+            | Kind::Compacted
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => Ok(()),
         };
         if result.is_err() {
             self.begin_eviction(client);

@@ -131,6 +131,14 @@ pub(super) struct Member {
     pub(super) retry_at: Instant,
     /// Blocks that are quarantined because of it.
     pub(super) quarantined: u64,
+    /// Somebody has proved that it is gone, whatever it has submitted.
+    pub(super) is_gone: bool,
+    /// It is not to be fenced before this; 0: whenever it can be.
+    pub(super) fence_at: Instant,
+    /// Fences that failed in this term.
+    pub(super) fence_failures: u16,
+    /// An operator who waits until nothing of it is left.
+    pub(super) word: Option<(SessionId, Ticket)>,
     /// What it merges for the server.
     pub(super) helper: Helper,
 }
@@ -172,6 +180,10 @@ impl Member {
             is_calm: false,
             retry_at: Instant(0),
             quarantined: 0,
+            is_gone: false,
+            fence_at: Instant(0),
+            fence_failures: 0,
+            word: None,
             helper: Helper::default(),
         }
     }
@@ -318,11 +330,12 @@ impl<'m> Members<'m> {
         Ok(())
     }
 
-    pub(super) fn remove(&mut self, client: ClientId) {
-        if let Some(at) = self.all().iter().position(|member| member.client == client) {
-            self.len -= 1;
-            self.members[at] = self.members[self.len];
-        }
+    pub(super) fn remove(&mut self, client: ClientId) -> Option<Member> {
+        let at = self.all().iter().position(|member| member.client == client)?;
+        let removed = self.members[at];
+        self.len -= 1;
+        self.members[at] = self.members[self.len];
+        Some(removed)
     }
 
     pub(super) fn clear(&mut self) {

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! * It ends within a few seconds, whatever the leader does.
-//! * Nothing is written to the device, and nothing asked that changes anything.
+//! * It ends within a few seconds, or as many as it is given, whatever the leader does.
+//! * Nothing is written to the device.
 //!
 //! What this module deliberately doesn't know: what is done with the answer.
 
@@ -12,6 +12,7 @@ use super::device::{Image, carved, system};
 use outrider_core::arena::{Arena, ArenaFull};
 use outrider_core::format::layout::QUORUM_BLKNO;
 use outrider_core::format::super_block::Super;
+use outrider_core::format::wire::ErrorCode;
 use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{ClientRequest, Outcome, ServerAnswer};
 use outrider_core::net::{
@@ -40,17 +41,16 @@ pub(crate) struct Target {
 impl Target {
     /// The volume that a device is, or that is mounted at a directory.
     pub(crate) fn find(path: &Path) -> Result<Target, Failure> {
-        let found = path.symlink_metadata().map(|found| found.is_dir());
-        // A mount whose process is gone can't be looked at, and stands in the table all the same.
-        if !found.as_ref().is_ok_and(|is_dir| !is_dir) {
-            let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let table = mounts().map_err(|error| system(path, "find the mount of", &error))?;
-            let over = table.into_iter().rfind(|mount| mount.path == absolute);
-            if let Some(mount) = over.filter(|mount| mount.kind == "fuse.outrider") {
-                return Ok(Target { device: mount.source.into(), mounted: Some(mount.path) });
-            }
+        // The table first: to look at a mount without a server would take until there is one, and
+        // one whose process is gone can't be looked at.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let absolute: PathBuf = absolute.components().collect();
+        let table = mounts().map_err(|error| system(path, "find the mount of", &error))?;
+        let over = table.into_iter().rfind(|mount| mount.path == absolute);
+        if let Some(mount) = over.filter(|mount| mount.kind == "fuse.outrider") {
+            return Ok(Target { device: mount.source.into(), mounted: Some(mount.path) });
         }
-        match found {
+        match path.symlink_metadata().map(|found| found.is_dir()) {
             Ok(false) => Ok(Target { device: path.to_owned(), mounted: None }),
             Ok(true) => {
                 let path = path.display();
@@ -89,40 +89,76 @@ pub(crate) fn ask<T>(
     request: &ClientRequest<'_>,
     take: impl Fn(&ServerAnswer<'_>) -> Option<T>,
 ) -> Result<T, String> {
-    let mut asking = Asking::connect(volume, leader)?;
-    let until = BootClock.now().plus(PATIENCE);
-    let mut asked = false;
-    loop {
-        let now = BootClock.now();
-        if now >= until {
-            return Err("it doesn't answer".to_owned());
-        }
-        asking.turn(now)?;
-        if asking.link.is_up() && !asked {
-            asked = asking.link.request(request).is_ok();
-            continue;
-        }
-        match asking.link.head() {
-            Some(Incoming::Answer(_, Outcome::Done(answer))) => {
-                return take(&answer).ok_or_else(|| "it answers something else".to_owned());
-            }
-            Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
-                return Err(format!("it refuses ({error:?})"));
-            }
-            Some(Incoming::Request(_)) | None => {}
-        }
-        asking.receive()?;
-    }
+    let answer = ask_for(PATIENCE, volume, leader, request, take)?;
+    answer.map_err(|error| format!("it refuses ({error:?})"))
+}
+
+/// The same with as much patience as is given, and with what it refuses for.
+pub(crate) fn ask_for<T>(
+    patience: Duration,
+    volume: &Super,
+    leader: &Leader,
+    request: &ClientRequest<'_>,
+    take: impl Fn(&ServerAnswer<'_>) -> Option<T>,
+) -> Result<Result<T, ErrorCode>, String> {
+    Asking::connect(volume, leader)?.ask(patience, request, take)
 }
 
 /// A guest's connection.
-struct Asking {
+pub(crate) struct Asking {
     link: Link<'static>,
     socket: TcpStream,
 }
 
 impl Asking {
-    fn connect(volume: &Super, leader: &Leader) -> Result<Asking, String> {
+    /// Asks, and hands over what is answered, or what it is refused for.
+    pub(crate) fn ask<T>(
+        &mut self,
+        patience: Duration,
+        request: &ClientRequest<'_>,
+        take: impl Fn(&ServerAnswer<'_>) -> Option<T>,
+    ) -> Result<Result<T, ErrorCode>, String> {
+        let until = BootClock.now().plus(patience);
+        let mut asked = false;
+        loop {
+            let now = BootClock.now();
+            if now >= until {
+                return Err("it doesn't answer".to_owned());
+            }
+            self.turn(now)?;
+            if self.link.is_up() && !asked {
+                asked = self.link.request(request).is_ok();
+                continue;
+            }
+            let answer = match self.link.head() {
+                Some(Incoming::Answer(_, Outcome::Done(answer))) => {
+                    let taken = take(&answer).map(Ok);
+                    Some(taken.ok_or_else(|| "it answers something else".to_owned()))
+                }
+                Some(Incoming::Answer(_, Outcome::Failed(error, _))) => Some(Ok(Err(error))),
+                Some(Incoming::Request(_)) | None => None,
+            };
+            if let Some(answer) = answer {
+                if let Some(ticket) = self.link.take(now) {
+                    self.link.recorded(ticket);
+                }
+                return answer;
+            }
+            self.receive()?;
+        }
+    }
+
+    /// Asks and waits as long as is usual.
+    pub(crate) fn question<T>(
+        &mut self,
+        request: &ClientRequest<'_>,
+        take: impl Fn(&ServerAnswer<'_>) -> Option<T>,
+    ) -> Result<T, String> {
+        let answer = self.ask(PATIENCE, request, take)?;
+        answer.map_err(|error| format!("it refuses ({error:?})"))
+    }
+
+    pub(crate) fn connect(volume: &Super, leader: &Leader) -> Result<Asking, String> {
         let failed = |error: std::io::Error| format!("it can't be reached: {error}");
         let mut entropy = SystemEntropy::open().map_err(failed)?;
         let (mut nonce, mut random) = ([0; 16], [0; 16]);

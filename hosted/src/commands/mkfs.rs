@@ -66,18 +66,18 @@ pub(crate) struct Options {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Voter {
+pub(super) struct Voter {
     slot: usize,
     endpoint: Endpoint,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Label([u8; 64]);
+pub(super) struct Label(pub(super) [u8; 64]);
 
 #[derive(Debug, Clone, Copy)]
 struct Uuid([u8; 16]);
 
-fn parse_voter(text: &str) -> Result<Voter, String> {
+pub(super) fn parse_voter(text: &str) -> Result<Voter, String> {
     let wrong = |what: &str| format!("{what}; give NR,ADDR,PORT as in 0,10.0.0.1,12345");
     let parts: Vec<&str> = text.split(',').collect();
     let [slot, addr, port] = parts[..] else { return Err(wrong("not three parts")) };
@@ -96,7 +96,7 @@ fn parse_voter(text: &str) -> Result<Voter, String> {
     Ok(Voter { slot, endpoint: SocketAddr::new(addr, port).into() })
 }
 
-fn parse_label(text: &str) -> Result<Label, String> {
+pub(super) fn parse_label(text: &str) -> Result<Label, String> {
     let mut label = [0; 64];
     if text.len() > label.len() {
         return Err(format!("it has {} bytes, at most 64 fit", text.len()));
@@ -178,7 +178,8 @@ fn check_size(bytes: u64, what: &str) -> Result<(), Failure> {
     )))
 }
 
-fn voters(given: &[Voter]) -> Result<[Option<Endpoint>; SLOTS], Failure> {
+/// The voters by slot; one, if none is given.
+pub(super) fn voters(given: &[Voter]) -> Result<[Option<Endpoint>; SLOTS], Failure> {
     let mut voters = [None; SLOTS];
     for voter in given {
         if voters[voter.slot].replace(voter.endpoint).is_some() {
@@ -197,6 +198,13 @@ fn limits(options: &Options) -> Result<ClusterLimits, Failure> {
     let standard = options.clients.map_or_else(ClusterLimits::standard, ClusterLimits::for_clients);
     let lease_ms = options.lease_ms.unwrap_or(standard.lease_ms.get());
     let recovery_ms = options.recovery_ms.unwrap_or(standard.recovery_ms.get());
+    check_times(lease_ms, recovery_ms)?;
+    let (lease_ms, recovery_ms) = (lease_ms.into(), recovery_ms.into());
+    Ok(ClusterLimits { lease_ms, recovery_ms, ..standard })
+}
+
+/// Whether these go together.
+pub(super) fn check_times(lease_ms: u32, recovery_ms: u32) -> Result<(), Failure> {
     let wrong = |what: String| Err(Failure { status: USAGE, what });
     if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
         return wrong(format!("--lease-ms is from {LEASE_MS_MIN} to {LEASE_MS_MAX}"));
@@ -205,8 +213,7 @@ fn limits(options: &Options) -> Result<ClusterLimits, Failure> {
     if recovery_ms < least {
         return wrong(format!("--recovery-ms is at least {least} with this lease"));
     }
-    let (lease_ms, recovery_ms) = (lease_ms.into(), recovery_ms.into());
-    Ok(ClusterLimits { lease_ms, recovery_ms, ..standard })
+    Ok(())
 }
 
 fn identity(

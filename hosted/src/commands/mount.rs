@@ -55,7 +55,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use voter::{Stand, Voter};
+use voter::{Settings, Stand, Voter};
 
 /// How long the first welcome is waited for, unless an option says so.
 const WELCOME: Duration = Duration::from_secs(60);
@@ -381,7 +381,8 @@ fn vote(
     signals: &mut Signals,
 ) -> Result<Voter, Failure> {
     let path = &options.device;
-    let voter = Voter::start(slot, path, parsed.witness, options.background, over.clone());
+    let (witness, logs, fence) = (parsed.witness, options.background, parsed.fence.clone());
+    let voter = Voter::start(path, Settings { slot, witness, logs, fence }, over.clone());
     let voter = voter.map_err(|error| system(path, "start a server of", &error))?;
     let stand = stand(&voter, options, over, signals, |stand| *stand != Stand::Starting)?;
     match stand {

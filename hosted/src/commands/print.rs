@@ -16,8 +16,8 @@ use outrider_core::format::key::Key;
 use outrider_core::format::layout::{QUORUM_BLKNO, ROOT_BLKNO, ROOT_PAIRS};
 use outrider_core::format::quorum::{self, Slot, State};
 use outrider_core::format::records::{
-    BlockKey, ClientKey, ClientPart, ClientRecord, FreedKey, Length, LoanKey, ManifestEntry,
-    ManifestKey, OpenSeq, OpenSeqKey, QuarantineKey, extent, list,
+    BlockKey, ClientKey, ClientPart, ClientRecord, ClientState, FreedKey, Length, LoanKey,
+    ManifestEntry, ManifestKey, OpenSeq, OpenSeqKey, QuarantineKey, extent, list,
 };
 use outrider_core::format::root::{Extent, Root, RootBlock};
 use outrider_core::format::super_block::Super;
@@ -377,6 +377,26 @@ impl Volume {
         }))
     }
 
+    /// The clients that are recorded, and how.
+    pub(super) fn recorded(&self) -> Result<Vec<(u64, &'static str)>, Failure> {
+        let root = self.newest()?;
+        let mut clients = Vec::new();
+        self.each(&root.fields().clients, 4, &mut |key, value| {
+            let key = whole::<ClientKey>(key)?;
+            if key.part == ClientPart::Client as u8 {
+                let record = whole::<ClientRecord>(value)?;
+                let state = match ClientState::parse(record.state)? {
+                    ClientState::Mounted => "mounted",
+                    ClientState::Leaving => "leaving",
+                    ClientState::Evicted => "evicted",
+                };
+                clients.push((key.client.get(), state));
+            }
+            Ok(())
+        })?;
+        Ok(clients)
+    }
+
     fn clients(&self) -> Result<Value, Failure> {
         let root = self.newest()?;
         let fields = root.fields();
@@ -390,7 +410,7 @@ impl Volume {
         })?;
         let loans = self.lists(&fields.loans, 5, |key| {
             let key = whole::<LoanKey>(key)?;
-            let pools = ["data", "runs", "inodes", "run-ids"];
+            let pools = ["data", "runs", "inodes", "run-ids", "compaction"];
             let pool = usize::from(key.pool).checked_sub(1).and_then(|pool| pools.get(pool));
             let pool = pool.ok_or(Corruption::Value)?;
             Ok(json!({ "client": key.client.get(), "pool": pool }))

@@ -27,12 +27,13 @@ use outrider_core::net;
 use outrider_core::pump::PumpLimits;
 use outrider_core::quorum::{Exclusion, Loss, Refusal, Role, Timing, Trouble, Vouched};
 use outrider_core::server::{
-    Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
+    Fence, Server, ServerConfig, ServerEvent, ServerLimits, ServerTiming, StartError,
 };
 use outrider_hal::{Clock, Endpoint, Entropy, Instant};
 use outrider_hosted::clock::{BootClock, SystemEntropy};
 use outrider_hosted::disk::{Access, FileDevice};
-use outrider_hosted::host::{self, FileLock, SlotLock, lock_in_file};
+use outrider_hosted::fence::{Fencing, fencer, is_program};
+use outrider_hosted::host::{self, FileLock, SlotLock, lock_in_file, machine};
 use outrider_hosted::memory::region;
 use outrider_hosted::net::TcpNetwork;
 use outrider_hosted::node::{HostedPump, Next, Owner, Runner};
@@ -46,6 +47,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Run a metadata server for a volume, in the foreground.
@@ -73,6 +75,16 @@ pub(crate) struct Options {
     /// the id. `any` if the slot's block is damaged. If it comes back it can destroy metadata.
     #[arg(long, value_name = "ID", value_parser = parse_vouched)]
     fenced: Option<Vouched>,
+    /// A program that cuts evicted mounts off from the device, and tells by status 0 that they are.
+    ///
+    /// What was lent to a mount that has died is used again when somebody proves that it writes no
+    /// more; this is one such proof. The program is run when a mount has been evicted, in the
+    /// background, for at most 60 seconds, and again after a pause if that fails. Its argument is
+    /// the mount's number. OUTRIDER_HOST_ID and OUTRIDER_BOOT_ID in its environment say where the
+    /// mount ran, OUTRIDER_OWN_BOOT=1 that this is where the program runs, OUTRIDER_DEVICE,
+    /// OUTRIDER_UUID, OUTRIDER_FAILURES the rest. `outrider fenced` tells the same by hand.
+    #[arg(long, value_name = "PROGRAM")]
+    fence: Option<PathBuf>,
     /// Run without a witness: a server that was stopped may then answer from what it remembers.
     #[arg(long)]
     no_witness: bool,
@@ -106,7 +118,7 @@ fn parse_slot(text: &str) -> Result<Slot, String> {
     slot.ok_or_else(|| format!("slots are numbered from 0 to {}", SLOTS - 1))
 }
 
-fn parse_vouched(text: &str) -> Result<Vouched, String> {
+pub(super) fn parse_vouched(text: &str) -> Result<Vouched, String> {
     if text == "any" {
         return Ok(Vouched::Anyone);
     }
@@ -155,6 +167,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let failed = |error| system(path, "serve", &error);
     let volume = Image::open(path)?.volume()?;
     let endpoint = endpoint(options, &volume)?;
+    if let Some(program) = options.fence.as_deref().filter(|program| !is_program(program)) {
+        let what =
+            format!("{} is no program that can be run; --fence names one", program.display());
+        return Err(Failure::new(what));
+    }
     let _held = hold(path)?;
     let lock = take_slot(options, &volume).map_err(failed)?;
     let in_use = || {
@@ -181,6 +198,9 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;
+    let own = machine(&volume).map_err(failed)?;
+    let fence = options.fence.as_deref().map(|program| fencer(program, path, &volume, own));
+    let (fencing, fencer) = fence.unzip();
     let (told, outcome) = sync_channel(1);
     let watch = Watch {
         slot,
@@ -195,14 +215,23 @@ fn serve(options: &Options) -> Result<(), Failure> {
         takes_part: false,
         told: Some(told),
         over: RingsAtEnd(over.clone()),
+        fencing,
+        fence: None,
     };
     let runner = Runner::start(pump, bell, watch).map_err(failed)?;
+    let handle = runner.handle();
+    let told = move |client, is_gone| {
+        handle.with(|server, now| server.fenced(now, client, is_gone));
+    };
+    let fencer = fencer.map(|fencer| fencer.start(told)).transpose().map_err(failed)?;
     let outcome = if options.attached {
         attend_attached(runner, &mut signals, &over, &outcome)
     } else {
         attend(runner, &mut signals, &over, &outcome)
     };
     let outcome = outcome.map_err(failed)?;
+    // It ends what is at work. After a second signal nobody waits for it.
+    drop(fencer.filter(|_| outcome.is_ok()).map(JoinHandle::join));
     outcome.map_err(|what| Failure::new(format!("{}: {what}", path.display())))
 }
 
@@ -458,12 +487,18 @@ struct Watch {
     outcome: Option<Outcome>,
     told: Option<SyncSender<Outcome>>,
     over: RingsAtEnd,
+    fencing: Option<Fencing>,
+    /// Who is to be fenced.
+    fence: Option<Fence>,
 }
 
 impl Owner<Node> for Watch {
     fn collect(&mut self, now: Instant, server: &mut Node) -> Next {
         while let Some(event) = server.poll_event() {
             self.on_event(event);
+        }
+        if self.fencing.is_some() && self.fence.is_none() {
+            self.fence = server.poll_fence(now);
         }
         self.look(server);
         if takes_part(server) != self.takes_part {
@@ -485,6 +520,9 @@ impl Owner<Node> for Watch {
     }
 
     fn deliver(&mut self) {
+        if let (Some(fencing), Some(fence)) = (&self.fencing, self.fence.take()) {
+            fencing.ask(fence);
+        }
         if let Some(witness) = &mut self.witness {
             self.witness_lost |= witness.report(self.report).is_err();
         }

@@ -4,24 +4,34 @@
 //!
 //! * They never wait for a mount: one that hangs is when people ask.
 
-use super::ask::{self, Target};
+use super::ask::{self, Asking, Target};
 use super::device::{Image, system};
 use super::print::Volume;
 use super::{Failure, report, size};
 use clap::Args;
-use outrider_core::format::BLOCK_BYTES;
+use outrider_core::format::key::Key;
 use outrider_core::format::quorum::Slot;
 use outrider_core::format::super_block::Super;
-use outrider_core::format::wire::message::{ClientRequest, ServerAnswer, Statfs, Status};
+use outrider_core::format::wire::message::{
+    ClientRequest, ClientStanding, ClientStatusRecord, LockWaitRecord, ServerAnswer, Statfs, Status,
+};
+use outrider_core::format::{BLOCK_BYTES, ClientId};
 use outrider_core::quorum::Leader;
-use outrider_hosted::host;
+use outrider_hosted::host::{self, show_id};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// The status of a volume without a leader that answers.
 const LEADERLESS: u8 = 3;
+/// Waiting requests shown.
+const WAITS_MAX: usize = 256;
 
-/// Show who leads, how it goes, and how each server stands.
+/// Show who leads, how it goes, how each mount and each server stands, and who waits for whom.
+///
+/// A mount that is `recovering` has not said yet which locks it holds: until all have, or are
+/// evicted, nobody is granted any. `evicted_in_ms` is how long one that isn't connected is waited
+/// for yet. What is quarantined on account of one that was evicted waits for proof that it writes
+/// no more; `locked_ms` is how long its files' ranges do.
 ///
 /// Exits with 0 if the leader answers, and with 3 if nobody leads or the leader doesn't answer; the
 /// servers' blocks are shown in any case.
@@ -49,12 +59,8 @@ pub(crate) fn status(options: &StatusOptions) -> Result<u8, Failure> {
     let image = Image::open(&target.device)?;
     let found = image.volume()?;
     let leader = ask::leader(&image, &found)?;
-    let take = |answer: &ServerAnswer<'_>| match answer {
-        ServerAnswer::Status(status) => Some(*status),
-        _ => None,
-    };
     let answer = match &leader {
-        Some(leader) => ask::ask(&found, leader, &ClientRequest::Status, take),
+        Some(leader) => Answer::ask(&found, leader),
         None => Err("no server listens; start one with outrider server".to_owned()),
     };
     let volume = Volume { image, found };
@@ -78,14 +84,102 @@ fn slots_here(volume: &Super) -> Result<Vec<u8>, Failure> {
     Ok(held.into_iter().map(Slot::number).collect())
 }
 
+/// All that the leader says.
+struct Answer {
+    status: Status,
+    clients: Vec<ClientStatusRecord>,
+    waits: Vec<LockWaitRecord>,
+}
+
+impl Answer {
+    fn ask(volume: &Super, leader: &Leader) -> Result<Answer, String> {
+        let mut asking = Asking::connect(volume, leader)?;
+        let status = asking.question(&ClientRequest::Status, |answer| match answer {
+            ServerAnswer::Status(status) => Some(*status),
+            _ => None,
+        })?;
+        let (mut clients, mut waits) = (Vec::<ClientStatusRecord>::new(), Vec::new());
+        loop {
+            let from = clients.last().map_or(0, |last| last.client.get().saturating_add(1));
+            let request = ClientRequest::Clients(ClientId(from));
+            let more = asking.question(&request, |answer| match answer {
+                ServerAnswer::Clients(list) => Some(list.records().to_vec()),
+                _ => None,
+            })?;
+            if more.is_empty() || more[0].client.get() < from {
+                break;
+            }
+            clients.extend(more);
+        }
+        while waits.len() < WAITS_MAX {
+            let request = ClientRequest::Waits(waits.len() as u64);
+            let more = asking.question(&request, |answer| match answer {
+                ServerAnswer::Waits(list) => Some(list.records().to_vec()),
+                _ => None,
+            })?;
+            if more.is_empty() {
+                break;
+            }
+            waits.extend(more);
+        }
+        Ok(Answer { status, clients, waits })
+    }
+}
+
+/// A mount, and what it is waited for.
+fn show_client(record: &ClientStatusRecord) -> Value {
+    let standing = match ClientStanding::parse(record.standing) {
+        Some(ClientStanding::Greeting) => "greeting",
+        Some(ClientStanding::Mounted) => "mounted",
+        Some(ClientStanding::Leaving) => "leaving",
+        Some(ClientStanding::Evicting) => "evicting",
+        Some(ClientStanding::Evicted) | None => "evicted",
+    };
+    let is_out = matches!(standing, "evicting" | "evicted");
+    let awaited = "farewell, reboot of its host, fence, or outrider fenced";
+    json!({
+        "client": record.client.get(),
+        "standing": standing,
+        "connected": record.flags & ClientStatusRecord::CONNECTED != 0,
+        "recovering": record.flags & ClientStatusRecord::RECOVERING != 0,
+        "evicted_in_ms": (record.awaited_ms.get() > 0).then_some(record.awaited_ms.get()),
+        "blocks_quarantined": record.blocks_quarantined.get(),
+        "locked_ms": record.locked_ms.get(),
+        "fences_failed": record.fences_failed.get(),
+        "proof_awaited": is_out.then_some(awaited),
+        "host": show_id(record.host_id),
+        "boot": show_id(record.boot_id),
+    })
+}
+
+/// Who waits for whom.
+fn show_wait(record: &LockWaitRecord) -> Value {
+    let mode = |mode| match mode {
+        1 => "read",
+        2 => "write",
+        3 => "write-only",
+        _ => "nothing",
+    };
+    let holder = Some(record.holder.get()).filter(|holder| *holder > 0);
+    json!({
+        "client": record.waiter.get(),
+        "wants": mode(record.wanted),
+        "lock": Key::from(record.name).to_string(),
+        "waits_ms": record.waits_ms.get(),
+        "holder": holder,
+        "holds": holder.map(|_| mode(record.held)),
+        "holder_evicted": record.flags & LockWaitRecord::GHOST != 0,
+    })
+}
+
 /// The leader, and what it says, if it does.
-fn shown(leader: &Leader, status: Option<&Status>) -> Value {
+fn shown(leader: &Leader, answer: Option<&Answer>) -> Value {
     let mut value = json!({
         "term": leader.term.to_string(),
         "endpoint": leader.endpoint.to_string(),
-        "answers": status.is_some(),
+        "answers": answer.is_some(),
     });
-    if let Some(status) = status {
+    if let Some(Answer { status, clients, waits }) = answer {
         let more = json!({
             "term": status.term.to_string(),
             "commit": status.commit.0,
@@ -97,6 +191,8 @@ fn shown(leader: &Leader, status: Option<&Status>) -> Value {
             "locks": status.locks,
             "lock_waiters": status.lock_waiters,
             "blocks_quarantined": status.blocks_quarantined,
+            "mounts": clients.iter().map(show_client).collect::<Vec<_>>(),
+            "waits": waits.iter().map(show_wait).collect::<Vec<_>>(),
         });
         if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
             value.extend(more);

@@ -8,6 +8,7 @@
 //! What this module deliberately doesn't know: who acts on it.
 
 use outrider_core::format::quorum::Slot;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What requests do while no server can be reached.
@@ -37,6 +38,8 @@ pub struct MountOptions {
     pub no_server: Option<NoServer>,
     /// The voter that this host is, too.
     pub quorum_slot: Option<Slot>,
+    /// The program that this voter, when it leads, has evicted mounts cut off by; only with a slot.
+    pub fence: Option<PathBuf>,
     /// A witness stands beside it.
     pub witness: bool,
 }
@@ -51,6 +54,7 @@ impl Default for MountOptions {
             noexec: false,
             no_server: None,
             quorum_slot: None,
+            fence: None,
             witness: true,
         }
     }
@@ -63,6 +67,8 @@ pub enum OptionError {
     Unknown(String),
     /// What stands behind `=` means nothing, or is missing, or is too much.
     Value(String),
+    /// It means something only together with another.
+    Without(&'static str, &'static str),
     /// It isn't offered.
     Unsupported(String),
 }
@@ -75,6 +81,9 @@ impl std::fmt::Display for OptionError {
             }
             OptionError::Value(option) => {
                 write!(f, "mount option {option} has no such value; see outrider mount --help")
+            }
+            OptionError::Without(option, other) => {
+                write!(f, "mount option {option} needs {other}=NR: only a server fences")
             }
             OptionError::Unsupported(option) => {
                 write!(f, "mount option {option} is not supported yet; mount without it")
@@ -133,6 +142,9 @@ impl MountOptions {
                 result => result?,
             }
         }
+        if options.fence.is_some() && options.quorum_slot.is_none() {
+            return Err(OptionError::Without("fence", "quorum_slot_nr"));
+        }
         Ok(options)
     }
 
@@ -160,10 +172,13 @@ impl MountOptions {
                 let slot = value.parse().ok().and_then(Slot::new);
                 self.quorum_slot = Some(slot.ok_or_else(wrong)?);
             }
-            ("fence" | "remount" | "sync" | "dirsync" | "mand" | "strictatime" | "lazytime", _) => {
+            ("fence", Some(value)) if value.starts_with('/') => {
+                self.fence = Some(PathBuf::from(value));
+            }
+            ("remount" | "sync" | "dirsync" | "mand" | "strictatime" | "lazytime", _) => {
                 return Err(OptionError::Unsupported(name.to_owned()));
             }
-            ("noserver" | "quorum_slot_nr", None) => return Err(wrong()),
+            ("fence", _) | ("noserver" | "quorum_slot_nr", None) => return Err(wrong()),
             _ => return self.take_silently(option),
         }
         Ok(())
@@ -219,10 +234,21 @@ mod tests {
     }
 
     #[test]
+    fn only_a_server_fences() {
+        let parsed = parse("fence=/bin/true,quorum_slot_nr=2").unwrap();
+        assert_eq!(parsed.fence, Some("/bin/true".into()));
+        let alone = parse("fence=/bin/true");
+        assert_eq!(alone, Err(OptionError::Without("fence", "quorum_slot_nr")));
+        for wrong in ["fence", "fence=", "fence=true"] {
+            assert_eq!(parse(wrong), Err(OptionError::Value(wrong.to_owned())));
+        }
+    }
+
+    #[test]
     fn what_is_not_there_is_refused_unless_told_otherwise() {
         assert_eq!(parse("ro,subvol=7"), Err(OptionError::Unknown("subvol=7".to_owned())));
         assert_eq!(parse("ro=1"), Err(OptionError::Unknown("ro=1".to_owned())));
-        assert_eq!(parse("fence=/bin/true"), Err(OptionError::Unsupported("fence".to_owned())));
+        assert_eq!(parse("remount"), Err(OptionError::Unsupported("remount".to_owned())));
         assert_eq!(MountOptions::parse("subvol=7", true), Ok(MountOptions::default()));
         assert!(MountOptions::parse("quorum_slot_nr=x", true).is_err());
         assert!(MountOptions::parse("quorum_slot_nr=7", true).is_err());

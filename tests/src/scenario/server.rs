@@ -741,7 +741,10 @@ impl Mount {
                 | ServerAnswer::Statfs(_)
                 | ServerAnswer::Status(_)
                 | ServerAnswer::CompactReady
-                | ServerAnswer::Compacted => {}
+                | ServerAnswer::Compacted
+                | ServerAnswer::Fence
+                | ServerAnswer::Clients(_)
+                | ServerAnswer::Waits(_) => {}
             },
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
                 log.refused(client, error);

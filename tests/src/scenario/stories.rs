@@ -44,6 +44,7 @@ pub const ALL: &[Story] = &[
     ANSWERS_LOST,
     CONNECTION_LOST,
     MOUNT_STOPPED,
+    MOUNT_NOT_FENCED,
     WELCOMES_LOST,
     FAIR_READING,
     MOUNT_CUT_OFF,
@@ -223,6 +224,29 @@ fn mount_stopped() -> Result<(), Violation> {
     world.run_until(MINUTE, |world| world.disk().is_writing(mount))?;
     world.pause(mount, SECOND * 25);
     run(&mut world, SECOND * 40)
+}
+
+/// The same, and nobody succeeds in cutting it off from the device.
+pub const MOUNT_NOT_FENCED: Story =
+    Story { name: "a mount is stopped, and fencing it fails", tell: mount_not_fenced };
+
+fn mount_not_fenced() -> Result<(), Violation> {
+    let mut world = server::quiet(4, &[Fault::DiskHeldWrite]);
+    let mount = HostId(server::SERVERS);
+    run(&mut world, SECOND * 5)?;
+    world.run_until(MINUTE, |world| world.disk().is_writing(mount))?;
+    world.pause(mount, SECOND * 25);
+    for _ in 0..400 {
+        run(&mut world, MILLI * 100)?;
+        for server in servers() {
+            world.with(server, |server: &mut Server<'_>, now| {
+                if let Some(fence) = server.poll_fence(now) {
+                    server.fenced(now, fence.client, false);
+                }
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Mounts greet for the first time, and don't hear the answer.

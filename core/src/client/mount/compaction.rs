@@ -68,6 +68,9 @@ impl Mount<'_> {
             | Kind::Statfs
             | Kind::Farewell
             | Kind::Status
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits
             | Kind::LockTell
             | Kind::Recover
             | Kind::Recall

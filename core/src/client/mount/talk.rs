@@ -192,9 +192,12 @@ impl<'m> Mount<'m> {
             match self.way.link.head() {
                 None => return Ok(false),
                 Some(Incoming::Answer(_, Outcome::Done(answer))) => match answer {
-                    ServerAnswer::LockAsk | ServerAnswer::Farewell | ServerAnswer::Status(_) => {
-                        Taken::Recorded
-                    }
+                    ServerAnswer::LockAsk
+                    | ServerAnswer::Farewell
+                    | ServerAnswer::Status(_)
+                    | ServerAnswer::Fence
+                    | ServerAnswer::Clients(_)
+                    | ServerAnswer::Waits(_) => Taken::Recorded,
                     ServerAnswer::Orphans(unused) => {
                         self.orphans.answered(|at| unused.contains(at));
                         Taken::Recorded
@@ -369,7 +372,9 @@ impl<'m> Mount<'m> {
             }
             Kind::Transaction => self.on_commit_refused(now, error),
             Kind::Farewell => self.on_farewell_failed(later),
-            Kind::LockAsk | Kind::Status => return Err(Violation),
+            Kind::LockAsk | Kind::Status | Kind::Fence | Kind::Clients | Kind::Waits => {
+                return Err(Violation);
+            }
             Kind::CompactReady | Kind::Compacted => {
                 self.on_compaction_answered(now, kind, Some(error))?;
             }

@@ -12,6 +12,9 @@
 //! | | status | nothing | [`Status`] |
 //! | | compact ready | [`CompactReady`] | nothing, when what earlier compactions had is given back |
 //! | | compacted | [`Compacted`] | nothing, when it is durable |
+//! | | fence | a client | nothing, when it is durable that nothing of it is waited for |
+//! | | clients | from which number on | [`ClientList`]; none is the end |
+//! | | waits | how many to pass over | [`WaitList`]; none is the end |
 //! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
 //! | | recover | first key | [`HeldLocks`] from there on; none is the end |
 //! | | in use | nameless [`Inos`] | those that the client uses, [`InoSet`] |
@@ -54,9 +57,13 @@ pub use space::{
     RootNowRecord, RootRecord, RunRecord, Transaction, TransactionDone, TransactionDoneRecord,
     TransactionRecord, USED_MAX,
 };
-pub use status::{Statfs, StatfsRecord, Status, StatusRecord};
+pub use status::{
+    ClientList, ClientStanding, ClientStatusRecord, LIST_RECORDS_MAX, LockWaitRecord, Statfs,
+    StatfsRecord, Status, StatusRecord, WaitList,
+};
 
 use super::{ErrorCode, Kind, Malformed, Party, whole};
+use crate::format::ClientId;
 use crate::format::key::KeyBytes;
 use zerocopy::little_endian::U64;
 use zerocopy::{Immutable, IntoBytes};
@@ -139,6 +146,12 @@ pub enum ClientRequest<'p> {
     CompactReady(CompactReady),
     /// [`Kind::Compacted`].
     Compacted(Compacted<'p>),
+    /// [`Kind::Fence`].
+    Fence(ClientId),
+    /// [`Kind::Clients`]: from this one on.
+    Clients(ClientId),
+    /// [`Kind::Waits`]: without the first so many.
+    Waits(u64),
 }
 
 /// What the server answers.
@@ -164,6 +177,12 @@ pub enum ServerAnswer<'p> {
     CompactReady,
     /// [`Kind::Compacted`].
     Compacted,
+    /// [`Kind::Fence`].
+    Fence,
+    /// [`Kind::Clients`].
+    Clients(ClientList<'p>),
+    /// [`Kind::Waits`].
+    Waits(WaitList<'p>),
 }
 
 /// What the server asks.
@@ -209,6 +228,9 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Status => Kind::Status,
             ClientRequest::CompactReady(_) => Kind::CompactReady,
             ClientRequest::Compacted(_) => Kind::Compacted,
+            ClientRequest::Fence(_) => Kind::Fence,
+            ClientRequest::Clients(_) => Kind::Clients,
+            ClientRequest::Waits(_) => Kind::Waits,
         }
     }
 
@@ -224,6 +246,9 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             Kind::Status => empty(payload, ClientRequest::Status)?,
             Kind::CompactReady => ClientRequest::CompactReady(CompactReady::parse(payload)?),
             Kind::Compacted => ClientRequest::Compacted(Compacted::parse(payload)?),
+            Kind::Fence => ClientRequest::Fence((*whole::<U64>(payload)?).into()),
+            Kind::Clients => ClientRequest::Clients((*whole::<U64>(payload)?).into()),
+            Kind::Waits => ClientRequest::Waits(whole::<U64>(payload)?.get()),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -238,6 +263,10 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Loan(loan) => loan.emit(to),
             ClientRequest::CompactReady(ready) => to.put(&ready.record()),
             ClientRequest::Compacted(compacted) => compacted.emit(to),
+            ClientRequest::Fence(client) | ClientRequest::Clients(client) => {
+                to.put(&U64::new(client.0));
+            }
+            ClientRequest::Waits(skip) => to.put(&U64::new(*skip)),
             ClientRequest::Root
             | ClientRequest::Statfs
             | ClientRequest::Farewell
@@ -259,6 +288,9 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Status(_) => Kind::Status,
             ServerAnswer::CompactReady => Kind::CompactReady,
             ServerAnswer::Compacted => Kind::Compacted,
+            ServerAnswer::Fence => Kind::Fence,
+            ServerAnswer::Clients(_) => Kind::Clients,
+            ServerAnswer::Waits(_) => Kind::Waits,
         }
     }
 
@@ -274,6 +306,9 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             Kind::Status => ServerAnswer::Status(Status::parse(payload)?),
             Kind::CompactReady => empty(payload, ServerAnswer::CompactReady)?,
             Kind::Compacted => empty(payload, ServerAnswer::Compacted)?,
+            Kind::Fence => empty(payload, ServerAnswer::Fence)?,
+            Kind::Clients => ServerAnswer::Clients(ClientList::parse(payload)?),
+            Kind::Waits => ServerAnswer::Waits(WaitList::parse(payload)?),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -288,10 +323,13 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Root(root) => to.put(&root.record()),
             ServerAnswer::Statfs(statfs) => to.put(&statfs.record()),
             ServerAnswer::Status(status) => to.put(&status.record()),
+            ServerAnswer::Clients(clients) => clients.emit(to),
+            ServerAnswer::Waits(waits) => waits.emit(to),
             ServerAnswer::LockAsk
             | ServerAnswer::Farewell
             | ServerAnswer::CompactReady
-            | ServerAnswer::Compacted => {}
+            | ServerAnswer::Compacted
+            | ServerAnswer::Fence => {}
         }
     }
 }
@@ -323,7 +361,10 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => return Err(Malformed::Kind),
+            | Kind::Compacted
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => return Err(Malformed::Kind),
         })
     }
 
@@ -365,7 +406,10 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             | Kind::Farewell
             | Kind::Status
             | Kind::CompactReady
-            | Kind::Compacted => return Err(Malformed::Kind),
+            | Kind::Compacted
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits => return Err(Malformed::Kind),
         })
     }
 
@@ -426,6 +470,7 @@ impl Kind {
             Kind::Recall => size_of::<RecallRecord>(),
             Kind::CompactReady => size_of::<CompactReadyRecord>(),
             Kind::Compacted => Compacted::BYTES_MAX,
+            Kind::Fence | Kind::Clients | Kind::Waits => size_of::<U64>(),
             Kind::Compact => Compact::BYTES_MAX,
         }
     }
@@ -440,6 +485,8 @@ impl Kind {
             Kind::Root => size_of::<RootNowRecord>(),
             Kind::Statfs => size_of::<StatfsRecord>(),
             Kind::Status => size_of::<StatusRecord>(),
+            Kind::Clients => ClientList::BYTES_MAX,
+            Kind::Waits => WaitList::BYTES_MAX,
             Kind::Recover => HeldLocks::BYTES_MAX,
             Kind::LockAsk
             | Kind::LockTell
@@ -447,6 +494,7 @@ impl Kind {
             | Kind::Recall
             | Kind::CompactReady
             | Kind::Compacted
+            | Kind::Fence
             | Kind::Compact => 0,
         }
     }

@@ -7,11 +7,12 @@ use super::greeting::{
 };
 use super::message::{
     AT_ONCE_MAX, COMPACT_CHANGE_MAX, COMPACT_INPUTS_MAX, COMPACT_UPPERS_MAX, ClientAnswer,
-    ClientRequest, Compact, CompactReady, CompactRunRecord, CompactSpaceRecord, Compacted, Emitter,
-    Extent, ExtentRecord, Extents, FREED_MAX, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord,
-    HeldRecord, INOS_MAX, InoSet, Inos, LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell,
-    ManifestRoot, OUTPUTS_MAX, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX, Recall, RootNow,
-    RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction, TransactionDone, USED_MAX,
+    ClientList, ClientRequest, ClientStanding, ClientStatusRecord, Compact, CompactReady,
+    CompactRunRecord, CompactSpaceRecord, Compacted, Emitter, Extent, ExtentRecord, Extents,
+    FREED_MAX, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet, Inos,
+    LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell, LockWaitRecord, ManifestRoot,
+    OUTPUTS_MAX, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX, Recall, RootNow, RunRecord,
+    ServerAnswer, ServerRequest, Statfs, Status, Transaction, TransactionDone, USED_MAX, WaitList,
 };
 use super::{
     BODY_BYTES_MAX, ErrorCode, Frame, FrameHeader, Kind, Malformed, Message, PAYLOAD_BYTES_MAX,
@@ -28,7 +29,7 @@ use std::format;
 use std::string::String;
 use std::vec;
 use std::vec::Vec;
-use zerocopy::little_endian::U64;
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 const GOLDEN: &str = include_str!("golden/version1.hex");
@@ -181,7 +182,7 @@ fn client_requests<'p>(
     extents: Extents<'p>,
     runs: &'p [RunRecord],
     inos: Inos<'p>,
-) -> [(&'static str, ClientRequest<'p>); 11] {
+) -> [(&'static str, ClientRequest<'p>); 14] {
     let transaction =
         Transaction::new(12, Seq(0x99), CommitNo(0x1121), runs, extents, extents).unwrap();
     let loan = LoanRequest {
@@ -207,10 +208,37 @@ fn client_requests<'p>(
             "request compacted failed",
             ClientRequest::Compacted(Compacted::failed(0x56, ErrorCode::NoSpace)),
         ),
+        ("request fence", ClientRequest::Fence(ClientId(0x1234))),
+        ("request clients", ClientRequest::Clients(ClientId(0x1235))),
+        ("request waits", ClientRequest::Waits(0x20)),
     ]
 }
 
-fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 10] {
+const CLIENTS: &[ClientStatusRecord] = &[ClientStatusRecord {
+    client: U64::new(0x1235),
+    host_id: [0xe5; 16],
+    boot_id: [0xf6; 16],
+    blocks_quarantined: U64::new(0x4321),
+    awaited_ms: U32::new(29_000),
+    locked_ms: U32::new(59_000),
+    fences_failed: U16::new(3),
+    standing: ClientStanding::Evicted as u8,
+    flags: ClientStatusRecord::RECOVERING,
+    reserved: [0; 4],
+}];
+
+const WAITS: &[LockWaitRecord] = &[LockWaitRecord {
+    waiter: U64::new(5),
+    holder: U64::new(6),
+    waits_ms: U32::new(1500),
+    name: KeyBytes::ZERO,
+    wanted: 2,
+    held: 1,
+    flags: LockWaitRecord::GHOST,
+    reserved: [0; 14],
+}];
+
+fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 13] {
     let (seq_next, seq_stable) = (Seq(0xaa), Seq(0x98));
     let done = TransactionDone { number: 12, seq_next, seq_stable, root: root(), lent };
     let statfs = Statfs { blocks: 1 << 30, blocks_free: 1 << 29, ino_next: Ino(0x1234) };
@@ -240,6 +268,9 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 10] {
         ("answer status", ServerAnswer::Status(status)),
         ("answer compactready", ServerAnswer::CompactReady),
         ("answer compacted", ServerAnswer::Compacted),
+        ("answer fence", ServerAnswer::Fence),
+        ("answer clients", ServerAnswer::Clients(ClientList::new(CLIENTS).unwrap())),
+        ("answer waits", ServerAnswer::Waits(WaitList::new(WAITS).unwrap())),
     ]
 }
 

@@ -41,11 +41,18 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How servers of this mount are started.
 struct Recipe {
-    slot: Slot,
     device: PathBuf,
-    witness: bool,
+    settings: Settings,
+}
+
+/// How a mount's server is to run.
+pub(super) struct Settings {
+    pub(super) slot: Slot,
+    pub(super) witness: bool,
     /// Nobody sees its standard error.
-    logs: bool,
+    pub(super) logs: bool,
+    /// The program that evicted mounts are cut off by.
+    pub(super) fence: Option<PathBuf>,
 }
 
 /// How the server stands.
@@ -91,7 +98,7 @@ impl Shared {
 
     /// Starts another server after a pause; none if the mount has gone.
     fn start_again(&self, pause: Duration) -> Option<(Child, ChildStdout)> {
-        let slot = self.recipe.slot;
+        let slot = self.recipe.settings.slot;
         let mut state = self.lock();
         state.stdin = None;
         while !state.ending {
@@ -120,14 +127,8 @@ pub(super) struct Voter {
 
 impl Voter {
     /// Starts it. The bell rings when it stands otherwise than before.
-    pub(super) fn start(
-        slot: Slot,
-        device: &Path,
-        witness: bool,
-        logs: bool,
-        bell: Bell,
-    ) -> io::Result<Voter> {
-        let recipe = Recipe { slot, device: std::path::absolute(device)?, witness, logs };
+    pub(super) fn start(device: &Path, settings: Settings, bell: Bell) -> io::Result<Voter> {
+        let recipe = Recipe { device: std::path::absolute(device)?, settings };
         let (child, stdin, stdout) = recipe.start()?;
         let state = State { stand: Stand::Starting, stdin: Some(stdin), ending: false };
         let shared =
@@ -168,14 +169,18 @@ impl Drop for Voter {
 
 impl Recipe {
     fn start(&self) -> io::Result<(Child, ChildStdin, ChildStdout)> {
+        let Settings { slot, witness, logs, fence } = &self.settings;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("outrider").args(["server", "--attached"]);
-        command.args(["--slot", &self.slot.to_string()]);
-        if !self.witness {
+        command.args(["--slot", &slot.to_string()]);
+        if !witness {
             command.arg("--no-witness");
         }
-        if self.logs {
+        if *logs {
             command.arg("--log").stderr(Stdio::null());
+        }
+        if let Some(program) = fence {
+            command.arg("--fence").arg(program);
         }
         command.arg("--").arg(&self.device).stdin(Stdio::piped()).stdout(Stdio::piped());
         // What is typed at the terminal is for the mount, which then lets go of its server.
@@ -195,7 +200,8 @@ fn look_after(shared: &Shared, mut child: Child, mut stdout: ChildStdout) {
         let stand = shared.lock().stand.clone();
         if matches!(stand, Stand::Starting | Stand::Failed(_)) {
             let status = status.map_or("unknown".to_owned(), |status| status.to_string());
-            let what = format!("the server of slot {} has ended: {status}", shared.recipe.slot);
+            let what =
+                format!("the server of slot {} has ended: {status}", shared.recipe.settings.slot);
             if stand == Stand::Starting {
                 shared.stands(Stand::Failed(what));
             }

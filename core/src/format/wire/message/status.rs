@@ -1,9 +1,12 @@
 //! Payloads that report.
 
 use super::super::{Malformed, reserved, whole};
+use super::Emitter;
+use crate::format::key::KeyBytes;
 use crate::format::{CommitNo, Ino, Term};
 use crate::record;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::{U16, U32, U64};
 
 record! {
     /// How full the volume is.
@@ -40,6 +43,173 @@ record! {
         blocks_quarantined: U64,
         /// Zero.
         reserved: [u8; 8],
+    }
+
+    /// How a client stands.
+    pub struct ClientStatusRecord [64] {
+        /// The client.
+        client: U64,
+        /// Where it runs, or ran.
+        host_id: [u8; 16],
+        /// In which boot of that.
+        boot_id: [u8; 16],
+        /// Blocks set aside until it is proven that it writes no more.
+        blocks_quarantined: U64,
+        /// If it is mounted and not connected: it is evicted in so many milliseconds; else 0.
+        awaited_ms: U32,
+        /// If it was evicted: the file ranges that it could write stay locked for so many
+        /// milliseconds if there is no proof before; else 0.
+        locked_ms: U32,
+        /// Times that fencing it has failed in this term.
+        fences_failed: U16,
+        /// A [`ClientStanding`].
+        standing: u8,
+        /// Bit 0: it is connected. Bit 1: its locks are still to be recovered.
+        flags: u8,
+        /// Zero.
+        reserved: [u8; 4],
+    }
+
+    /// A request for a lock that waits.
+    pub struct LockWaitRecord [64] {
+        /// Who waits.
+        waiter: U64,
+        /// Somebody else who holds the lock; 0: nobody does, and it is about to be granted, or
+        /// locks are still being recovered.
+        holder: U64,
+        /// For so many milliseconds.
+        waits_ms: U32,
+        /// The lock's first key.
+        name: KeyBytes,
+        /// What is wanted: 1 read, 2 write, 3 write only.
+        wanted: u8,
+        /// What the holder has.
+        held: u8,
+        /// Bit 0: the holder was evicted, and may still write.
+        flags: u8,
+        /// Zero.
+        reserved: [u8; 14],
+    }
+}
+
+/// Records in a [`ClientList`] or a [`WaitList`] at the most.
+pub const LIST_RECORDS_MAX: usize = 16;
+
+/// How a client stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ClientStanding {
+    /// It is being recorded.
+    Greeting = 1,
+    /// It is mounted.
+    Mounted = 2,
+    /// It is leaving.
+    Leaving = 3,
+    /// It is being evicted.
+    Evicting = 4,
+    /// It was evicted, and isn't proven gone.
+    Evicted = 5,
+}
+
+impl ClientStanding {
+    /// What this number stands for, if for anything.
+    #[must_use]
+    pub fn parse(number: u8) -> Option<ClientStanding> {
+        Some(match number {
+            1 => ClientStanding::Greeting,
+            2 => ClientStanding::Mounted,
+            3 => ClientStanding::Leaving,
+            4 => ClientStanding::Evicting,
+            5 => ClientStanding::Evicted,
+            _ => return None,
+        })
+    }
+}
+
+impl ClientStatusRecord {
+    /// In `flags`: it is connected.
+    pub const CONNECTED: u8 = 1;
+    /// In `flags`: its locks are still to be recovered.
+    pub const RECOVERING: u8 = 2;
+}
+
+impl LockWaitRecord {
+    /// In `flags`: the holder was evicted, and may still write.
+    pub const GHOST: u8 = 1;
+}
+
+/// Clients, in the order of their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientList<'p>(&'p [ClientStatusRecord]);
+
+/// Requests for locks that wait. Those for one lock follow each other, the first in line first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitList<'p>(&'p [LockWaitRecord]);
+
+impl<'p> ClientList<'p> {
+    /// Largest payload.
+    pub const BYTES_MAX: usize = LIST_RECORDS_MAX * size_of::<ClientStatusRecord>();
+
+    /// A list of these; [`None`] if they are too many, not in order, or mean nothing.
+    #[must_use]
+    pub fn new(records: &'p [ClientStatusRecord]) -> Option<ClientList<'p>> {
+        let sane = |record: &ClientStatusRecord| {
+            ClientStanding::parse(record.standing).is_some()
+                && record.flags & !(ClientStatusRecord::CONNECTED | ClientStatusRecord::RECOVERING)
+                    == 0
+                && record.reserved == [0; 4]
+        };
+        let ordered = records.is_sorted_by(|a, b| a.client.get() < b.client.get());
+        let valid = records.len() <= LIST_RECORDS_MAX && ordered && records.iter().all(sane);
+        valid.then_some(ClientList(records))
+    }
+
+    /// Them.
+    #[must_use]
+    pub fn records(&self) -> &'p [ClientStatusRecord] {
+        self.0
+    }
+
+    pub(super) fn parse(payload: &'p [u8]) -> Result<ClientList<'p>, Malformed> {
+        let records = <[ClientStatusRecord]>::ref_from_bytes(payload);
+        ClientList::new(records.map_err(|_| Malformed::Length)?).ok_or(Malformed::Range)
+    }
+
+    pub(super) fn emit(&self, to: &mut Emitter<'_>) {
+        to.put(self.0);
+    }
+}
+
+impl<'p> WaitList<'p> {
+    /// Largest payload.
+    pub const BYTES_MAX: usize = LIST_RECORDS_MAX * size_of::<LockWaitRecord>();
+
+    /// A list of these; [`None`] if they are too many, or mean nothing.
+    #[must_use]
+    pub fn new(records: &'p [LockWaitRecord]) -> Option<WaitList<'p>> {
+        let sane = |record: &LockWaitRecord| {
+            (1..=3).contains(&record.wanted)
+                && record.held <= 3
+                && record.flags & !LockWaitRecord::GHOST == 0
+                && record.reserved == [0; 14]
+        };
+        let valid = records.len() <= LIST_RECORDS_MAX && records.iter().all(sane);
+        valid.then_some(WaitList(records))
+    }
+
+    /// Them.
+    #[must_use]
+    pub fn records(&self) -> &'p [LockWaitRecord] {
+        self.0
+    }
+
+    pub(super) fn parse(payload: &'p [u8]) -> Result<WaitList<'p>, Malformed> {
+        let records = <[LockWaitRecord]>::ref_from_bytes(payload);
+        WaitList::new(records.map_err(|_| Malformed::Length)?).ok_or(Malformed::Range)
+    }
+
+    pub(super) fn emit(&self, to: &mut Emitter<'_>) {
+        to.put(self.0);
     }
 }
 
