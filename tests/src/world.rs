@@ -233,6 +233,7 @@ impl World {
     pub fn work_report(&self) -> Vec<(&'static str, u64)> {
         let (disk, net) = (self.disk.work(), self.net.work());
         let mut report = vec![
+            ("virtual seconds", self.now.since(Time(0)).as_secs()),
             ("turns", self.work.turns),
             ("steps", self.work.steps),
             ("boots", self.work.boots),

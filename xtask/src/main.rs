@@ -10,6 +10,7 @@ mod decode;
 mod fuzz;
 mod guest;
 mod image;
+mod prove;
 mod simulate;
 mod test;
 mod tools;
@@ -49,6 +50,9 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Simulate seeds of a scenario for a while, and add what was done in them to its log in
+    /// `proof/`, which counts for as long as the code stays the same.
+    Prove(prove::Options),
     /// Cut the power off at every write of small workloads, and recover.
     #[command(disable_help_flag = true)]
     Crash {
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         Chore::Image => image::run(),
         Chore::Test { filter } => test::run(&tools, filter.as_deref()),
         Chore::Sim { arguments } => simulate::sim(arguments),
+        Chore::Prove(options) => prove::run(options),
         Chore::Crash { arguments } => simulate::crash(arguments),
         Chore::Bench { arguments } => bench(&tools, arguments),
         Chore::Fuzz(options) => fuzz::run(options),

@@ -1,7 +1,8 @@
 //! Runs simulated clusters, one seed after the other, and stops at the first that goes wrong.
 //!
 //! ```text
-//! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--twice] [--demand] [--trace]
+//! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--jobs COUNT] [--twice] [--demand]
+//!     [--trace]
 //! sim --scenario mount --read-back [--seed FIRST] [--seeds COUNT]
 //! sim --story NAME
 //! sim --mutants
@@ -16,15 +17,17 @@
 //! * The exit status is 0 only if every run was clean and, with `--demand`, every fault its
 //!   scenario demands has happened, and all that it demands was done.
 //! * Whatever goes wrong, a panic of a node included, the command that replays it is printed.
+//! * A seed is run by one thread, and what comes of it doesn't depend on how many there are.
 
 use clap::Parser;
 use outrider_tests::faults::Coverage;
 use outrider_tests::scenario::{ALL, Report, Scenario, mount, stories};
 use outrider_tests::second_reader::{Agreed, agree};
 use outrider_tests::world::World;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Simulates clusters under faults.
 #[derive(Debug, Parser)]
@@ -38,6 +41,9 @@ struct Options {
     /// How many seeds.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
+    /// How many seeds to run at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
     /// Run each seed twice and demand that both runs are the same.
     #[arg(long)]
     twice: bool,
@@ -69,6 +75,14 @@ const WORK_BEFORE: &str = "work: ";
 
 /// What was done in the seeds that have been run.
 static WORK: Mutex<BTreeMap<&str, u64>> = Mutex::new(BTreeMap::new());
+
+/// What a thread of seeds may have on its stack.
+const STACK_BYTES: usize = 32 << 20;
+
+std::thread_local! {
+    /// The command that replays the seed that this thread runs.
+    static REPLAY: RefCell<Option<String>> = const { RefCell::new(None) };
+}
 
 /// The work that says how much it took to find something.
 fn work_so_far() -> String {
@@ -104,15 +118,11 @@ fn main() -> ExitCode {
         return hunts::run();
     }
     #[cfg(outrider_mutants)]
-    if let Some(name) = &options.mutant {
-        use outrider_core::mutant::{Mutant, activate};
-        let named = Mutant::ALL.iter().find(|mutant| format!("{mutant:?}") == *name);
-        let Some(mutant) = named else {
-            eprintln!("there is no mutant {name}; there are {:?}", Mutant::ALL);
-            return ExitCode::FAILURE;
-        };
-        activate(Some(*mutant));
+    if let Err(what) = mistake(&options) {
+        eprintln!("{what}");
+        return ExitCode::FAILURE;
     }
+    name_seeds_of_panics();
     if let Some(name) = &options.story {
         return tell(name);
     }
@@ -123,6 +133,29 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Has the nodes of this thread make the mistake that is asked for.
+#[cfg(outrider_mutants)]
+fn mistake(options: &Options) -> Result<(), String> {
+    use outrider_core::mutant::{Mutant, activate};
+    let Some(name) = &options.mutant else { return Ok(()) };
+    let named = Mutant::ALL.iter().find(|mutant| format!("{mutant:?}") == *name);
+    let mutant = named.ok_or(format!("there is no mutant {name}; there are {:?}", Mutant::ALL))?;
+    activate(Some(*mutant));
+    Ok(())
+}
+
+/// Whatever panics, the command that replays its seed is printed.
+fn name_seeds_of_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if let Some(replay) = REPLAY.with_borrow(Option::clone) {
+            eprintln!("{replay}");
+            eprintln!("{}", work_so_far());
+        }
+    }));
 }
 
 /// Tells a story, and says what a checker found, if anything.
@@ -141,21 +174,72 @@ fn tell(name: &str) -> ExitCode {
     }
 }
 
+/// What is known of the seeds of a scenario.
+struct Seeds {
+    next: u64,
+    end: u64,
+    coverage: Coverage,
+    work: BTreeMap<&'static str, u64>,
+    agreed: Agreed,
+    failure: Option<String>,
+}
+
+/// Runs seeds until there is none left, or one has gone wrong.
+fn run_some(scenario: &'static Scenario, options: &Options, seeds: &Mutex<Seeds>) {
+    fn lock(seeds: &Mutex<Seeds>) -> MutexGuard<'_, Seeds> {
+        seeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    #[cfg(outrider_mutants)]
+    mistake(options).expect("the main thread has made it too");
+    loop {
+        let seed = {
+            let mut seeds = lock(seeds);
+            if seeds.next == seeds.end || seeds.failure.is_some() {
+                return;
+            }
+            seeds.next += 1;
+            seeds.next - 1
+        };
+        let result = run_seed(scenario, seed, options);
+        let mut seeds = lock(seeds);
+        match result {
+            Ok((report, agreed)) => {
+                seeds.coverage.add(&report.coverage);
+                seeds.agreed.add(agreed);
+                for (what, count) in &report.work {
+                    *seeds.work.entry(what).or_default() += count;
+                }
+                if options.seeds == 1 {
+                    println!("{} seed {seed}: trace hash {:016x}", scenario.name, report.hash);
+                }
+            }
+            Err(what) => seeds.failure = seeds.failure.take().or(Some(what)),
+        }
+    }
+}
+
 /// Runs a scenario's seeds, and prints what was done and what went wrong how often.
 fn run_seeds(scenario: &'static Scenario, options: &Options) -> Result<(), String> {
-    let mut coverage = Coverage::new();
-    let mut work: BTreeMap<&'static str, u64> = BTreeMap::new();
-    let mut agreed = Agreed::default();
-    let end = options.seed.saturating_add(options.seeds);
-    for seed in options.seed..end {
-        let report = run_seed(scenario, seed, options, &mut agreed)?;
-        coverage.add(&report.coverage);
-        for (what, count) in report.work {
-            *work.entry(what).or_default() += count;
+    let seeds = Mutex::new(Seeds {
+        next: options.seed,
+        end: options.seed.saturating_add(options.seeds),
+        coverage: Coverage::new(),
+        work: BTreeMap::new(),
+        agreed: Agreed::default(),
+        failure: None,
+    });
+    std::thread::scope(|scope| -> Result<(), String> {
+        for _ in 0..options.jobs {
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let run = || run_some(scenario, options, &seeds);
+            thread.spawn_scoped(scope, run).map_err(|error| format!("no thread: {error}"))?;
         }
-        if end - options.seed == 1 {
-            println!("{} seed {seed}: trace hash {:016x}", scenario.name, report.hash);
-        }
+        Ok(())
+    })?;
+    let Seeds { coverage, work, agreed, failure, .. } =
+        seeds.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     println!("{}: {} seeds from {}, all clean", scenario.name, options.seeds, options.seed);
     for (what, count) in &work {
@@ -189,22 +273,13 @@ fn run_seed(
     scenario: &'static Scenario,
     seed: u64,
     options: &Options,
-    agreed: &mut Agreed,
-) -> Result<Report, String> {
+) -> Result<(Report, Agreed), String> {
     let replay = format!(
         "replay: cargo run -p outrider-tests --bin sim -- --scenario {} --seed {seed} --trace",
         scenario.name
     );
-    let name_the_seed = {
-        let replay = replay.clone();
-        let report = std::panic::take_hook();
-        move |panic: &std::panic::PanicHookInfo<'_>| {
-            report(panic);
-            eprintln!("{replay}");
-            eprintln!("{}", work_so_far());
-        }
-    };
-    std::panic::set_hook(Box::new(name_the_seed));
+    REPLAY.set(Some(replay.clone()));
+    let mut agreed = Agreed::default();
     let mut world = (scenario.world)(seed);
     if options.trace {
         world.trace_mut().print_lines();
@@ -229,8 +304,8 @@ fn run_seed(
             ));
         }
     }
-    let _ = std::panic::take_hook();
-    Ok(report)
+    REPLAY.set(None);
+    Ok((report, agreed))
 }
 
 /// Runs the seed twice more, with text, and says where they part.
