@@ -17,8 +17,8 @@
 //! * A block is verified once, when it has been read; what a frame holds afterwards is trusted.
 //! * At most one frame stands for an address. A frame whose block is out of date, or was freed,
 //!   while it is pinned is an *orphan*: no `get` finds it, and its last pin frees it.
-//! * *Idle* frames (free, or clean without pins) are the only ones that are taken for another block.
-//!   The module `idle` says which goes first.
+//! * *Idle* frames (free, or clean without pins) are the only ones that are taken for another
+//!   block. The module `idle` says which goes first.
 //! * A frame that a request has asked for is pinned for it at once, also while it is being read, so
 //!   that what arrives can't be gone before the request runs.
 //! * A failed read is told to each request that waited for it, and to nobody else: not to one that

@@ -2,7 +2,7 @@
 //!
 //! Item blocks of runs are many, and what was in one is known to whoever read it; all other blocks
 //! are the way to them, few, and asked for again and again. So item blocks don't push out others:
-//! of those that nobody uses only a small share is kept, while there is anything else that could be.
+//! of those that nobody uses only a small share is kept, as long as others want the rest.
 //!
 //! # Invariants
 //!

@@ -141,8 +141,8 @@ impl Tree {
         }
     }
 
-    /// The items from this key on, as far as the leaf has them that [`next`](Self::next) is in. None
-    /// there: the tree ends before that.
+    /// The items from this key on, as far as the leaf has them that [`next`](Self::next) is in.
+    /// None there: the tree ends before that.
     pub fn leaf_from<'c>(
         &self,
         key: &[u8],

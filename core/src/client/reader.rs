@@ -492,8 +492,9 @@ impl<'m> Reader<'m> {
         }
     }
 
-    /// Goes on with all that can: looks at `budget` runs, leaves of the manifest or handfuls of items
-    /// at the most. To be called after wants, roots and completions, until there is no more to do.
+    /// Goes on with all that can: looks at `budget` runs, leaves of the manifest or handfuls of
+    /// items at the most. To be called after wants, roots and completions, until there is no more
+    /// to do.
     pub fn step(&mut self, items: &mut ItemCache<'_>, budget: u32) -> More {
         let mut left = budget;
         loop {

@@ -277,8 +277,8 @@ impl Manifest {
         Ok(run.filter(|run| run.level == level))
     }
 
-    /// What [`floor`](Self::floor) finds, and what can be told of the run after it without obtaining
-    /// another block.
+    /// What [`floor`](Self::floor) finds, and what can be told of the run after it without
+    /// obtaining another block.
     pub fn around(
         &self,
         level: u8,

@@ -206,8 +206,8 @@ impl<'m> Fill<'m> {
         self.batch.clear();
     }
 
-    /// Goes on reading: `budget` leaves of the manifest or runs at the most. When there is no more to do,
-    /// [`window`](Self::window) says what there is.
+    /// Goes on reading: `budget` leaves of the manifest or runs at the most. When there is no more
+    /// to do, [`window`](Self::window) says what there is.
     ///
     /// Stops like any restartable function; what has been found out until then is kept.
     pub fn step(

@@ -4,7 +4,8 @@
 //!
 //! * A node is driven as the pump drives it, and only when something has happened to it, it has
 //!   more to do, or it is due.
-//! * The server's time is the processor's in its own calls: neither the device's nor that of others.
+//! * The server's time is the processor's in its own calls: neither the device's nor that of
+//!   others.
 //!
 //! What this module deliberately doesn't know: what is measured.
 
