@@ -17,8 +17,8 @@
 //! * A block is verified once, when it has been read; what a frame holds afterwards is trusted.
 //! * At most one frame stands for an address. A frame whose block is out of date, or was freed,
 //!   while it is pinned is an *orphan*: no `get` finds it, and its last pin frees it.
-//! * *Idle* frames (free, or clean without pins, least recently used first) are the only ones that
-//!   are taken for another block.
+//! * *Idle* frames (free, or clean without pins) are the only ones that are taken for another
+//!   block. The module `idle` says which goes first.
 //! * A frame that a request has asked for is pinned for it at once, also while it is being read, so
 //!   that what arrives can't be gone before the request runs.
 //! * A failed read is told to each request that waited for it, and to nobody else: not to one that
@@ -60,6 +60,7 @@
 //! commit begins and ends, and what a request is.
 
 mod commit;
+mod idle;
 mod limits;
 mod list;
 mod pins;
@@ -78,6 +79,7 @@ use crate::format::block::{Magic, Promise, Volume, open};
 use crate::format::btree::{self, BlockRef};
 use crate::format::run::{Filter, Index, Items, RunBlock};
 use commit::Commit;
+use idle::Idle;
 use list::{Linked, Links, List};
 use outrider_hal::{Block, BlockNo, BlockOp, BlockRequest, Completion, Tag};
 use wait::{Place, Waiters};
@@ -169,7 +171,7 @@ pub struct Cache<'m> {
     volume: Volume,
     frames: &'m mut [Frame<'m>],
     buckets: &'m mut [Option<FrameId>],
-    idle: List,
+    idle: Idle,
     transfers: List,
     in_flight: u32,
     waiters: Waiters<'m>,
@@ -207,9 +209,9 @@ impl<'m> Cache<'m> {
             links: Links::NONE,
             waiters: List::EMPTY,
         })?;
-        let mut idle = List::EMPTY;
-        for index in 0..frames.len() as u32 {
-            idle.push_back(frames, index);
+        let mut idle = Idle::new(limits.frames);
+        for index in (0..frames.len() as u32).rev() {
+            idle.add(frames, index);
         }
         Ok(Cache {
             limits: *limits,
@@ -454,14 +456,14 @@ impl<'m> Cache<'m> {
         self.commit = Commit::CLOSED;
         self.space.clear();
         self.buckets.fill(None);
-        (self.idle, self.transfers) = (List::EMPTY, List::EMPTY);
+        (self.idle, self.transfers) = (Idle::new(self.limits.frames), List::EMPTY);
         for index in 0..self.frames.len() as u32 {
             let frame = &mut self.frames[index as usize];
             assert!(frame.pins == 0, "a request was not released");
             (frame.chain, frame.links) = (None, Links::NONE);
             frame.state = if frame.buffer.is_some() { State::Free } else { State::Doomed };
             if frame.state == State::Free {
-                self.idle.push_back(self.frames, index);
+                self.idle.add(self.frames, index);
             }
         }
     }
@@ -489,10 +491,10 @@ impl<'m> Cache<'m> {
             return;
         }
         match frame.state {
-            State::Clean => self.idle.push_back(self.frames, id.0),
+            State::Clean => self.idle.add(self.frames, id.0),
             State::Orphan => {
                 frame.state = State::Free;
-                self.idle.push_front(self.frames, id.0);
+                self.idle.add(self.frames, id.0);
             }
             State::Reading | State::Dirty | State::Writing | State::Doomed => {}
             State::Free => unreachable!("a free frame has no pins"),
@@ -560,9 +562,9 @@ impl<'m> Cache<'m> {
         Err(Wait::Frame.into())
     }
 
-    /// Empties the least recently used idle frame. There must be one.
+    /// Empties the idle frame whose block is missed least. There must be one.
     fn take_idle(&mut self) -> FrameId {
-        let id = FrameId(self.idle.pop_front(self.frames).expect("room was made"));
+        let id = FrameId(self.idle.pop(self.frames).expect("room was made"));
         match self.frames[id.0 as usize].state {
             State::Clean => self.leave(id),
             State::Free => {}
@@ -580,7 +582,7 @@ impl<'m> Cache<'m> {
         let frame = &mut self.frames[id.0 as usize];
         frame.state = State::Clean;
         if frame.pins == 0 {
-            self.idle.push_back(self.frames, id.0);
+            self.idle.add(self.frames, id.0);
         }
     }
 
@@ -589,7 +591,7 @@ impl<'m> Cache<'m> {
         let frame = &mut self.frames[id.0 as usize];
         frame.state = if frame.pins == 0 { State::Free } else { State::Orphan };
         if frame.pins == 0 {
-            self.idle.push_front(self.frames, id.0);
+            self.idle.add(self.frames, id.0);
         }
     }
 

@@ -42,6 +42,7 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Modules of core that any other may use.
 const BASE: &[&str] = &["arena", "crc32c", "error", "limits", "mutant", "node"];
 const FORMATS: &[&str] = &["format"];
+const ON_CLIENTS: &[&str] = &["format", "roster"];
 const ON_BLOCKS: &[&str] = &["format", "block"];
 const ON_TREES: &[&str] = &["format", "block", "btree"];
 const ON_LOGS: &[&str] = &["format", "block", "btree", "alloc", "lsm"];
@@ -51,10 +52,11 @@ const ON_ALL: &[&str] =
 /// The other modules of core, and which each may use besides [`BASE`].
 const MODULES: &[(&str, &[&str])] = &[
     ("format", &[]),
+    ("roster", FORMATS),
     ("block", FORMATS),
-    ("net", FORMATS),
+    ("net", ON_CLIENTS),
     ("quorum", FORMATS),
-    ("lock", FORMATS),
+    ("lock", ON_CLIENTS),
     ("btree", ON_BLOCKS),
     ("alloc", ON_TREES),
     ("lsm", ON_TREES),

@@ -83,8 +83,8 @@ enum Chore {
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
-        /// `engine` with its options, `--inodes N`, `--dir DIR`, `--seed SEED`, `--reads`; or
-        /// `failover` with `--kills N` and `--qemu`.
+        /// `engine` with its options, `--inodes N`, `--alone`, `--dir DIR`, `--seed SEED`,
+        /// `--reads`; or `failover` with `--kills N` and `--qemu`; or `server`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -117,17 +117,19 @@ fn main() -> ExitCode {
     end(done.map(|()| 0))
 }
 
-/// Runs the benchmarks of these names, or all but those of the engine and of failovers, which take
-/// minutes and options of their own. Those of whole guests and clusters are this program's.
+/// Runs the benchmarks of these names, or all but those of the engine, of failovers and of servers,
+/// which take minutes. Those of whole guests and clusters are this program's.
 fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
     const BOOT: &str = "boot";
     const CREATE: &str = "create";
     const ENGINE: &str = "engine";
     const FAILOVER: &str = "failover";
+    const SERVER: &str = "server";
     // Options follow these, and nothing else.
     match names.split_first().map(|(name, rest)| (name.as_str(), rest)) {
         Some((ENGINE, options)) => return simulate::engine(options),
         Some((FAILOVER, options)) => return cluster::failover::run(tools, options),
+        Some((SERVER, [])) => return server_cost(tools),
         Some(_) | None => {}
     }
     let ours = |name: &String| [BOOT, CREATE].contains(&name.as_str());
@@ -144,6 +146,19 @@ fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
         }
     }
     if wants(BOOT) { boot::run(tools) } else { Ok(()) }
+}
+
+/// Measures what servers of both kinds take of the processor.
+fn server_cost(tools: &tools::Tools) -> Result<(), Failure> {
+    let script = tools::root().join("tests/scripts/server.sh");
+    for (kind, name) in [(Kind::Hosted, "a process"), (Kind::Qemu, "a guest")] {
+        println!("server: {name}");
+        let options = cluster::Options::for_command(format!("sh '{}'", script.display()));
+        if cluster::run(kind, tools, &options.on(2, "1G"))? != 0 {
+            return Err(Failure::new("what a server takes was not measured"));
+        }
+    }
+    Ok(())
 }
 
 /// Runs the program `soak` on a cluster of processes.

@@ -9,10 +9,11 @@ use super::{
 };
 use crate::btree::rig::carve;
 use crate::error::{Corruption, Error, Stop, Wait};
-use crate::format::RunId;
 use crate::format::block::{Magic, Volume, seal};
 use crate::format::btree::BlockRef;
-use crate::format::run::{FilterWriter, RunBlock};
+use crate::format::key::Key;
+use crate::format::run::{FilterWriter, ItemsWriter, RunBlock, Value};
+use crate::format::{Ino, RunId};
 use crate::node::More;
 use outrider_hal::{BlockNo, BlockOp, BlockRequest, BlockResult, Completion, IoError};
 use proptest::prelude::*;
@@ -173,6 +174,50 @@ fn a_block_is_read_once_for_all_who_want_it() {
         assert_eq!(bench.cache.block(frame).0[100], 5);
     }
     assert_eq!(bench.serve(|_| Ok(())), 0);
+}
+
+#[test]
+fn item_blocks_push_out_only_each_other() {
+    let mut bench = Bench::new();
+    let volume = VOLUME;
+    let item_block = |bench: &mut Bench, blkno: u64| {
+        let at = RunBlock { blkno: BlockNo(blkno), run: RunId(1), index: 0 };
+        let got = bench.cache.get_run(&at, Magic::RunItems, &mut bench.pins[0]);
+        let is_there = got.is_ok();
+        if !is_there {
+            let BlockRequest { tag, mut op } = bench.cache.poll_transfer().unwrap();
+            let BlockOp::Read(_, buffer) = &mut op else { panic!("not a read") };
+            let mut items = ItemsWriter::new(buffer);
+            items.push(&Key::inode(Ino(9)).into(), &Value::Tombstone);
+            items.seal(&volume, &at);
+            bench.cache.handle_completion(Completion { tag, op, result: Ok(()) });
+        }
+        bench.release(0);
+        bench.wakes();
+        is_there
+    };
+    for blkno in [5, 6, 7] {
+        bench.fetch(0, blkno);
+        bench.release(0);
+    }
+    // As long as frames are free, nothing goes.
+    assert!((20..24).all(|blkno| !item_block(&mut bench, blkno)));
+    assert!((20..24).all(|blkno| item_block(&mut bench, blkno)));
+    assert!((30..60).all(|blkno| !item_block(&mut bench, blkno)));
+    for blkno in [5, 6, 7] {
+        assert!(bench.get(0, blkno).is_ok());
+        bench.release(0);
+    }
+    // Others push out item blocks.
+    for blkno in 8..12 {
+        bench.fetch(0, blkno);
+        bench.release(0);
+    }
+    for blkno in 5..12 {
+        assert!(bench.get(0, blkno).is_ok());
+        bench.release(0);
+    }
+    assert!((56..60).all(|blkno| !item_block(&mut bench, blkno)));
 }
 
 #[test]

@@ -124,11 +124,16 @@ fn reads(tree: usize, key: Vec<u8>) -> Op<World> {
         let pair = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.clone(), value.clone());
         let next = of.next(&key, cache, pins)?.map(owned);
         assert_eq!(next, model.range(key.clone()..).next().map(pair));
+        let here: Vec<_> = of.leaf_from(&key, cache, pins)?.map(owned).collect();
+        assert!(here.first() == next.as_ref());
+        assert!(model.range(key.clone()..).map(pair).take(here.len()).eq(here));
         let prev = of.prev(&key, cache, pins)?.map(owned);
         assert_eq!(prev, model.range(..=key.clone()).next_back().map(pair));
         let after = (Bound::Excluded(key.clone()), Bound::Unbounded);
         let after = model.range(after).next().map(|(key, _)| key.as_slice());
-        match of.above(&key, cache, pins)? {
+        let (at_or_below, above) = of.around(&key, cache, pins)?;
+        assert_eq!(at_or_below.map(owned), prev);
+        match above {
             Above::Item(above) => assert_eq!(Some(&above[..]), after),
             Above::Leaf(above) => {
                 assert!(key < above.to_vec() && after.is_none_or(|after| *above <= *after));

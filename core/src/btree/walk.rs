@@ -112,23 +112,54 @@ impl Tree {
         cache: &'c mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<Option<Item<'c>>, Stop> {
+        let Some((frame, index)) = self.seek(key, cache, pins)? else { return Ok(None) };
+        let (key, value) = node(cache, frame).item(index);
+        Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
+    }
+
+    /// Where the item with the lowest key is that is not below this one.
+    fn seek(
+        &self,
+        key: &[u8],
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<Option<(FrameId, usize)>, Stop> {
         let mark = pins.mark();
         let mut from = None;
-        let (frame, index) = loop {
+        loop {
             let key = from.as_deref().unwrap_or(key);
             let path = self.walk(Probe::At(key), cache, pins)?;
             let Some(leaf) = path.last() else { return Ok(None) };
             let leaf_node = node(cache, leaf.frame);
             let index = leaf_node.search(key).unwrap_or_else(|above| above);
             if index < leaf_node.count() {
-                break (leaf.frame, index);
+                return Ok(Some((leaf.frame, index)));
             }
             let Some((parent, slot)) = leaf.range.high else { return Ok(None) };
             from = Some(owned(node(cache, parent).key(slot)));
             pins.drop_to(mark);
-        };
-        let (key, value) = node(cache, frame).item(index);
-        Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
+        }
+    }
+
+    /// The items from this key on, as far as the leaf has them that [`next`](Self::next) is in.
+    /// None there: the tree ends before that.
+    pub fn leaf_from<'c>(
+        &self,
+        key: &[u8],
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<impl Iterator<Item = Item<'c>> + use<'c>, Stop> {
+        let found = self.seek(key, cache, pins)?;
+        let leaf = found.map(|(frame, index)| {
+            let leaf_node: Node<'c> = node(cache, frame);
+            (leaf_node, cache.address(frame).blkno(), index)
+        });
+        Ok(leaf.into_iter().flat_map(|(node, leaf, index)| {
+            (index..node.count()).map(move |index| {
+                let (key, value) = node.item(index);
+                Item { leaf, key, value }
+            })
+        }))
     }
 
     /// The item with the highest key that is not above this one. `&[0xff; KEY_BYTES_MAX]` finds the
@@ -161,25 +192,32 @@ impl Tree {
         Ok(Some(Item { leaf: cache.address(frame).blkno(), key, value }))
     }
 
-    /// What is above this key, as far as the leaf can tell that the key belongs to: for those who
-    /// have obtained it, and would not read another to know exactly.
-    pub fn above(
+    /// The item with the highest key that is not above this one, and what is above it, as far as
+    /// the leaf can tell that the key belongs to: for those who would not read another to know
+    /// exactly.
+    pub fn around<'c>(
         &self,
         key: &[u8],
-        cache: &mut Cache<'_>,
+        cache: &'c mut Cache<'_>,
         pins: &mut Pins<'_>,
-    ) -> Result<Above, Stop> {
+    ) -> Result<(Option<Item<'c>>, Above), Stop> {
+        let mark = pins.mark();
         let path = self.walk(Probe::At(key), cache, pins)?;
-        let Some(leaf) = path.last() else { return Ok(Above::Nothing) };
+        let Some(leaf) = path.last() else { return Ok((None, Above::Nothing)) };
         let leaf_node = node(cache, leaf.frame);
         let index = leaf_node.search(key).map_or_else(|above| above, |at| at + 1);
-        if index < leaf_node.count() {
-            return Ok(Above::Item(owned(leaf_node.key(index))));
-        }
-        Ok(match leaf.range.high {
+        let above = match leaf.range.high {
+            _ if index < leaf_node.count() => Above::Item(owned(leaf_node.key(index))),
             Some((parent, slot)) => Above::Leaf(owned(node(cache, parent).key(slot))),
             None => Above::Nothing,
-        })
+        };
+        if let Some(index) = index.checked_sub(1) {
+            let (key, value) = node(cache, leaf.frame).item(index);
+            let leaf = cache.address(leaf.frame).blkno();
+            return Ok((Some(Item { leaf, key, value }), above));
+        }
+        pins.drop_to(mark);
+        Ok((self.prev(key, cache, pins)?, above))
     }
 
     /// The item with the lowest key.

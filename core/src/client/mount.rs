@@ -80,7 +80,7 @@ pub use limits::{LimitsError, MountLimits};
 
 /// Actions decided on and not yet given out.
 const ACTIONS: usize = 64;
-/// Runs, manifest entries or handfuls of items that the reader looks at in a step.
+/// Runs, leaves of the manifest or handfuls of items that the reader looks at in a step.
 const READER_BUDGET: u32 = 64;
 /// The first tag of the reader's block requests; then those of the others.
 const TAG_READER: u64 = 0;

@@ -79,7 +79,7 @@ use zerocopy::transmute;
 /// Items that count as one unit of work.
 const ITEMS_PER_UNIT: u32 = 8;
 /// Units of work that one fill does before it is another's turn.
-const SLICE: u32 = 8;
+const SLICE: u32 = 32;
 
 const _: () = assert!(crate::format::run::VALUE_BYTES_MAX <= super::items::VALUE_BYTES_MAX);
 
@@ -492,8 +492,9 @@ impl<'m> Reader<'m> {
         }
     }
 
-    /// Goes on with all that can: looks at `budget` runs, manifest entries or handfuls of items at
-    /// the most. To be called after wants, roots and completions, until there is no more to do.
+    /// Goes on with all that can: looks at `budget` runs, leaves of the manifest or handfuls of
+    /// items at the most. To be called after wants, roots and completions, until there is no more
+    /// to do.
     pub fn step(&mut self, items: &mut ItemCache<'_>, budget: u32) -> More {
         let mut left = budget;
         loop {

@@ -67,6 +67,15 @@ impl KeyBytes {
         third: U64::ZERO,
         fourth: 0,
     };
+
+    /// Numbers of the same order as the bytes, which compare without a call. The 5 bytes that are
+    /// in both are equal when the second one counts.
+    fn numbers(&self) -> (u128, u128) {
+        let bytes = self.as_bytes();
+        let (first, last) = (bytes.first_chunk::<16>(), bytes.last_chunk::<16>());
+        let number = |chunk: Option<&[u8; 16]>| u128::from_be_bytes(*chunk.expect("27 bytes"));
+        (number(first), number(last))
+    }
 }
 
 impl PartialOrd for KeyBytes {
@@ -77,7 +86,7 @@ impl PartialOrd for KeyBytes {
 
 impl Ord for KeyBytes {
     fn cmp(&self, other: &KeyBytes) -> core::cmp::Ordering {
-        self.as_bytes().cmp(other.as_bytes())
+        self.numbers().cmp(&other.numbers())
     }
 }
 

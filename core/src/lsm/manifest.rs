@@ -249,6 +249,19 @@ impl Manifest {
         Ok(item.map(|item| Run::open(&item, self.volume_blocks)).transpose()?)
     }
 
+    /// The runs from this key on, as far as the leaf has them that [`next`](Self::next) is in. None
+    /// there: the manifest ends before that.
+    pub fn leaf_from<'c>(
+        &self,
+        from: &ManifestKey,
+        cache: &'c mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<impl Iterator<Item = Result<Run, Error>> + use<'c>, Stop> {
+        let volume_blocks = self.volume_blocks;
+        let items = self.tree.leaf_from(from.as_bytes(), cache, pins)?;
+        Ok(items.map(move |item| Run::open(&item, volume_blocks)))
+    }
+
     /// The run of this level, which is not 0, with the greatest least key up to this one: if any
     /// run of the level has the key, it is this.
     pub fn floor(
@@ -264,15 +277,15 @@ impl Manifest {
         Ok(run.filter(|run| run.level == level))
     }
 
-    /// What [`floor`](Self::floor) can tell of the run after the one it finds without obtaining
-    /// another block.
-    pub fn ceiling(
+    /// What [`floor`](Self::floor) finds, and what can be told of the run after it without
+    /// obtaining another block.
+    pub fn around(
         &self,
         level: u8,
         at: &KeyBytes,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
-    ) -> Result<Ceiling, Stop> {
+    ) -> Result<(Option<Run>, Ceiling), Stop> {
         let probe = key(level, &Rank { order: u64::MAX, first: *at });
         let parse = |above: &btree::Key| {
             // What leads to a leaf may be the beginning of a key.
@@ -283,11 +296,14 @@ impl Manifest {
             }
             Ok(zerocopy::transmute!(bytes))
         };
-        Ok(match self.tree.above(probe.as_bytes(), cache, pins)? {
+        let (item, above) = self.tree.around(probe.as_bytes(), cache, pins)?;
+        let run = item.map(|item| Run::open(&item, self.volume_blocks)).transpose()?;
+        let ceiling = match above {
             Above::Item(above) => Ceiling::At(parse(&above)?),
             Above::Leaf(above) => Ceiling::From(parse(&above)?),
             Above::Nothing => Ceiling::Nothing,
-        })
+        };
+        Ok((run.filter(|run| run.level == level), ceiling))
     }
 
     /// Obtains the tree's root and this child of it. Whether there is one.

@@ -286,24 +286,27 @@ impl<'m> Merge<'m> {
         if frames.is_empty() {
             return Ok(self.end());
         }
+        let of = |number: usize, frame: FrameId| {
+            let items = Items::opened(cache.block(frame));
+            (number, items, items.get(self.sources[number].item))
+        };
+        let mut heads: Vec<_, { UPPERS_MAX + 1 }> =
+            frames.iter().map(|&(number, frame)| of(number, frame)).collect();
         for _ in 0..budget {
-            let heads = frames.iter().map(|&(number, frame)| {
-                let items = Items::opened(cache.block(frame));
-                (number, items.get(self.sources[number].item))
-            });
             // Of equal keys that of the first source: the newest.
-            let (number, (key, value)) = heads.min_by_key(|head| head.1.0).expect("not empty");
-            let key = *key;
-            self.check(number, &key)?;
-            if let Some(progress) = self.take(&key, &value) {
+            let first = heads.iter().min_by_key(|(_, _, (key, _))| *key);
+            let &(number, _, (key, value)) = first.expect("not empty");
+            self.check(number, key)?;
+            if let Some(progress) = self.take(key, &value) {
                 return Ok(progress);
             }
-            self.last = Some(key);
+            self.last = Some(*key);
             let mut block_ends = false;
-            for &(number, frame) in &frames {
-                let items = Items::opened(cache.block(frame));
-                if *items.get(self.sources[number].item).0 == key {
-                    block_ends |= self.advance(number, items.count());
+            for (number, items, head) in heads.iter_mut().filter(|(_, _, head)| head.0 == key) {
+                if self.advance(*number, items.count()) {
+                    block_ends = true;
+                } else {
+                    *head = items.get(self.sources[*number].item);
                 }
             }
             if block_ends {

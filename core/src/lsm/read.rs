@@ -112,13 +112,15 @@ pub struct Fill<'m> {
     manifest: Manifest,
     filter_key: [u8; 16],
     window: Window<'m>,
+    /// By what filters know the window's key.
+    hash: u64,
     reach: Reach,
     phase: Phase,
     /// Where the walk through level 0 goes on.
     cursor: ManifestKey,
     /// Runs of level 0 of this rank or a higher one have been looked at.
     below: Option<Rank>,
-    /// The last level that has a run, once that matters.
+    /// The last level of this manifest that has a run, once that matters.
     deepest: Option<u8>,
     /// What has been collected: the oldest first.
     batch: Vec<Candidate, WIDTH>,
@@ -158,6 +160,7 @@ impl<'m> Fill<'m> {
             manifest: Manifest::new(nothing, 0),
             filter_key: *filter_key,
             window: Window::carve(arena, limits)?,
+            hash: 0,
             reach: Reach::Point,
             phase: Phase::Done,
             cursor: start_of_level_0(),
@@ -174,29 +177,37 @@ impl<'m> Fill<'m> {
 
     /// Starts to read around a key in this range, from the runs of this root.
     pub fn begin(&mut self, manifest: &Manifest, key: &KeyBytes, range: &KeyRange, reach: Reach) {
-        (self.manifest, self.deepest) = (*manifest, None);
-        (self.sought, self.reads) = (None, 0);
+        self.adopt(manifest);
+        self.sought = None;
         self.start(key, range, reach);
     }
 
     /// Starts to look for the first item of this range: one wide fill behind the other, until there
     /// is an item in the window or the range has ended.
     pub fn begin_search(&mut self, manifest: &Manifest, range: &KeyRange) {
-        (self.manifest, self.deepest) = (*manifest, None);
-        (self.sought, self.reads) = (Some(range.last), 0);
+        self.adopt(manifest);
+        self.sought = Some(range.last);
         self.start(&range.first, range, Reach::Wide);
+    }
+
+    fn adopt(&mut self, manifest: &Manifest) {
+        if self.manifest != *manifest {
+            (self.manifest, self.deepest) = (*manifest, None);
+        }
+        self.reads = 0;
     }
 
     fn start(&mut self, key: &KeyBytes, range: &KeyRange, reach: Reach) {
         self.window.begin(key, range);
+        self.hash = filter_hash(&self.filter_key, key);
         (self.reach, self.phase) = (reach, Phase::Collect);
         (self.cursor, self.below) = (start_of_level_0(), None);
         (self.overflowed, self.extras) = (false, 0);
         self.batch.clear();
     }
 
-    /// Goes on reading: `budget` manifest entries or runs at the most. When there is no more to do,
-    /// [`window`](Self::window) says what there is.
+    /// Goes on reading: `budget` leaves of the manifest or runs at the most. When there is no more
+    /// to do, [`window`](Self::window) says what there is.
     ///
     /// Stops like any restartable function; what has been found out until then is kept.
     pub fn step(
@@ -265,19 +276,22 @@ impl<'m> Fill<'m> {
         }
     }
 
-    /// Looks at the next entry of level 0.
+    /// Looks at the next entries of level 0, as many as one leaf has.
     fn collect(&mut self, cache: &mut Cache<'_>, pins: &mut Pins<'_>) -> Result<(), Stop> {
-        let run = self.manifest.next(&self.cursor, cache, pins)?;
-        let last = self.window.range().last;
-        let run = run.filter(|run| run.level == 0 && run.range().first <= last);
-        let Some(run) = run else {
-            (self.phase, self.hinted) = (Phase::Probe(0), false);
-            return Ok(());
-        };
-        if self.below.is_none_or(|below| run.rank() < below) {
-            self.consider(&run);
+        let manifest = self.manifest;
+        let mut next = None;
+        for run in manifest.leaf_from(&self.cursor, cache, pins)? {
+            let run = run?;
+            next = manifest::key_after(&run.key());
+            if run.level > 0 || run.range().first > self.window.range().last {
+                next = None;
+                break;
+            }
+            if self.below.is_none_or(|below| run.rank() < below) {
+                self.consider(&run);
+            }
         }
-        match manifest::key_after(&run.key()) {
+        match next {
             Some(next) => self.cursor = next,
             None => (self.phase, self.hinted) = (Phase::Probe(0), false),
         }
@@ -325,24 +339,27 @@ impl<'m> Fill<'m> {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<(), Stop> {
-        let Some(candidate) = self.batch.last().copied() else {
-            if self.overflowed {
-                (self.overflowed, self.cursor) = (false, start_of_level_0());
-                self.phase = Phase::Collect;
-            } else {
-                self.descend(level + 1);
+        if let Some(candidate) = self.batch.last().copied() {
+            if !core::mem::replace(&mut self.hinted, true) {
+                self.hint(cache);
             }
-            return Ok(());
-        };
-        if !core::mem::replace(&mut self.hinted, true) {
-            self.hint(cache);
+            self.probe(&candidate, cache, pins)?;
+            self.batch.pop();
+            self.below = Some(candidate.rank);
+            let KeyRange { first, last } = *self.window.range();
+            if first == last && !self.window.is_empty() {
+                self.finish();
+                return Ok(());
+            }
         }
-        self.probe(&candidate, cache, pins)?;
-        self.batch.pop();
-        self.below = Some(candidate.rank);
-        let KeyRange { first, last } = *self.window.range();
-        if first == last && !self.window.is_empty() {
-            self.finish();
+        if !self.batch.is_empty() {
+            return Ok(());
+        }
+        if self.overflowed {
+            (self.overflowed, self.cursor) = (false, start_of_level_0());
+            self.phase = Phase::Collect;
+        } else {
+            self.descend(level + 1);
         }
         Ok(())
     }
@@ -351,7 +368,7 @@ impl<'m> Fill<'m> {
     fn hint(&self, cache: &mut Cache<'_>) {
         for run in self.batch.iter().rev() {
             match self.filter_of(run) {
-                Some((at, _)) => cache.hint_run(&at, Magic::RunFilter),
+                Some(at) => cache.hint_run(&at, Magic::RunFilter),
                 None => {
                     let nth = likely_index(run, self.window.key());
                     cache.hint_run(&run.place.index(nth), Magic::RunIndex);
@@ -403,11 +420,8 @@ impl<'m> Fill<'m> {
             Reach::Point => None,
         };
         pins.drop_to(mark);
-        let floor = self.manifest.floor(level, &key, cache, pins)?;
-        let ceiling = match &next {
-            Some(next) => Ceiling::At(next.key()),
-            None => self.manifest.ceiling(level, &key, cache, pins)?,
-        };
+        let (floor, ceiling) = self.manifest.around(level, &key, cache, pins)?;
+        let ceiling = next.as_ref().map_or(ceiling, |next| Ceiling::At(next.key()));
         let mut scope = self.between(level, &floor, &ceiling)?;
         self.phase = Phase::Probe(level);
         let candidate = |run: &Run, scope: KeyRange| {
@@ -521,14 +535,13 @@ impl<'m> Fill<'m> {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<bool, Stop> {
-        let Some((at, hash)) = self.filter_of(run) else { return Ok(false) };
+        let Some(at) = self.filter_of(run) else { return Ok(false) };
         let frame = cache.get_run(&at, Magic::RunFilter, pins)?;
-        Ok(!Filter::opened(cache.block(frame)).may_contain(hash))
+        Ok(!Filter::opened(cache.block(frame)).may_contain(self.hash))
     }
 
-    /// The filter block that is to be asked for the key, and the hash it knows it by; a run may
-    /// have no filter.
-    fn filter_of(&self, run: &Candidate) -> Option<(RunBlock, u64)> {
+    /// The filter block that is to be asked for the key; a run may have no filter.
+    fn filter_of(&self, run: &Candidate) -> Option<RunBlock> {
         let key = self.window.key();
         let is_found = self.window.search(key).is_ok();
         let is_expected = run.deepest && !is_found && !is_by_name(&Key::from(*key));
@@ -536,8 +549,7 @@ impl<'m> Fill<'m> {
         if self.reach == Reach::Wide || is_expected || blocks == 0 {
             return None;
         }
-        let hash = filter_hash(&self.filter_key, key);
-        Some((run.place.filter(filter_block(hash, blocks) as u16), hash))
+        Some(run.place.filter(filter_block(self.hash, blocks) as u16))
     }
 }
 

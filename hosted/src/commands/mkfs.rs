@@ -8,6 +8,7 @@
 use super::device::{Image, carved, drive, open_alone, system};
 use super::{Failure, USAGE, signature, size};
 use clap::Args;
+use clap::builder::RangedI64ValueParser;
 use outrider_core::error::Error;
 use outrider_core::format::item::Time;
 use outrider_core::format::layout::{BLOCKS_MAX, BLOCKS_MIN, SLOTS};
@@ -46,7 +47,7 @@ pub(crate) struct Options {
     /// How many mounts there may be at one time: from 1 to 4096, 64 if not given.
     ///
     /// Each costs the server memory, whether it is there or not: some 0.4 MiB.
-    #[arg(long, value_name = "NR", value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX.into()))]
+    #[arg(long, value_name = "NR", value_parser = parse_clients())]
     clients: Option<u32>,
     /// How long the leader's lease runs, in milliseconds: from 100 to 60000, 1000 if not given.
     ///
@@ -76,6 +77,10 @@ pub(super) struct Label(pub(super) [u8; 64]);
 
 #[derive(Debug, Clone, Copy)]
 struct Uuid([u8; 16]);
+
+fn parse_clients() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=CLIENTS_MAX.into())
+}
 
 pub(super) fn parse_voter(text: &str) -> Result<Voter, String> {
     let wrong = |what: &str| format!("{what}; give NR,ADDR,PORT as in 0,10.0.0.1,12345");

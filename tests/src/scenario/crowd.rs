@@ -118,7 +118,7 @@ impl Gathering {
     ///
     /// # Errors
     ///
-    /// What took longer than [`PATIENCE`], or was wrong.
+    /// What took longer than an hour of virtual time, or was wrong.
     pub fn run(&mut self) -> Result<Took, Violation> {
         let Crowd { mounts, locks } = self.crowd;
         let each = locks + SHARED;

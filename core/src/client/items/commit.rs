@@ -65,8 +65,8 @@ impl Generation {
 pub(super) enum Phase {
     /// There is none.
     Idle,
-    /// Its items are being copied; `next` is one of them, the first not copied yet.
-    Copying { next: Key },
+    /// Its items are being copied; `next` is one of them, the first not copied yet, in slot `id`.
+    Copying { next: Key, id: u32 },
     /// Its items have been copied.
     InFlight,
     /// It has ended, and items below `next` have been told so.
@@ -113,7 +113,7 @@ impl ItemCache<'_> {
         let first = self.index.ceil(&FIRST, self.open.bit()).ok_or(NotNow::Clean)?;
         let snapshot = self.open;
         self.open = Generation(snapshot.0 + 1);
-        self.phase = Phase::Copying { next: first.key };
+        self.phase = Phase::Copying { next: first.key, id: first.id };
         Ok(snapshot)
     }
 
@@ -134,7 +134,7 @@ impl ItemCache<'_> {
         let bit = self.open.bit_before();
         let next = successor(&key).and_then(|next| self.index.ceil(&next, bit));
         self.phase = match next {
-            Some(entry) => Phase::Copying { next: entry.key },
+            Some(entry) => Phase::Copying { next: entry.key, id: entry.id },
             None => Phase::InFlight,
         };
     }
@@ -245,9 +245,10 @@ impl ItemCache<'_> {
 
     fn copying(&self) -> Option<(Key, u32)> {
         match self.phase {
-            Phase::Copying { next } => {
-                let entry = self.index.find(&next).expect("nothing changes while it is copied");
-                Some((entry.key, entry.id))
+            Phase::Copying { next, id } => {
+                let is_there = self.slots[id as usize].key == next;
+                assert!(is_there, "nothing changes while it is copied");
+                Some((next, id))
             }
             Phase::Idle | Phase::InFlight | Phase::Ending { .. } => None,
         }

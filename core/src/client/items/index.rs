@@ -173,7 +173,8 @@ impl<'m> Index<'m> {
             }
             node = &self.nodes[node.entries[at].id as usize];
         }
-        let end = node.used().partition_point(|entry| entry.key <= *key);
+        let key = number(key);
+        let end = node.used().partition_point(|entry| number(&entry.key) <= key);
         let found = node.used()[..end].iter().rfind(|entry| entry.marks & marks != 0);
         found.copied().or_else(|| {
             let (mut id, levels) = left?;
@@ -220,10 +221,11 @@ impl<'m> Index<'m> {
 
     /// Removes the entry of this key and returns its slot.
     pub(super) fn remove(&mut self, key: &Key) -> Option<u32> {
-        let found = self.find(key)?;
         let mut path = self.path(key);
         let (leaf, at) = path.pop().expect("a path ends in a leaf");
-        self.nodes[leaf as usize].remove(at);
+        let node = &mut self.nodes[leaf as usize];
+        let found = *node.used().get(at).filter(|entry| entry.key == *key)?;
+        node.remove(at);
         let mut child = leaf;
         while let Some((parent, at)) = path.pop() {
             if (self.nodes[child as usize].len as usize) < HALF {

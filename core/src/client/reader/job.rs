@@ -185,7 +185,7 @@ impl<'m> Job<'m> {
         }
     }
 
-    /// Goes on reading, `budget` runs or manifest entries at the most. Says what failed, if
+    /// Goes on reading, `budget` runs or leaves of the manifest at the most. Says what failed, if
     /// something did.
     pub(super) fn step(
         &mut self,

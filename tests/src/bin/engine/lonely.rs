@@ -29,7 +29,7 @@ use zerocopy::transmute;
 const FRESH: usize = 16;
 /// Inodes that one reader reads before it is measured: the cache is full then, and what it keeps is
 /// what it will keep.
-const BEFORE: usize = 6000;
+const BEFORE: usize = 12_000;
 /// Inodes that are measured.
 const SAMPLES: usize = 4000;
 

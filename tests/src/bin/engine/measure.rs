@@ -7,7 +7,8 @@
 //! 3. New mounts rest until they have read ahead. Then each reads the attributes of one random
 //!    inode.
 //! 4. A mount reads those of many random inodes; those reads count that the device was asked for.
-//! 5. Files are created and made durable one by one, and by sixteen writers at a time.
+//! 5. Files are created and made durable one by one, and by sixteen writers at a time; before each,
+//!    what is to be merged is merged.
 //!
 //! What this module deliberately doesn't know: what is good.
 
@@ -33,19 +34,22 @@ const ROOT: Ino = Ino(1);
 const DIRS: u64 = 32;
 /// Creates under way at a time.
 const DEPTH: usize = 64;
-/// The last creates, by which their rate goes.
-const RATED: u64 = 50_000;
+/// Creates are told of, and rated, in so many parts: the last one counts.
+const PARTS: u64 = 10;
+/// Inodes of all that were made, from which those are drawn that are read and changed.
+const KNOWN: usize = 1 << 17;
 /// Inodes changed by one of the transactions that fill level 0.
 const CHANGED: usize = 1000;
 /// Mounts that read one inode each.
 const FRESH: u32 = 16;
 /// In this time a mount has read ahead.
 const READ_AHEAD: Duration = Duration::from_millis(200);
+/// Inodes that one mount reads before it is measured: what it keeps is what it will keep then.
+const BEFORE: usize = 12_000;
 /// Inodes that one mount reads.
 const SAMPLES: usize = 4000;
-/// Durable creates of one writer; and of each, if there are many. What is merged meanwhile is in
-/// part what was written before.
-const DURABLE: [u64; 2] = [1000, 200];
+/// Durable creates of each writer: enough for merging to be what it is in the long run.
+const DURABLE: u64 = 1000;
 /// Writers at a time.
 pub(crate) const WRITERS: u64 = 16;
 
@@ -78,7 +82,7 @@ pub(crate) struct Durable {
     pub(crate) flushes: u64,
     /// Requests to the server.
     pub(crate) requests: u64,
-    /// Median time of the server for one file, or one from each writer.
+    /// Median time of the processor in the server for one file, or one from each writer.
     pub(crate) server: Duration,
 }
 
@@ -103,8 +107,10 @@ pub(crate) struct Figures {
     pub(crate) run_bytes: u64,
     /// Bytes that are not free any more.
     pub(crate) space_bytes: u64,
-    /// Rate of the last creates.
+    /// Rate of the last creates, in a second of the processor, which both nodes share.
     pub(crate) creates_per_second: f64,
+    /// How long it took to fill the volume.
+    pub(crate) filled_in: Duration,
     /// Runs in the uppermost levels when reads are measured.
     pub(crate) levels: [u64; 5],
     /// Blocks from the manifest's root to a leaf.
@@ -115,7 +121,7 @@ pub(crate) struct Figures {
     pub(crate) fresh: Cold,
     /// Reads by a mount in use.
     pub(crate) used: Cold,
-    /// Time of the server for a message about a lock.
+    /// Time of the processor in the server for a message about a lock.
     pub(crate) grant: Duration,
     /// Durable files of one writer.
     pub(crate) one: Durable,
@@ -131,11 +137,14 @@ pub(crate) struct Figures {
 pub(crate) fn measure(dir: &Path, inodes: u64, seed: u64) -> io::Result<Figures> {
     let mut device = Device::create(dir, (1 << 18) + inodes * 3 / 8)?;
     let volume = format(&mut device);
+    // Best effort: without it, the most memory is that of all sizes until then.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
     let bench = Bench {
         cluster: Cluster::new(device, volume, seed),
         volume,
         rng: Rng::new(seed).fork("engine"),
-        inos: Vec::new(),
+        known: Vec::with_capacity(KNOWN),
+        made: 0,
         names: 0,
     };
     Ok(bench.run(inodes))
@@ -145,7 +154,9 @@ struct Bench {
     cluster: Cluster,
     volume: Super,
     rng: Rng,
-    inos: Vec<Ino>,
+    /// Each of those that were made is among these with the same probability.
+    known: Vec<Ino>,
+    made: u64,
     names: u64,
 }
 
@@ -157,8 +168,11 @@ impl Bench {
         self.cluster.mount();
         figures.memory = self.cluster.memory();
         let dirs: Vec<Ino> = (0..DIRS).map(|_| self.make_dir()).collect();
+        let start = Instant::now();
         figures.creates_per_second = self.fill(&dirs, inodes);
         self.settle();
+        figures.filled_in = start.elapsed();
+        self.tell(inodes, "settled");
         let merged = self.merge_bytes();
         figures.merge_bytes = merged.iter().sum();
         let written = self.cluster.traffic().map(|traffic| traffic.bytes_written());
@@ -181,6 +195,7 @@ impl Bench {
         self.cluster.mount();
         self.cluster.run_for(READ_AHEAD);
         let (server, requests) = (self.cluster.server_time(), self.cluster.requests());
+        let _ = self.read_many(BEFORE);
         figures.used = self.read_many(SAMPLES);
         let grants = u32::try_from(self.cluster.requests() - requests).unwrap_or(u32::MAX);
         figures.grant = (self.cluster.server_time() - server) / grants.max(1);
@@ -206,15 +221,13 @@ impl Bench {
         entry(&self.cluster.call(op).expect("nothing fails"))
     }
 
-    /// Creates so many files; answers how many the last ones were in a second.
+    /// Creates so many files; answers how many the last ones were in a second of the processor.
     fn fill(&mut self, dirs: &[Ino], inodes: u64) -> f64 {
         let (mut begun, mut under_way) = (0, VecDeque::new());
-        let mut rated_from = Instant::now();
+        let part = inodes.div_ceil(PARTS);
+        let (mut rate, mut from) = (0.0, (0, processor_time()));
         while begun < inodes || !under_way.is_empty() {
             while begun < inodes && under_way.len() < DEPTH {
-                if begun == inodes.saturating_sub(RATED) {
-                    rated_from = Instant::now();
-                }
                 begun += 1;
                 let dir = *self.rng.pick(dirs).expect("there are some");
                 let (name, node) = (self.name(), NewNode::Regular);
@@ -225,10 +238,38 @@ impl Bench {
             self.cluster.until("a create", |cluster| cluster.platform().has_ended(first));
             let done = self.cluster.platform().take(first).expect("it has ended");
             let ino = entry(&done.expect("nothing fails"));
-            self.inos.push(ino);
+            self.know(ino);
             self.forget(ino);
+            if self.made.is_multiple_of(part) || self.made == inodes {
+                let now = (self.made, processor_time());
+                rate = (now.0 - from.0) as f64 / (now.1 - from.1).as_secs_f64();
+                from = now;
+                self.tell(self.made, &format!("{rate:.0}/s"));
+            }
         }
-        inodes.min(RATED) as f64 / rated_from.elapsed().as_secs_f64()
+        rate
+    }
+
+    /// Says how far it is.
+    fn tell(&self, made: u64, what: &str) {
+        let written: u64 = self.cluster.traffic().iter().map(Traffic::bytes_written).sum();
+        eprintln!(
+            "engine: {made} inodes, {what}: {} bytes written for each; runs {:?}",
+            written / made.max(1),
+            self.levels()
+        );
+    }
+
+    /// Keeps an inode in mind, or one of those before it (reservoir sampling: Vitter, 1985).
+    fn know(&mut self, ino: Ino) {
+        self.made += 1;
+        if self.known.len() < KNOWN {
+            return self.known.push(ino);
+        }
+        let at = self.rng.below(self.made) as usize;
+        if let Some(place) = self.known.get_mut(at) {
+            *place = ino;
+        }
     }
 
     fn forget(&mut self, ino: Ino) {
@@ -276,7 +317,7 @@ impl Bench {
     }
 
     fn random_ino(&mut self) -> Ino {
-        *self.rng.pick(&self.inos).expect("there are some")
+        *self.rng.pick(&self.known).expect("there are some")
     }
 
     /// What some new mounts read before anybody asks, and then for one inode each.
@@ -311,7 +352,7 @@ impl Bench {
 
     /// Creates files and makes each durable, with so many writers at a time.
     fn make_durable(&mut self, dirs: &[Ino], writers: u64) -> Durable {
-        let rounds = if writers == 1 { DURABLE[0] } else { DURABLE[1] };
+        self.settle();
         // What is asked once for each directory is not what a transaction asks.
         for _ in 0..3 {
             self.durable_round(dirs, writers);
@@ -321,7 +362,7 @@ impl Bench {
         let commits = self.cluster.platform().mount.counters().commits;
         let merges = self.cluster.server().counters().merging.merges;
         let mut times = Vec::new();
-        for _ in 0..rounds {
+        for _ in 0..DURABLE {
             let server = self.cluster.server_time();
             self.durable_round(dirs, writers);
             times.push(self.cluster.server_time() - server);
@@ -331,7 +372,7 @@ impl Bench {
         let (server, mount) = (server - traffic[0], mount - traffic[1]);
         let merge_bytes = self.merge_bytes().iter().sum::<u64>() - merged.iter().sum::<u64>();
         Durable {
-            files: rounds * writers,
+            files: DURABLE * writers,
             transactions: self.cluster.platform().mount.counters().commits - commits,
             bytes: server.bytes_written() + mount.bytes_written() - merge_bytes,
             merge_bytes,
@@ -427,6 +468,13 @@ pub(crate) fn cold(all: Vec<(Traffic, Duration)>) -> Cold {
         most: read.iter().map(|(traffic, _)| traffic.read()).max().unwrap_or(0),
         median: times.get(times.len() / 2).copied().unwrap_or_default(),
     }
+}
+
+/// Time of the processor that this thread has had: on a busy machine, the only one that means
+/// something.
+pub(crate) fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 /// The most memory this process had so far.

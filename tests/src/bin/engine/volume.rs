@@ -6,6 +6,7 @@ use crate::device::{Device, Traffic};
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::format::btree::{Node as TreeNode, TreeRoot};
 use outrider_core::format::item::Time;
+use outrider_core::format::key::KeyBytes;
 use outrider_core::format::layout::SUPER_BLKNO;
 use outrider_core::format::records::{ManifestEntry, ManifestKey};
 use outrider_core::format::run::{Items, Value};
@@ -14,8 +15,6 @@ use outrider_core::lsm::manifest::Run;
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_core::node::{Action, Event, Node};
 use outrider_hal::{BLOCK_BYTES, Block, BlockNo, BlockRequest, Completion, Endpoint, Instant};
-use siphasher::sip::SipHasher13;
-use std::collections::HashSet;
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use zerocopy::{FromBytes, IntoBytes};
@@ -80,31 +79,77 @@ pub(crate) fn content(device: &Device, volume: &Super, manifest: &TreeRoot) -> C
     if manifest.height > 0 {
         collect(device, manifest.node.blkno(), &mut runs);
     }
-    // Newest first.
-    runs.sort_by_key(|run| (run.level, u64::MAX - run.order));
     let mut content = Content::default();
-    let (mut seen, mut block) = (HashSet::new(), Block::ZERO);
-    for run in &runs {
-        let place = run.place();
+    for place in runs.iter().map(Run::place) {
         let blocks = place.item_blocks() + place.index_blocks() + place.filter_blocks();
         content.run_bytes += u64::from(blocks) * BLOCK_BYTES as u64;
-        for nth in 0..place.item_blocks() {
-            let at = place.items(nth);
-            device.read(at.blkno, &mut block);
-            let items = Items::open(&block, &volume.volume(), &at).expect("the tree is whole");
-            for index in 0..items.count() {
-                let (key, value) = items.get(index);
-                let hash = SipHasher13::new().hash(key.as_bytes());
-                if seen.insert(hash)
-                    && let Value::Bytes(bytes) = value
-                {
-                    content.items += 1;
-                    content.live_bytes += (key.as_bytes().len() + bytes.len()) as u64;
-                }
+    }
+    let mut sources = sources(runs);
+    sources.iter_mut().for_each(|source| source.open(device, volume));
+    loop {
+        let heads = sources.iter().filter_map(Source::head);
+        // Of equal keys that of the first source: the newest.
+        let Some((key, value)) = heads.min_by_key(|(key, _)| **key) else { break };
+        if let Value::Bytes(bytes) = value {
+            content.items += 1;
+            content.live_bytes += (key.as_bytes().len() + bytes.len()) as u64;
+        }
+        let key = *key;
+        for source in &mut sources {
+            if source.head().is_some_and(|head| *head.0 == key) {
+                source.advance(device, volume);
             }
         }
     }
     content
+}
+
+/// Runs one behind the other, and where their items are read.
+struct Source {
+    /// The next one last.
+    runs: Vec<Run>,
+    nth: u16,
+    item: u16,
+    block: Block,
+}
+
+/// Each run of level 0, the newest first, then each level.
+fn sources(mut runs: Vec<Run>) -> Vec<Source> {
+    runs.sort_by_key(|run| (run.level, u64::MAX - run.order * u64::from(run.level == 0)));
+    let apart = |a: &Run, b: &Run| a.level > 0 && a.level == b.level;
+    let parts = runs.chunk_by(apart).map(|runs| {
+        let mut runs = runs.to_vec();
+        runs.sort_by_key(|run| core::cmp::Reverse(run.range().first));
+        Source { runs, nth: 0, item: 0, block: Block::ZERO }
+    });
+    parts.collect()
+}
+
+impl Source {
+    fn open(&mut self, device: &Device, volume: &Super) {
+        let Some(run) = self.runs.last() else { return };
+        let at = run.place().items(self.nth);
+        device.read(at.blkno, &mut self.block);
+        Items::open(&self.block, &volume.volume(), &at).expect("the tree is whole");
+    }
+
+    /// The next item.
+    fn head(&self) -> Option<(&KeyBytes, Value<'_>)> {
+        self.runs.last().map(|_| Items::opened(&self.block).get(self.item))
+    }
+
+    fn advance(&mut self, device: &Device, volume: &Super) {
+        self.item += 1;
+        if self.item < Items::opened(&self.block).count() {
+            return;
+        }
+        (self.item, self.nth) = (0, self.nth + 1);
+        if self.runs.last().is_some_and(|run| run.place().item_blocks() == self.nth) {
+            self.nth = 0;
+            self.runs.pop();
+        }
+        self.open(device, volume);
+    }
 }
 
 fn collect(device: &Device, blkno: BlockNo, runs: &mut Vec<Run>) {
