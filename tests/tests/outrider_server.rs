@@ -8,12 +8,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[path = "common/process.rs"]
@@ -89,6 +89,22 @@ impl Volume {
         assert!(!output.status.success(), "{args:?}");
         assert!(std::fs::read(self.path()).unwrap() == before, "{args:?} wrote");
     }
+}
+
+#[test]
+fn a_port_in_use_is_named_once_and_tried_until_it_is_free() {
+    const AT: &str = "can't listen at";
+    let volume = volume();
+    let taken = TcpListener::bind(("127.0.0.1", volume.port)).unwrap();
+    let mut server = volume.start();
+    server.hear(AT);
+    // It tries each second.
+    std::thread::sleep(Duration::from_millis(2500));
+    drop(taken);
+    let said = server.hear_all("listens at");
+    assert!(said.iter().all(|line| !line.contains(AT)), "{said:?}");
+    volume.assert_served();
+    server.stop();
 }
 
 #[test]

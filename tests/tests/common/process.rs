@@ -82,13 +82,19 @@ impl Process {
 
     /// Waits for a line that says this.
     pub(crate) fn hear(&mut self, what: &str) -> String {
+        self.hear_all(what).pop().expect("the last line says it")
+    }
+
+    /// The same, with all the lines before.
+    pub(crate) fn hear_all(&mut self, what: &str) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
+        let mut said = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("it never said {what:?}"));
-            if line.contains(what) {
-                return line;
+            said.push(line.unwrap_or_else(|_| panic!("it never said {what:?}")));
+            if said.last().is_some_and(|line| line.contains(what)) {
+                return said;
             }
         }
     }
