@@ -117,7 +117,7 @@ fn who_leaves_holds_nothing_back() {
 fn mounts_that_change_nothing_let_feeds_get_on_and_come_to_rest() {
     let mut mounts = mounts(3, 3);
     let seq = make(&mut mounts[0], "file");
-    wait(&mounts[0], 10 * SECOND);
+    wait(&mounts[0], 20 * SECOND);
     let counts = |mounts: &[Shown]| -> Vec<u64> {
         let count = |at: &Shown| {
             let world = at.world.borrow();
