@@ -1,9 +1,10 @@
 //! The metadata server among faults: a few seeds, each run twice; and one that is stopped.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use outrider_core::format::run::SEGMENT_BLOCKS;
 use outrider_core::server::Server;
-use outrider_tests::scenario::server::{SCENARIO, SERVERS, unanswered};
-use outrider_tests::time::MINUTE;
+use outrider_tests::scenario::server::{SCENARIO, SERVERS, quiet, unanswered};
+use outrider_tests::time::{MILLI, MINUTE, SECOND};
 use outrider_tests::trace::HostId;
 use outrider_tests::world::World;
 use std::collections::BTreeMap;
@@ -84,4 +85,36 @@ fn a_server_that_is_stopped_lets_go_of_its_slot_and_another_leads() {
         took_over += u32::from(world.run_until(MINUTE, other).unwrap());
     }
     assert!(stopped >= 5 && took_over >= 5, "{stopped} stopped, {took_over} took over");
+}
+
+/// The cursor for space of runs in the newest root of whoever serves, and who that is.
+fn cursor(world: &World) -> Option<(HostId, u64)> {
+    (0..SERVERS).map(HostId).find_map(|host| {
+        let server = world.guest::<Server<'_>>(host)?;
+        server.serving()?;
+        Some((host, server.store().root()?.fields().cursor.get()))
+    })
+}
+
+#[test]
+fn space_for_runs_is_taken_in_turn_under_each_leader() {
+    let mut world = quiet(4, &[]);
+    let (mut last, mut onward, mut back, mut leaders) = (0, 0, 0, 0);
+    for turn in 1..=600 {
+        assert_eq!(world.run_until(100 * MILLI, |_| false), Ok(false));
+        let Some((leader, at)) = cursor(&world) else { continue };
+        onward += u32::from(at > last);
+        // At the end of the zone, or where what is free next is too short for what is wanted.
+        back += u32::from(at < last);
+        last = at;
+        if turn % 100 == 0 {
+            leaders += 1;
+            world.crash(leader);
+            assert_eq!(world.run_until(10 * SECOND, |world| cursor(world).is_some()), Ok(true));
+            let (_, inherited) = cursor(&world).unwrap();
+            assert!((last..last + SEGMENT_BLOCKS).contains(&inherited), "{last}, {inherited}");
+            world.boot(leader);
+        }
+    }
+    assert!(onward > 5 * back && back > 0 && leaders > 3, "{onward}, {back}, {leaders} leaders");
 }
