@@ -83,8 +83,8 @@ enum Chore {
     #[command(disable_help_flag = true)]
     Bench {
         /// Which benchmarks: `block-open`, `crowd`, `create`, `boot`, all of these if none is
-        /// named; or `engine` with its options, `--inodes N`, `--alone`, `--dir DIR`, `--seed SEED`,
-        /// `--reads`; or `failover` with `--kills N` and `--qemu`; or `server`.
+        /// named; or `engine` with its options, `--inodes N`, `--alone`, `--dir DIR`,
+        /// `--seed SEED`, `--reads`; or `failover` with `--kills N` and `--qemu`; or `server`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
