@@ -82,8 +82,8 @@ enum Chore {
     /// Measure, and compare with something measured in the same run.
     #[command(disable_help_flag = true)]
     Bench {
-        /// Which benchmarks: `block-open`, `crowd`, `create`, `boot`, all of these if none is
-        /// named; or `engine` with its options, `--inodes N`, `--alone`, `--dir DIR`,
+        /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
+        /// `crowd`; or `engine` with its options, `--inodes N`, `--alone`, `--dir DIR`,
         /// `--seed SEED`, `--reads`; or `failover` with `--kills N` and `--qemu`; or `server`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
