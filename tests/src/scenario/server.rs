@@ -487,6 +487,11 @@ impl Mount {
         self.caller.link.is_parted() || self.state == State::Farewell && self.waits
     }
 
+    /// Whether it says nothing new any more.
+    fn is_going(&self) -> bool {
+        self.state == State::Farewell || self.caller.link.is_parted()
+    }
+
     /// What it holds, whatever its lease.
     pub fn held(&self) -> impl Iterator<Item = (LockName, Mode)> + '_ {
         self.locking.held().filter(|_| !self.is_leaving())
@@ -835,7 +840,7 @@ impl Node<'static> for Mount {
             }
         }
         self.step_work(now);
-        let leaving = self.state == State::Farewell || self.caller.link.is_parted();
+        let leaving = self.is_going();
         if !self.evicted {
             let mut log = self.log.borrow_mut();
             self.locking.step(now, &mut self.caller.link, leaving, &mut self.entropy, &mut log);
@@ -862,8 +867,8 @@ impl Node<'static> for Mount {
         let work = works.then_some(self.next_at);
         let up = self.caller.link.is_up() && !self.caller.link.is_parted();
         let locks = up.then(|| self.locking.timeout(self.stepped)).flatten();
-        let compacting = up.then(|| self.compacting.timeout()).flatten();
-        let times = [work, locks, compacting, self.caller.poll_timeout()];
+        let compacting = up.then(|| self.compacting.timeout(&self.caller.link, self.is_going()));
+        let times = [work, locks, compacting.flatten(), self.caller.poll_timeout()];
         times.into_iter().flatten().min()
     }
 

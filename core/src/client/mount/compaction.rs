@@ -44,9 +44,12 @@ impl Mount<'_> {
         }
     }
 
-    /// When what a server had no room for is told again.
+    /// When something is to be told, if it can be. Otherwise the answer to what was told before is
+    /// what happens next.
     pub(super) fn compaction_timeout(&self) -> Option<Instant> {
-        let waits = self.compactor.ready().is_some() || self.compactor.has_result();
+        let can = |kind| self.way.link.can_request(kind).is_ok();
+        let waits = self.compactor.ready().is_some() && can(Kind::CompactReady)
+            || self.compactor.has_result() && can(Kind::Compacted);
         (waits && self.way.link.is_up() && !self.ending.parting).then_some(self.compact_at)
     }
 

@@ -246,10 +246,15 @@ impl Compacting {
         more
     }
 
-    /// When there is something to say.
-    pub(super) fn timeout(&self) -> Option<Instant> {
-        let says = self.compactor.ready().is_some() || self.compactor.has_result();
-        let claims = self.claims.iter().map(|claim| claim.at.max(self.retry_at));
+    /// When there is something to say that can be said. Otherwise the answer to what was said
+    /// before is what happens next.
+    pub(super) fn timeout(&self, link: &Link<'static>, leaving: bool) -> Option<Instant> {
+        let can = |kind| !leaving && link.can_request(kind).is_ok();
+        let free = can(Kind::Compacted) && !self.said;
+        let says = self.compactor.ready().is_some() && can(Kind::CompactReady)
+            || self.compactor.has_result() && free;
+        let claims = self.claims.iter().filter(|_| free);
+        let claims = claims.map(|claim| claim.at.max(self.retry_at));
         let answer = self.answer.as_ref().map(|(_, at)| *at);
         claims.chain(says.then_some(self.retry_at)).chain(answer).min()
     }
