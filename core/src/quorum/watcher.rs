@@ -87,6 +87,12 @@ impl<'m> Watcher<'m> {
         self.looking = false;
     }
 
+    /// Whether it reads.
+    #[must_use]
+    pub fn is_looking(&self) -> bool {
+        self.looking
+    }
+
     /// The newest leader that listens, as of the last time all blocks were read. May change with
     /// each completion.
     #[must_use]
