@@ -34,7 +34,7 @@ fn assert_all(took: &[Took], bound: Duration) {
 
 #[test]
 fn users_wait_briefly_for_the_successor_of_a_leader_that_is_stopped() {
-    assert_all(&tell(End::Stopped), Duration::from_millis(200));
+    assert_all(&tell(End::Stopped), Duration::from_millis(100));
 }
 
 #[test]

@@ -326,6 +326,8 @@ pub struct Voter<'m> {
     retry_at: Instant,
     /// Blocks are read more often until this.
     alert_until: Instant,
+    /// Readings begun since that is so.
+    alert_scans: u32,
     /// Number of the last write of the own block.
     seq: u64,
     /// The last term this slot was elected in.
@@ -369,6 +371,7 @@ impl<'m> Voter<'m> {
             claim_from: Instant::default(),
             retry_at: Instant::default(),
             alert_until: Instant::default(),
+            alert_scans: 0,
             seq: 0,
             held: Term::NONE,
             highest_round: 0,
@@ -445,9 +448,13 @@ impl<'m> Voter<'m> {
     }
 
     /// Takes note that somebody has lost the leader: for a short while a voter that follows reads
-    /// all blocks as often as it would after a failure. What it then sees of a leader that was
-    /// killed is its last renewal, and one that was stopped says so.
+    /// all blocks as often as it would after a failure, and a few times more often at first. What
+    /// it then sees of a leader that was killed is its last renewal, and one that was stopped says
+    /// so.
     pub fn watch_closely(&mut self, now: Instant) {
+        if self.alert_until <= now {
+            self.alert_scans = 0;
+        }
         self.alert_until = now.plus(ms(self.config.timing.renew_ms) * 2);
     }
 
@@ -572,6 +579,7 @@ impl<'m> Voter<'m> {
         }
         if self.scan.is_idle() && self.scan_due().is_some_and(|due| due <= now) {
             self.scan.begin(now);
+            self.alert_scans = self.alert_scans.saturating_add(1);
         }
         self.scan.poll_request()
     }

@@ -13,6 +13,9 @@ use crate::quorum::timing::{Timing, earlier, ms};
 use core::time::Duration;
 use outrider_hal::{BlockResult, Instant};
 
+/// Readings at the same interval, before it doubles, while it is watched closely.
+const ALERT_SCANS: u32 = 2;
+
 impl Voter<'_> {
     pub(super) fn scan_due(&self) -> Option<Instant> {
         if self.scan.number() == 0 {
@@ -20,8 +23,11 @@ impl Voter<'_> {
         }
         let timing = &self.config.timing;
         let began = self.scan.began();
-        let interval = if began < self.alert_until { timing.retry_ms } else { timing.scan_ms };
-        let usual = began.plus(ms(interval).max(timing.pause(self.reads_failed)));
+        let interval = match began < self.alert_until {
+            true => timing.close(self.alert_scans / ALERT_SCANS),
+            false => ms(timing.scan_ms),
+        };
+        let usual = began.plus(interval.max(timing.pause(self.reads_failed)));
         let later = |at: Instant| (at > began).then_some(at);
         match &self.phase {
             Phase::Watching { .. } => {
