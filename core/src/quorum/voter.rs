@@ -334,6 +334,12 @@ pub struct Voter<'m> {
     held: Term,
     highest_round: u64,
     mounts: u32,
+    /// It is to be said that this voter is leaving.
+    leaving: bool,
+    /// What of that the own block durably shows.
+    leaving_shown: bool,
+    /// Number of the first scan that began when it did.
+    leaving_scan: Option<u64>,
     unmount_barrier: u64,
     barrier_durable: u64,
     claims_failed: u32,
@@ -376,6 +382,9 @@ impl<'m> Voter<'m> {
             held: Term::NONE,
             highest_round: 0,
             mounts: 0,
+            leaving: false,
+            leaving_shown: false,
+            leaving_scan: None,
             unmount_barrier: 0,
             barrier_durable: 0,
             claims_failed: 0,
@@ -429,11 +438,28 @@ impl<'m> Voter<'m> {
         self.scan.sight(slot)
     }
 
-    /// Whether another configured voter writes, as far as the last reading shows: one that would
-    /// lead if this one let go.
+    /// Whether another configured voter writes and isn't leaving, as far as the last reading shows:
+    /// one that would lead if this one let go.
     #[must_use]
     pub fn has_successor(&self) -> bool {
-        self.others().any(|ballot| self.writes(ballot))
+        self.others().any(|ballot| self.writes(ballot) && !ballot.leaving)
+    }
+
+    /// Says, or takes back, that this voter is about to let go of its slot. See
+    /// [`has_looked_around`](Self::has_looked_around).
+    pub fn announce_leaving(&mut self, leaving: bool) {
+        if self.leaving != leaving {
+            (self.leaving, self.leaving_scan) = (leaving, None);
+        }
+    }
+
+    /// Whether a reading shows who else is leaving that began when the own block durably showed
+    /// that this voter is. Of two that look around so, one at least sees the other: so not each of
+    /// two that leave in the same moment takes the other for its successor.
+    #[must_use]
+    pub fn has_looked_around(&self) -> bool {
+        let ended = if self.scan.is_idle() { self.scan.number() + 1 } else { self.scan.number() };
+        self.leaving_scan.is_some_and(|scan| scan < ended)
     }
 
     /// The unmount barrier that the own block durably shows.

@@ -57,6 +57,7 @@ fn ballot(slot: usize, state: State, round: u64) -> Ballot {
         host: HostId::default(),
         boot: BootId::default(),
         endpoint: (state == State::Listening).then_some(endpoint(slot)),
+        leaving: false,
     }
 }
 

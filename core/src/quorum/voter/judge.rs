@@ -35,6 +35,7 @@ impl Voter<'_> {
                 earlier(Some(usual), quiet)
             }
             Phase::Joining { .. } => Some(usual),
+            Phase::Following { .. } | Phase::Leading(_) if self.is_look_due() => Some(began),
             Phase::Following { claim_at } => {
                 let quiet = self.others().filter_map(|ballot| {
                     let active = ballot.state.is_active();
@@ -61,6 +62,11 @@ impl Voter<'_> {
             | Phase::Stopping
             | Phase::Ended(_) => None,
         }
+    }
+
+    /// Whether a scan is wanted that shows who else is leaving.
+    fn is_look_due(&self) -> bool {
+        self.leaving_scan.is_some_and(|scan| self.scan.number() < scan)
     }
 
     /// What the other slots' voters say.
