@@ -746,10 +746,10 @@ impl<'m> Server<'m> {
                 }
                 ClientRequest::Clients(from) => return self.report_clients(now, session, from),
                 ClientRequest::Waits(skip) => return self.report_waits(now, session, skip),
-                ClientRequest::Fence(client) => {
+                ClientRequest::Fence(gone) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
-                    return self.on_fence_word(session, ticket, client);
+                    return self.on_fence_word(session, ticket, &gone);
                 }
                 ClientRequest::LockAsk(record) => {
                     let Some(ticket) = self.links.take(now, session) else { return };

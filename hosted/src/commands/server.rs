@@ -193,8 +193,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let network = TcpNetwork::new().map_err(failed)?;
     let pump = carve(path, &config, device, network)?;
     let lease = Duration::from_millis(config.quorum.lease_ms.into());
-    let witness =
-        if options.no_witness { None } else { Some(Witness::start(grace(lease), options.log)) };
+    let witness = if options.no_witness {
+        None
+    } else {
+        Some(Witness::start(grace(lease), options.log, None))
+    };
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;
