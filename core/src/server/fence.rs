@@ -106,20 +106,61 @@ impl Server<'_> {
     pub(super) fn on_fence_word(&mut self, session: SessionId, ticket: Ticket, gone: &Gone) {
         let client = gone.client;
         let up = self.links.find(client).is_some_and(|session| self.links.is_up(session));
-        let is_other = |member: &Member| gone.nonce.is_some_and(|nonce| nonce != member.nonce);
-        let error = match self.members.find(client) {
-            None => ErrorCode::NotFound,
-            Some(member) if is_other(&*member) => ErrorCode::NotFound,
-            Some(member) if up || member.standing == Standing::Greeting => ErrorCode::Busy,
-            Some(member) => {
-                member.is_gone = true;
-                member.word = Some((session, ticket));
-                if member.standing == Standing::Mounted {
-                    self.begin_eviction(client);
-                }
-                return;
-            }
-        };
-        let _ = self.links.answer(session, ticket, &Outcome::Failed(error, None));
+        let member = self.members.find(client);
+        if let Err(error) = judge(member.as_deref(), up, gone) {
+            let _ = self.links.answer(session, ticket, &Outcome::Failed(error, None));
+            return;
+        }
+        let Some(member) = member else { return };
+        member.is_gone = true;
+        member.word = Some((session, ticket));
+        if member.standing == Standing::Mounted {
+            self.begin_eviction(client);
+        }
+    }
+}
+
+/// Why a word is not taken about whoever is recorded under its number, and is connected or not.
+fn judge(recorded: Option<&Member>, is_up: bool, gone: &Gone) -> Result<(), ErrorCode> {
+    match recorded {
+        None => Err(ErrorCode::NotFound),
+        Some(member) if gone.nonce.is_some_and(|nonce| nonce != member.nonce) => {
+            Err(ErrorCode::NotFound)
+        }
+        Some(member) if is_up || member.standing == Standing::Greeting => Err(ErrorCode::Busy),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::judge;
+    use crate::format::ClientId;
+    use crate::format::wire::ErrorCode;
+    use crate::format::wire::greeting::Machine;
+    use crate::format::wire::message::Gone;
+    use crate::server::table::{Member, Standing};
+
+    #[test]
+    fn a_witness_speaks_of_the_mount_it_has_watched_and_of_nobody_who_is_connected() {
+        let client = ClientId(7);
+        let member = |standing| Member::new(client, [3; 16], Machine::default(), standing);
+        let mounted = member(Standing::Mounted);
+        let by = |nonce| Gone { client, nonce };
+        let (operator, witness) = (by(None), by(Some([3; 16])));
+        for word in [operator, witness] {
+            assert_eq!(judge(Some(&mounted), false, &word), Ok(()));
+            assert_eq!(judge(Some(&member(Standing::Evicted)), false, &word), Ok(()));
+            assert_eq!(judge(Some(&mounted), true, &word), Err(ErrorCode::Busy));
+            let greeting = member(Standing::Greeting);
+            assert_eq!(judge(Some(&greeting), false, &word), Err(ErrorCode::Busy));
+            // Said before, and heard.
+            assert_eq!(judge(None, false, &word), Err(ErrorCode::NotFound));
+        }
+        // The number is somebody else's, of an older state of the volume.
+        for up in [false, true] {
+            let found = judge(Some(&mounted), up, &by(Some([4; 16])));
+            assert_eq!(found, Err(ErrorCode::NotFound));
+        }
     }
 }
