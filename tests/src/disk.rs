@@ -98,6 +98,8 @@ struct Flying {
     landed: bool,
     orphan: bool,
     held: bool,
+    /// Its host was fenced before it came: it never lands.
+    is_void: bool,
     /// The wake-up that it is watched for.
     zombie: Option<u64>,
     turn: u32,
@@ -160,6 +162,8 @@ pub struct Disk {
     last: BTreeMap<HostId, (Time, Time)>,
     bad: BTreeSet<u64>,
     dead_paths: BTreeSet<HostId>,
+    /// Hosts that were fenced in their present life.
+    fenced: BTreeSet<HostId>,
     full_until: Time,
     /// Wake-ups whose writes have landed.
     zombies: BTreeSet<u64>,
@@ -188,6 +192,7 @@ impl Disk {
             last: BTreeMap::new(),
             bad: BTreeSet::new(),
             dead_paths: BTreeSet::new(),
+            fenced: BTreeSet::new(),
             full_until: Time(0),
             zombies: BTreeSet::new(),
             queue_max,
@@ -279,11 +284,10 @@ impl Disk {
 
     /// Every write that may still land, zombies' included: whose it is, and where it goes.
     pub fn writes(&self) -> impl Iterator<Item = (HostId, BlockNo)> + '_ {
-        self.flying.values().filter(|flying| !flying.landed).filter_map(|flying| {
-            match flying.command {
-                Command::Write(blkno, _) => Some((flying.owner.host, blkno)),
-                Command::Read(_) | Command::Flush => None,
-            }
+        let may_land = |flying: &&Flying| !flying.landed && !flying.is_void;
+        self.flying.values().filter(may_land).filter_map(|flying| match flying.command {
+            Command::Write(blkno, _) => Some((flying.owner.host, blkno)),
+            Command::Read(_) | Command::Flush => None,
         })
     }
 
@@ -325,6 +329,7 @@ impl Disk {
             landed: false,
             orphan: false,
             held: false,
+            is_void: self.fenced.contains(&host),
             zombie: None,
             turn: 0,
             unheard,
@@ -345,7 +350,8 @@ impl Disk {
     pub fn step(&mut self, now: Time, atlas: &mut Atlas, trace: &mut Trace) -> Option<Done> {
         match self.agenda.pop_due(now)? {
             Due::LandPart { id, turn, sectors } => {
-                let flying = self.flying.get(&id).filter(|f| f.turn == turn && !f.landed)?;
+                let lands = |f: &&Flying| f.turn == turn && !f.landed && !f.is_void;
+                let flying = self.flying.get(&id).filter(lands)?;
                 if let Command::Write(blkno, data) = &flying.command {
                     let (blkno, data) = (blkno.0, data.clone());
                     trace.note(now, Some(flying.owner.host), &Note::LandedPart(id, sectors));
@@ -377,7 +383,8 @@ impl Disk {
         let mine: Vec<(RequestId, bool)> = mine.map(|(id, f)| (*id, f.landed)).collect();
         for (id, landed) in mine {
             let Some(flying) = self.flying.get_mut(&id) else { continue };
-            let (Command::Write(blkno, data), false) = (&flying.command, landed) else {
+            let over = landed || flying.is_void;
+            let (Command::Write(blkno, data), false) = (&flying.command, over) else {
                 self.flying.remove(&id);
                 continue;
             };
@@ -401,6 +408,7 @@ impl Disk {
         }
         *self.lives.entry(host).or_default() += 1;
         self.dead_paths.remove(&host);
+        self.fenced.remove(&host);
     }
 
     /// The host's node stands still until then: some of its queue lands only afterwards.
@@ -430,14 +438,18 @@ impl Disk {
         }
     }
 
-    /// Nothing that the host has submitted lands any more, in whatever life that was, or in former
-    /// ones only.
+    /// Nothing that the host has submitted lands any more, in former lives only, or in its present
+    /// one too, in which every request fails from now on.
     pub fn fence(&mut self, now: Time, host: HostId, former: bool, trace: &mut Trace) {
         let under_way = |(_, f): &(&RequestId, &Flying)| {
             f.owner.host == host && !f.landed && (f.orphan || !former)
         };
         let ids: Vec<RequestId> = self.flying.iter().filter(under_way).map(|(id, _)| *id).collect();
         trace.note(now, Some(host), &Note::Fenced(ids.len()));
+        if !former {
+            self.fenced.insert(host);
+            self.dead_paths.insert(host);
+        }
         for id in ids {
             let Some(flying) = self.flying.get_mut(&id) else { continue };
             if flying.orphan {
@@ -465,7 +477,9 @@ impl Disk {
         for id in ids {
             let Some(flying) = self.flying.get_mut(&id) else { continue };
             let under_way = match &flying.command {
-                Command::Write(blkno, data) if !flying.landed => Some((blkno.0, data.clone())),
+                Command::Write(blkno, data) if !flying.landed && !flying.is_void => {
+                    Some((blkno.0, data.clone()))
+                }
                 Command::Read(_) | Command::Write(..) | Command::Flush => None,
             };
             if flying.orphan {

@@ -463,11 +463,9 @@ impl World {
     /// Cuts a machine off from the device: nothing that it has submitted, in this life or one
     /// before, gets there any more, nor anything else until it is booted anew.
     pub fn fence(&mut self, host: HostId) {
-        self.disk.fence(self.now, host, false, &mut self.trace);
-        if self.machines[usize::from(host.0)].life.is_some() {
-            self.cut_disk(host);
-            self.review(host);
-        }
+        let former = self.machines[usize::from(host.0)].life.is_none();
+        self.disk.fence(self.now, host, former, &mut self.trace);
+        self.review(host);
     }
 
     /// Nothing that a machine has submitted in earlier lives gets to the device any more.
