@@ -10,6 +10,7 @@ mod caller;
 pub mod counter;
 pub mod crowd;
 pub mod mount;
+pub mod outage;
 pub mod register;
 pub mod scrub;
 pub mod server;

@@ -13,6 +13,9 @@ use crate::quorum::timing::{Timing, earlier, ms};
 use core::time::Duration;
 use outrider_hal::{BlockResult, Instant};
 
+/// Readings at the same interval, before it doubles, while it is watched closely.
+const ALERT_SCANS: u32 = 2;
+
 impl Voter<'_> {
     pub(super) fn scan_due(&self) -> Option<Instant> {
         if self.scan.number() == 0 {
@@ -20,8 +23,11 @@ impl Voter<'_> {
         }
         let timing = &self.config.timing;
         let began = self.scan.began();
-        let interval = if began < self.alert_until { timing.retry_ms } else { timing.scan_ms };
-        let usual = began.plus(ms(interval).max(timing.pause(self.reads_failed)));
+        let interval = match began < self.alert_until {
+            true => timing.close(self.alert_scans / ALERT_SCANS),
+            false => ms(timing.scan_ms),
+        };
+        let usual = began.plus(interval.max(timing.pause(self.reads_failed)));
         let later = |at: Instant| (at > began).then_some(at);
         match &self.phase {
             Phase::Watching { .. } => {
@@ -29,6 +35,7 @@ impl Voter<'_> {
                 earlier(Some(usual), quiet)
             }
             Phase::Joining { .. } => Some(usual),
+            Phase::Following { .. } | Phase::Leading(_) if self.is_look_due() => Some(began),
             Phase::Following { claim_at } => {
                 let quiet = self.others().filter_map(|ballot| {
                     let active = ballot.state.is_active();
@@ -55,6 +62,11 @@ impl Voter<'_> {
             | Phase::Stopping
             | Phase::Ended(_) => None,
         }
+    }
+
+    /// Whether a scan is wanted that shows who else is leaving.
+    fn is_look_due(&self) -> bool {
+        self.leaving_scan.is_some_and(|scan| self.scan.number() < scan)
     }
 
     /// What the other slots' voters say.
