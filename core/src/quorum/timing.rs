@@ -149,6 +149,12 @@ impl Timing {
         ms(self.lease_ms)
     }
 
+    /// A leader lets go that has been denied a reading of the blocks for this long. More than the
+    /// longest pause between attempts.
+    pub(super) fn blind(&self) -> Duration {
+        self.lease() + ms(self.retry_max_ms.max(self.lease_ms))
+    }
+
     pub(super) fn observe(&self) -> Duration {
         ms(self.observe_ms)
     }

@@ -180,6 +180,9 @@ pub enum Loss {
     LaterClaim(Term),
     /// The voter of this slot is reached by more mounts, for two leases now.
     Outnumbered(Slot),
+    /// The device has denied it a reading of the voters' blocks, by errors or by no answer, for
+    /// longer than attempts are apart; so it can answer no commit, and perhaps another can.
+    Blind,
     /// The owner found a root of this term, which is not earlier.
     Outranked(Term),
     /// The voter can't go on at all.
@@ -292,6 +295,8 @@ struct Office {
     listening: bool,
     check: Option<Check>,
     outnumbered_since: Option<Instant>,
+    /// When the last reading began that the device has not denied.
+    read_at: Instant,
 }
 
 /// A check of the claims the owner has asked for.

@@ -618,6 +618,7 @@ fn lost(loss: Loss) -> String {
     match loss {
         Loss::LeaseOver => "its lease was not renewed in time".to_owned(),
         Loss::LaterClaim(term) => format!("another claims term {term}"),
+        Loss::Blind => "it can't read the voters' blocks".to_owned(),
         Loss::Outnumbered(slot) => format!("more mounts reach the server of slot {slot}"),
         Loss::Outranked(term) => format!("term {term} has begun already"),
         Loss::Refused(_) => "it takes no part any more".to_owned(),

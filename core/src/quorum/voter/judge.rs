@@ -88,6 +88,13 @@ impl Voter<'_> {
         Slot::ALL.into_iter().find(unknown)
     }
 
+    /// Whether the device has failed to read a configured voter's block.
+    fn is_denied(&self) -> bool {
+        let configured = Slot::ALL.into_iter().filter(|slot| self.config.voters.contains(*slot));
+        let mut sights = configured.map(|slot| self.scan.sight(slot));
+        sights.any(|sight| matches!(sight, Sight::Unreadable(_)))
+    }
+
     pub(super) fn on_scan(&mut self, now: Instant) {
         self.take_note();
         if let Some(refusal) = self.refusal() {
@@ -354,6 +361,12 @@ impl Voter<'_> {
     }
 
     fn on_scan_leading(&mut self, now: Instant) {
+        let (began, unreadable) = (self.scan.began(), self.is_denied());
+        if let Phase::Leading(office) = &mut self.phase
+            && !unreadable
+        {
+            office.read_at = office.read_at.max(began);
+        }
         let Phase::Leading(Office { term, check, outnumbered_since, .. }) = self.phase else {
             return;
         };
@@ -396,6 +409,9 @@ impl Voter<'_> {
             Phase::Leading(office) if now >= office.lease_end => {
                 self.depose(now, Loss::LeaseOver);
             }
+            Phase::Leading(office) if now.since(office.read_at) >= self.config.timing.blind() => {
+                self.depose(now, Loss::Blind);
+            }
             Phase::Looking { lease_end, .. } | Phase::Taking { lease_end, .. }
                 if now >= *lease_end && !is_active(Mutant::ClaimWithoutLease) =>
             {
@@ -421,9 +437,11 @@ impl Voter<'_> {
         };
         let refusal = match loss {
             Loss::Refused(refusal) => Some(refusal),
-            Loss::LeaseOver | Loss::LaterClaim(_) | Loss::Outnumbered(_) | Loss::Outranked(_) => {
-                None
-            }
+            Loss::LeaseOver
+            | Loss::LaterClaim(_)
+            | Loss::Outnumbered(_)
+            | Loss::Outranked(_)
+            | Loss::Blind => None,
         };
         self.withdraw(now);
         self.phase = Phase::Draining { term, refusal };

@@ -241,6 +241,7 @@ impl<'m> Voter<'m> {
             listening: false,
             check: None,
             outnumbered_since: None,
+            read_at: now,
         });
         self.notify(Notice::Elected(term));
     }
