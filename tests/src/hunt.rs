@@ -144,6 +144,7 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         Mutant::WriteOnlyItemsKept => {
             (None, Told::Core("keeping_blind_items_would_show_what_others_have_deleted"))
         }
+        Mutant::PinIgnored => (None, Told::Core("using_what_is_read_again_is_noticed")),
         Mutant::ParkedInRevoke => {
             (None, Told::Core("parking_what_a_notification_waits_for_would_never_end"))
         }

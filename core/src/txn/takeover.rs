@@ -24,6 +24,7 @@
 //!
 //! What this module deliberately doesn't know: how a commit is written.
 
+use super::kept::Kept;
 use super::settle::{RESERVE_TARGET, Settling};
 use super::trees::Trees;
 use crate::block::{Cache, Pins};
@@ -128,6 +129,7 @@ impl TakeoverJob {
         trees: &mut Trees,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
     ) -> Result<Outcome, Stop> {
         loop {
             self.step = match self.step {
@@ -175,7 +177,7 @@ impl TakeoverJob {
                     let rounds = self.term.round() - root.term().round();
                     let rounds = rounds.min(TAKEOVER_ROUNDS as u64);
                     let blocks = RESERVE_TARGET + rounds * TAKEOVER_BLOCKS;
-                    let taken = settling.fill_up(blocks, trees, cache, pins)?;
+                    let taken = settling.fill_up(blocks, trees, cache, pins, kept)?;
                     return Ok(Outcome::Done(taken));
                 }
             };

@@ -749,7 +749,8 @@ impl Mount {
                 | ServerAnswer::Compacted
                 | ServerAnswer::Fence
                 | ServerAnswer::Clients(_)
-                | ServerAnswer::Waits(_) => {}
+                | ServerAnswer::Waits(_)
+                | ServerAnswer::Pin(_) => {}
             },
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
                 log.refused(client, error);
