@@ -10,6 +10,7 @@ mod caller;
 pub mod counter;
 pub mod crowd;
 pub mod mount;
+pub mod readers;
 pub mod register;
 pub mod scrub;
 pub mod server;
@@ -37,8 +38,14 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const ALL: &[Scenario] =
-    &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO, mount::SCENARIO, register::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    counter::SCENARIO,
+    scrub::SCENARIO,
+    server::SCENARIO,
+    readers::SCENARIO,
+    mount::SCENARIO,
+    register::SCENARIO,
+];
 
 /// What came of a run.
 #[derive(Debug, Clone)]

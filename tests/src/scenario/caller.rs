@@ -35,17 +35,18 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// The connection of a mount with this nonce.
+    /// The connection of a mount with this nonce, or of a guest.
     pub(super) fn carve(
         arena: &mut Arena<'static>,
         limits: &LinkLimits,
         volume: &Super,
+        role: Role,
         nonce: [u8; 16],
     ) -> Caller {
         let config = LinkConfig {
             cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
             timing: NetTiming::DEFAULT,
-            role: Role::Mount,
+            role,
             nonce,
             machine: Machine::default(),
             read_only: false,

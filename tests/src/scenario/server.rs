@@ -17,6 +17,7 @@
 mod compact;
 mod locking;
 pub mod merge;
+pub mod reading;
 
 pub use locking::LEASE;
 
@@ -44,6 +45,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super};
+use outrider_core::format::wire::greeting::Role;
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
     ServerAnswer, ServerRequest, Transaction,
@@ -301,7 +303,7 @@ const LINK: LinkLimits =
 /// What the link, the watcher and the runs are carved from.
 fn carve(arena: &mut Arena<'static>, nonce: [u8; 16], manners: Manners) -> Mount {
     Mount {
-        caller: Caller::carve(arena, &LINK, &volume(), nonce),
+        caller: Caller::carve(arena, &LINK, &volume(), Role::Mount, nonce),
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
         maker: Maker::carve(arena).expect("measured"),
         compacting: Compacting::carve(arena, manners).expect("measured"),
