@@ -253,7 +253,7 @@ impl<'m> Store<'m> {
         let own = root.takeover(used).expect("it is usable");
         self.commit = root.commit().next();
         self.takeover = shifted(root, term);
-        self.takeover_job = TakeoverJob::begin(term, gone.clone(), used);
+        self.takeover_job = TakeoverJob::begin(term, self.commit, gone.clone(), used);
         self.term = term;
         if is_active(Mutant::TakeoverOutsideReserve) && root.term() != Term::NONE {
             let reserve = Reserve::from_slice(root.reserve()).expect("as many as in a root");
@@ -419,11 +419,10 @@ impl<'m> Store<'m> {
 
     fn step_taking_over(&mut self) -> More {
         let root = self.root.as_ref().expect("loaded");
-        let commit = self.commit;
         let (trees, cache) = (&mut self.trees, &mut self.cache);
         let job = &mut self.takeover_job;
         let (settling, pins, kept) = (&mut self.settling, &mut self.pins, &mut self.kept);
-        match job.run(root, commit, settling, trees, cache, pins, kept) {
+        match job.run(root, settling, trees, cache, pins, kept) {
             Ok(Outcome::Done(taken)) => {
                 if let Some(taken) = taken {
                     let rest = name_rounds(taken, &mut self.takeover);

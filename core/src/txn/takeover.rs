@@ -84,6 +84,7 @@ impl Gone {
 #[derive(Debug, Default)]
 pub struct TakeoverJob {
     term: Term,
+    commit: CommitNo,
     gone: Gone,
     /// The round whose reserve this takeover writes.
     used: u64,
@@ -113,24 +114,24 @@ pub enum Outcome {
 }
 
 impl TakeoverJob {
-    /// Begins to take over from the leader of the root, in the takeover reserve of the round
-    /// `used`.
+    /// Begins to take over from the leader of the root with this commit, in the takeover reserve of
+    /// the round `used`.
     #[must_use]
-    pub fn begin(term: Term, gone: Gone, used: u64) -> TakeoverJob {
-        TakeoverJob { term, gone, used, step: Step::Pair }
+    pub fn begin(term: Term, commit: CommitNo, gone: Gone, used: u64) -> TakeoverJob {
+        TakeoverJob { term, commit, gone, used, step: Step::Pair }
     }
 
     /// Does what is left. Run again from the top when it was stopped for a block.
     pub fn run(
         &mut self,
         root: &Root,
-        commit: CommitNo,
         settling: &mut Settling,
         trees: &mut Trees,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
     ) -> Result<Outcome, Stop> {
+        let commit = self.commit;
         loop {
             self.step = match self.step {
                 Step::Pair => {
