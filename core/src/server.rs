@@ -699,6 +699,10 @@ impl<'m> Server<'m> {
         stream: StreamId,
         greeting: &Greeting,
     ) -> Result<(), ErrorCode> {
+        // A later leader has welcomed it: what is recorded of it now isn't known here.
+        if self.serving().is_none_or(|term| greeting.term > term) {
+            return Err(ErrorCode::Stale);
+        }
         let known = match greeting.client {
             Some(client) => self.members.find(client),
             None => {
