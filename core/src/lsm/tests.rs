@@ -3,6 +3,7 @@
 extern crate std;
 
 mod sweeps;
+mod turns;
 
 use super::KeyRange;
 use super::build::{BuildSpace, Refused, RunBuilder, blocks_for, filter_blocks};
