@@ -9,11 +9,12 @@
 //!
 //! # Invariants
 //!
-//! * A choice looks at [`LOOKS_MAX`] runs at the most, and takes the one with the fewest blocks below
-//!   it for each of its own. The first that has none below it is taken at once: it only moves.
+//! * A choice looks at [`LOOKS_MAX`] runs at the most, and takes the one with the fewest blocks
+//!   below it for each of its own. The first that has none below it is taken at once: it only
+//!   moves.
 //! * One in [`TURN`] choices of a level is the turn of the run under a cursor, whatever it costs.
-//!   The cursor goes round, so no run that could go down is passed over in more than that many
-//!   choices for each run of its level: tombstones come down.
+//!   The cursor goes round, so a run that can go down has its turn when those before it have had
+//!   theirs, however much lies below it: tombstones come down.
 //! * Only what has been taken counts: a choice that is begun anew looks at the same runs again.
 //!
 //! What this module deliberately doesn't know: the manifest, and which runs are busy.
