@@ -45,6 +45,7 @@ mod fence;
 mod holder;
 mod jobs;
 mod knocks;
+mod leaving;
 mod limits;
 mod listening;
 mod locks;
@@ -246,6 +247,8 @@ pub struct Server<'m> {
     fencing: Option<ClientId>,
     /// It was told to stop.
     stopping: bool,
+    /// It is to stop when nobody needs it. Since when that is so, and it serves nobody.
+    leaving: Option<Instant>,
     events: Events,
     draws: u64,
     counters: Counters,
@@ -322,6 +325,7 @@ impl<'m> Server<'m> {
             serving_since: Instant(0),
             fencing: None,
             stopping: false,
+            leaving: None,
             events: Events::default(),
             draws: 0,
             counters: Counters::default(),
@@ -374,15 +378,6 @@ impl<'m> Server<'m> {
         if self.phase == Phase::Following {
             self.voter.stop();
         }
-    }
-
-    /// Whether mounts that have not left would find no server if this one stopped: it serves them,
-    /// and no other voter writes.
-    #[must_use]
-    pub fn is_needed(&self) -> bool {
-        self.serving().is_some()
-            && self.members.all().iter().any(|member| !member.is_out())
-            && !self.voter.has_successor()
     }
 
     /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
@@ -751,10 +746,10 @@ impl<'m> Server<'m> {
                 }
                 ClientRequest::Clients(from) => return self.report_clients(now, session, from),
                 ClientRequest::Waits(skip) => return self.report_waits(now, session, skip),
-                ClientRequest::Fence(client) => {
+                ClientRequest::Fence(gone) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
-                    return self.on_fence_word(session, ticket, client);
+                    return self.on_fence_word(session, ticket, &gone);
                 }
                 ClientRequest::LockAsk(record) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
@@ -1017,6 +1012,7 @@ impl<'m> Node<'m> for Server<'m> {
         self.step_notices(now);
         self.step_draining(now);
         self.step_links(now);
+        self.step_leaving(now);
         let mut more = More::No;
         if self.is_in_office() && self.voter.may_act(now) {
             if matches!(self.phase, Phase::Serving(_)) {
@@ -1064,6 +1060,7 @@ impl<'m> Node<'m> for Server<'m> {
             self.release_at,
             self.eviction_timeout(),
             self.fence_timeout(),
+            self.leaving_timeout(),
         ];
         due.into_iter().chain(others).flatten().min()
     }

@@ -125,6 +125,7 @@ records! { line:
     message::CompactSpaceRecord,
     message::CompactedRecord,
     message::CompactReadyRecord,
+    message::GoneRecord,
     message::StatfsRecord,
     message::StatusRecord,
     message::ClientStatusRecord,

@@ -57,6 +57,11 @@ pub trait Checker {
         None
     }
 
+    /// Whether nothing is still to be done: the same question, for who asks it often.
+    fn is_settled(&self, world: &World) -> bool {
+        self.unsettled(world).is_none()
+    }
+
     /// What was done, to be summed over runs: runs are counted in work.
     fn work(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -29,6 +29,7 @@ use crate::time::{Agenda, MICRO, MILLI, SECOND, Time};
 use crate::trace::{Digest, HostId, Trace};
 use outrider_hal::{Block, BlockNo, BlockResult, IoError};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ pub const SECTOR_BYTES: usize = 512;
 
 /// Versions of one block kept in the cache; older ones have reached the medium.
 const VERSIONS_MAX: usize = 16;
+
+/// Blocks whose changes are counted together.
+const REGION_BLOCKS: u64 = 64;
 
 /// The disk's name for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +79,8 @@ pub struct DiskWork {
     pub writes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
+    /// Wake-ups with writes under way that have [landed](Disk::watch) after it.
+    pub zombies: u64,
 }
 
 /// A life of a host: a node's restart begins a new one.
@@ -92,6 +98,10 @@ struct Flying {
     landed: bool,
     orphan: bool,
     held: bool,
+    /// Its host was fenced before it came: it never lands.
+    is_void: bool,
+    /// The wake-up that it is watched for.
+    zombie: Option<u64>,
     turn: u32,
     /// How long the host waits to hear of it once it has landed.
     unheard: Duration,
@@ -134,6 +144,7 @@ enum Note {
     PathDead,
     FullUntil(Time),
     LostPower(usize),
+    Fenced(usize),
 }
 
 /// The device.
@@ -141,6 +152,8 @@ pub struct Disk {
     rng: Rng,
     medium: Image,
     cache: BTreeMap<u64, Vec<Version>>,
+    /// How often what a read would return has changed, in each region.
+    changes: Vec<u64>,
     completed: BTreeMap<RequestId, Completed>,
     flying: BTreeMap<RequestId, Flying>,
     agenda: Agenda<Due>,
@@ -149,7 +162,11 @@ pub struct Disk {
     last: BTreeMap<HostId, (Time, Time)>,
     bad: BTreeSet<u64>,
     dead_paths: BTreeSet<HostId>,
+    /// Hosts that were fenced in their present life.
+    fenced: BTreeSet<HostId>,
     full_until: Time,
+    /// Wake-ups whose writes have landed.
+    zombies: BTreeSet<u64>,
     queue_max: usize,
     requests_ever: u64,
     work: DiskWork,
@@ -162,10 +179,12 @@ impl Disk {
     pub fn new(root: &Rng, image: Image) -> Disk {
         let mut rng = root.fork("disk");
         let queue_max = rng.within(4..=64) as usize;
+        let changes = vec![0; image.blocks().div_ceil(REGION_BLOCKS) as usize];
         Disk {
             rng,
             medium: image,
             cache: BTreeMap::new(),
+            changes,
             completed: BTreeMap::new(),
             flying: BTreeMap::new(),
             agenda: Agenda::new(),
@@ -173,7 +192,9 @@ impl Disk {
             last: BTreeMap::new(),
             bad: BTreeSet::new(),
             dead_paths: BTreeSet::new(),
+            fenced: BTreeSet::new(),
             full_until: Time(0),
+            zombies: BTreeSet::new(),
             queue_max,
             requests_ever: 0,
             work: DiskWork::default(),
@@ -190,7 +211,7 @@ impl Disk {
     /// How much has been done.
     #[must_use]
     pub fn work(&self) -> DiskWork {
-        self.work
+        DiskWork { zombies: self.zombies.len() as u64, ..self.work }
     }
 
     /// What a read would return now if nothing went wrong.
@@ -198,6 +219,20 @@ impl Disk {
     pub fn content(&self, blkno: BlockNo) -> &Rc<Block> {
         let cached = self.cache.get(&blkno.0).and_then(|versions| versions.last());
         cached.map_or_else(|| self.medium.block(blkno.0), |version| &version.data)
+    }
+
+    /// A number that grows when what a read of one of these blocks would return changes. Others may
+    /// let it grow too.
+    #[must_use]
+    pub fn changes(&self, blocks: Range<u64>) -> u64 {
+        let regions = blocks.start / REGION_BLOCKS..blocks.end.div_ceil(REGION_BLOCKS);
+        self.changes[regions.start as usize..regions.end as usize].iter().sum()
+    }
+
+    fn note_change(&mut self, blkno: u64) {
+        if let Some(changes) = self.changes.get_mut((blkno / REGION_BLOCKS) as usize) {
+            *changes += 1;
+        }
     }
 
     /// What is durable: what the device holds if it loses power now and every cached write with it.
@@ -249,11 +284,10 @@ impl Disk {
 
     /// Every write that may still land, zombies' included: whose it is, and where it goes.
     pub fn writes(&self) -> impl Iterator<Item = (HostId, BlockNo)> + '_ {
-        self.flying.values().filter(|flying| !flying.landed).filter_map(|flying| {
-            match flying.command {
-                Command::Write(blkno, _) => Some((flying.owner.host, blkno)),
-                Command::Read(_) | Command::Flush => None,
-            }
+        let may_land = |flying: &&Flying| !flying.landed && !flying.is_void;
+        self.flying.values().filter(may_land).filter_map(|flying| match flying.command {
+            Command::Write(blkno, _) => Some((flying.owner.host, blkno)),
+            Command::Read(_) | Command::Flush => None,
         })
     }
 
@@ -295,6 +329,8 @@ impl Disk {
             landed: false,
             orphan: false,
             held: false,
+            is_void: self.fenced.contains(&host),
+            zombie: None,
             turn: 0,
             unheard,
             result: Ok(()),
@@ -314,7 +350,8 @@ impl Disk {
     pub fn step(&mut self, now: Time, atlas: &mut Atlas, trace: &mut Trace) -> Option<Done> {
         match self.agenda.pop_due(now)? {
             Due::LandPart { id, turn, sectors } => {
-                let flying = self.flying.get(&id).filter(|f| f.turn == turn && !f.landed)?;
+                let lands = |f: &&Flying| f.turn == turn && !f.landed && !f.is_void;
+                let flying = self.flying.get(&id).filter(lands)?;
                 if let Command::Write(blkno, data) = &flying.command {
                     let (blkno, data) = (blkno.0, data.clone());
                     trace.note(now, Some(flying.owner.host), &Note::LandedPart(id, sectors));
@@ -346,7 +383,8 @@ impl Disk {
         let mine: Vec<(RequestId, bool)> = mine.map(|(id, f)| (*id, f.landed)).collect();
         for (id, landed) in mine {
             let Some(flying) = self.flying.get_mut(&id) else { continue };
-            let (Command::Write(blkno, data), false) = (&flying.command, landed) else {
+            let over = landed || flying.is_void;
+            let (Command::Write(blkno, data), false) = (&flying.command, over) else {
                 self.flying.remove(&id);
                 continue;
             };
@@ -370,6 +408,7 @@ impl Disk {
         }
         *self.lives.entry(host).or_default() += 1;
         self.dead_paths.remove(&host);
+        self.fenced.remove(&host);
     }
 
     /// The host's node stands still until then: some of its queue lands only afterwards.
@@ -388,6 +427,42 @@ impl Disk {
         }
     }
 
+    /// The host's node goes on after a pause: whether what it has under way lands is counted for
+    /// this wake-up.
+    pub fn watch(&mut self, host: HostId, wakeup: u64) {
+        let owner = self.owner(host);
+        let flying = self.flying.values_mut();
+        let mine = flying.filter(|f| f.owner == owner && !f.orphan && !f.landed);
+        for flying in mine.filter(|f| matches!(f.command, Command::Write(..))) {
+            flying.zombie = Some(wakeup);
+        }
+    }
+
+    /// Nothing that the host has submitted lands any more, in former lives only, or in its present
+    /// one too, in which every request fails from now on.
+    pub fn fence(&mut self, now: Time, host: HostId, former: bool, trace: &mut Trace) {
+        let under_way = |(_, f): &(&RequestId, &Flying)| {
+            f.owner.host == host && !f.landed && (f.orphan || !former)
+        };
+        let ids: Vec<RequestId> = self.flying.iter().filter(under_way).map(|(id, _)| *id).collect();
+        trace.note(now, Some(host), &Note::Fenced(ids.len()));
+        if !former {
+            self.fenced.insert(host);
+            self.dead_paths.insert(host);
+        }
+        for id in ids {
+            let Some(flying) = self.flying.get_mut(&id) else { continue };
+            if flying.orphan {
+                self.flying.remove(&id);
+                continue;
+            }
+            flying.turn += 1;
+            flying.landed = true;
+            flying.result = Err(IoError::Device);
+            self.agenda.push(now.plus(MILLI), Due::Finish { id });
+        }
+    }
+
     /// The device loses power. Whatever was in flight fails, every host that lives on finds its
     /// path dead, and of the cache only some survives.
     pub fn lose_power(
@@ -402,7 +477,9 @@ impl Disk {
         for id in ids {
             let Some(flying) = self.flying.get_mut(&id) else { continue };
             let under_way = match &flying.command {
-                Command::Write(blkno, data) if !flying.landed => Some((blkno.0, data.clone())),
+                Command::Write(blkno, data) if !flying.landed && !flying.is_void => {
+                    Some((blkno.0, data.clone()))
+                }
                 Command::Read(_) | Command::Write(..) | Command::Flush => None,
             };
             if flying.orphan {
@@ -540,13 +617,16 @@ impl Disk {
             return;
         };
         let (host, orphan, held) = (flying.owner.host, flying.orphan, flying.held);
-        let unheard = flying.unheard;
+        let (unheard, zombie) = (flying.unheard, flying.zombie);
         let command = flying.command.clone();
         let (result, data) = if !orphan && self.dead_paths.contains(&host) {
             (Err(IoError::Device), None)
         } else {
             self.perform(now, id, &command, atlas, trace)
         };
+        if result.is_ok() {
+            self.zombies.extend(zombie);
+        }
         if (orphan || held) && matches!(command, Command::Write(..)) {
             let fault = if orphan { Fault::DiskLateWrite } else { Fault::DiskHeldWrite };
             atlas.happened(fault);
@@ -614,6 +694,7 @@ impl Disk {
                 trace.note(now, None, &Note::Rot(blkno));
                 let rotten = self.flip_a_bit(self.medium.block(blkno).clone());
                 self.medium.write(blkno, rotten);
+                self.note_change(blkno);
                 atlas.damage(blkno);
             } else if atlas.strike(Fault::DiskBadBlock) {
                 trace.note(now, None, &Note::BadBlock(blkno));
@@ -691,6 +772,7 @@ impl Disk {
         atlas.damage(other);
         atlas.happened(Fault::DiskMisdirectedWrite);
         self.medium.write(other, data.clone());
+        self.note_change(other);
         true
     }
 
@@ -733,6 +815,7 @@ impl Disk {
             return;
         }
         self.bad.remove(&blkno);
+        self.note_change(blkno);
         let versions = self.cache.entry(blkno).or_default();
         versions.push(Version { write, partial, data });
         if versions.len() > VERSIONS_MAX {
@@ -788,6 +871,7 @@ impl Disk {
             atlas.heal(blkno);
         }
         self.medium.write(blkno, data);
+        self.note_change(blkno);
     }
 
     fn flip_a_bit(&mut self, block: Rc<Block>) -> Rc<Block> {

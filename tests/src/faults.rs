@@ -304,6 +304,15 @@ impl Atlas {
         }
     }
 
+    /// Makes a fault so likely, as far as it is promised to be survived.
+    #[must_use]
+    pub fn with(mut self, fault: Fault, chance: Chance) -> Atlas {
+        if self.promise.survives.has(fault) {
+            self.knobs[fault as usize] = chance;
+        }
+        self
+    }
+
     /// Injects nothing from now on.
     pub fn calm(&mut self) {
         self.calm = true;

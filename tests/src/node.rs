@@ -44,6 +44,12 @@ pub trait Program {
         10 * MINUTE
     }
 
+    /// How long its node may act without hearing anything: a pause that is longer makes it one
+    /// that others have given up.
+    fn lease(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Starts a node. What it carves from [`Boot::region`] it keeps to itself; see
     /// [`Region::lend`].
     fn start(&self, boot: Boot) -> Box<dyn Guest>;
@@ -113,6 +119,15 @@ impl Clock {
     }
 }
 
+/// What befalls a node at a moment of somebody's choosing.
+#[derive(Debug, Clone, Copy)]
+pub enum Blow {
+    /// It stands still for so long.
+    Pause(Duration),
+    /// It crashes, and its machine is booted after so long.
+    Crash(Duration),
+}
+
 /// One life of a node: everything that ends with a crash.
 pub struct Life {
     // Dropped in this order: whatever points into the region goes before the last lease.
@@ -128,6 +143,12 @@ pub struct Life {
     pub streams: BTreeSet<StreamId>,
     /// Until when it stands still.
     pub paused_until: Option<Time>,
+    /// Since when, if it does.
+    pub paused_at: Time,
+    /// What befalls it as soon as a write of it is under way.
+    pub at_write: Option<Blow>,
+    /// It was woken past its lease, and has not done yet what it had decided on before.
+    pub is_zombie: bool,
     /// When it is stepped next, if that is planned, and the number of that plan. Older plans are
     /// void.
     pub wake: Option<(Time, u64)>,
@@ -185,6 +206,9 @@ impl Machine {
             flying: BTreeMap::new(),
             streams: BTreeSet::new(),
             paused_until: None,
+            paused_at: now,
+            at_write: None,
+            is_zombie: false,
             wake: None,
             lease,
         });

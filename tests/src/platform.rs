@@ -37,7 +37,7 @@ const BUFFERS: u32 = 4;
 const TAG_BASE: u64 = 1 << 40;
 
 /// Such a mount is evicted soon, and looks for what nobody uses often.
-const TIMING: MountTiming = MountTiming {
+pub const TIMING: MountTiming = MountTiming {
     lease: Duration::from_secs(4),
     renew: Duration::from_secs(1),
     orphan_scan: Duration::from_secs(10),

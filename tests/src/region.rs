@@ -14,8 +14,20 @@
 #![allow(unsafe_code)]
 
 use outrider_hal::{BLOCK_BYTES, Block};
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
+
+type Memory = Vec<MaybeUninit<Block>>;
+
+/// Pieces of memory that a thread keeps for later hosts, at the most.
+const KEPT_MAX: usize = 16;
+
+std::thread_local! {
+    /// Memory of hosts that are gone, for the hosts of the next world: what the system gives anew it
+    /// has to clear first.
+    static KEPT: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Memory of one host.
 pub struct Region {
@@ -41,8 +53,15 @@ impl Region {
     /// Memory for at least so many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Region {
-        let mut memory = Vec::with_capacity(bytes.div_ceil(BLOCK_BYTES));
-        memory.resize_with(bytes.div_ceil(BLOCK_BYTES), MaybeUninit::uninit);
+        let blocks = bytes.div_ceil(BLOCK_BYTES);
+        let fits = |memory: &Memory| memory.len() == blocks;
+        let kept =
+            KEPT.with_borrow_mut(|kept| kept.iter().position(fits).map(|at| kept.swap_remove(at)));
+        let memory = kept.unwrap_or_else(|| {
+            let mut memory = Vec::with_capacity(blocks);
+            memory.resize_with(blocks, MaybeUninit::uninit);
+            memory
+        });
         Region { memory, lease: Rc::new(()) }
     }
 
@@ -77,9 +96,16 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
         if self.is_lent() {
-            std::mem::forget(std::mem::take(&mut self.memory));
+            std::mem::forget(memory);
+            return;
         }
+        KEPT.with_borrow_mut(|kept| {
+            if kept.len() < KEPT_MAX {
+                kept.push(memory);
+            }
+        });
     }
 }
 

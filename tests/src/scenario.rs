@@ -10,13 +10,15 @@ mod caller;
 pub mod counter;
 pub mod crowd;
 pub mod mount;
+pub mod outage;
 pub mod register;
 pub mod scrub;
 pub mod server;
 pub mod stories;
+pub mod storm;
 
 use crate::check::Violation;
-use crate::faults::{Coverage, FaultSet};
+use crate::faults::{Coverage, Fault, FaultSet};
 use crate::world::World;
 use std::time::Duration;
 
@@ -28,6 +30,8 @@ pub struct Scenario {
     pub demands: fn() -> FaultSet,
     /// What must have been done over enough seeds, of what a run's report counts.
     pub demanded_work: &'static [&'static str],
+    /// What a proof counts, beside each of these faults so often as [`FAULT_GOAL`] says.
+    pub goals: &'static [(&'static str, u64)],
     /// Makes the world of a seed.
     pub world: fn(u64) -> World,
     /// How long faults go on.
@@ -37,8 +41,17 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const ALL: &[Scenario] =
-    &[counter::SCENARIO, scrub::SCENARIO, server::SCENARIO, mount::SCENARIO, register::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    counter::SCENARIO,
+    scrub::SCENARIO,
+    server::SCENARIO,
+    storm::SCENARIO,
+    mount::SCENARIO,
+    register::SCENARIO,
+];
+
+/// How often each fault that a scenario demands must have happened in a proof.
+pub const FAULT_GOAL: u64 = 1_000;
 
 /// What came of a run.
 #[derive(Debug, Clone)]
@@ -58,6 +71,14 @@ impl Scenario {
     #[must_use]
     pub fn find(name: &str) -> Option<&'static Scenario> {
         ALL.iter().find(|scenario| scenario.name == name)
+    }
+
+    /// All that a proof counts, and how much of it there is to be.
+    pub fn all_goals(&self) -> impl Iterator<Item = (String, u64)> {
+        let faults = (self.demands)();
+        let faults = Fault::ALL.iter().filter(move |fault| faults.has(**fault));
+        let work = self.goals.iter().map(|(what, count)| ((*what).to_owned(), *count));
+        work.chain(faults.map(|fault| (format!("{fault:?}"), FAULT_GOAL)))
     }
 
     /// Runs a world of this scenario: faults first, then none until it has settled.

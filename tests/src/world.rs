@@ -22,7 +22,7 @@ use crate::disk::{Command, Disk, Done};
 use crate::faults::{Atlas, Coverage, Fault, Promise};
 use crate::image::Image;
 use crate::net::{Net, Notice};
-use crate::node::{Clock, Machine, Program};
+use crate::node::{Blow, Clock, Machine, Program};
 use crate::region::Lent;
 use crate::rng::{Chance, Rng};
 use crate::time::{Agenda, MICRO, MILLI, MINUTE, SECOND, Time};
@@ -70,6 +70,8 @@ enum Note {
 enum Interruption {
     Crash(Fault),
     Pause(Fault),
+    /// What was to befall the node at its next write.
+    Blow(Blow),
 }
 
 /// How much has happened to the machines.
@@ -87,6 +89,8 @@ pub struct WorldWork {
     pub wakeups: u64,
     /// Those of them with writes in their queues, decided on or submitted before.
     pub zombies: u64,
+    /// Those of these that were paused for longer than their lease.
+    pub late_zombies: u64,
 }
 
 /// The world.
@@ -240,6 +244,8 @@ impl World {
             ("crashes", self.work.crashes),
             ("wake-ups from a pause", self.work.wakeups),
             ("wake-ups with queued I/O", self.work.zombies),
+            ("wake-ups late with queued I/O", self.work.late_zombies),
+            ("wake-ups late, and it landed", disk.zombies),
             ("blocks read", disk.reads),
             ("blocks written", disk.writes),
             ("flushes", disk.flushes),
@@ -334,9 +340,8 @@ impl World {
     pub fn settle(&mut self, bound: Duration) -> Result<(), Violation> {
         self.stop_faults();
         let turns_end = self.work.turns + self.settle_turns_max;
-        let settled = self.run_until(bound, |world| {
-            world.unsettled().is_none() || world.work.turns > turns_end
-        })?;
+        let settled =
+            self.run_until(bound, |world| world.is_settled() || world.work.turns > turns_end)?;
         if let Some((checker, what)) = self.unsettled() {
             let how = if settled { "is stepped on and on" } else { "hangs" };
             return Err(Violation { at: self.now, checker, what: format!("{how}: {what}") });
@@ -396,7 +401,7 @@ impl World {
         }
         let Some(life) = &mut machine.life else { return };
         self.trace.note(self.now, Some(host), &Note::Pause(until));
-        life.paused_until = Some(until);
+        (life.paused_until, life.paused_at) = (Some(until), self.now);
         life.wake = None;
         if self.atlas.strike(Fault::NodeClockFrozen) {
             machine.clock.freeze(self.now, until);
@@ -414,9 +419,16 @@ impl World {
         };
         self.trace.note(self.now, Some(host), &Note::Resume);
         life.paused_until = None;
-        let queued = life.held.as_ref().is_some_and(|held| is_write(held.value()));
+        let queued = life.held.as_ref().is_some_and(|held| is_write(held.value()))
+            || self.disk.is_writing(host);
+        let late = self.now.since(life.paused_at) > machine.program.lease();
         self.work.wakeups += 1;
-        self.work.zombies += u64::from(queued || self.disk.is_writing(host));
+        self.work.zombies += u64::from(queued);
+        if queued && late {
+            self.work.late_zombies += 1;
+            life.is_zombie = true;
+            self.disk.watch(host, self.work.late_zombies);
+        }
         machine.clock.thaw(self.now);
         self.review(host);
         self.wake_soon(host);
@@ -430,6 +442,42 @@ impl World {
     /// Lets every request of a machine fail until it is booted anew.
     pub fn cut_disk(&mut self, host: HostId) {
         self.disk.kill_path(self.now, host, &mut self.trace);
+    }
+
+    /// Lets this befall a machine's node when a write of it is under way next, instead of what was
+    /// to befall it before.
+    pub fn strike_at_write(&mut self, host: HostId, blow: Blow) {
+        let life = self.machines.get_mut(usize::from(host.0)).and_then(|m| m.life.as_mut());
+        if let Some(life) = life {
+            life.at_write = Some(blow);
+        }
+    }
+
+    /// Crashes a machine's node, and boots it after so long.
+    pub fn restart_after(&mut self, host: HostId, how_long: Duration) {
+        self.crash(host);
+        let boots = self.boots(host);
+        self.agenda.push(self.now.plus(how_long), Happening::Boot { host, boots });
+    }
+
+    /// Cuts a machine off from the device: nothing that it has submitted, in this life or one
+    /// before, gets there any more, nor anything else until it is booted anew.
+    pub fn fence(&mut self, host: HostId) {
+        let former = self.machines[usize::from(host.0)].life.is_none();
+        self.disk.fence(self.now, host, former, &mut self.trace);
+        self.review(host);
+    }
+
+    /// Nothing that a machine has submitted in earlier lives gets to the device any more.
+    pub fn fence_former(&mut self, host: HostId) {
+        self.disk.fence(self.now, host, true, &mut self.trace);
+    }
+
+    /// For how long a machine's node has stood still, or `None` if it runs, or is down.
+    #[must_use]
+    pub fn paused_for(&self, host: HostId) -> Option<Duration> {
+        let life = self.machines.get(usize::from(host.0))?.life.as_ref()?;
+        life.paused_until.map(|_| self.now.since(life.paused_at))
     }
 
     /// All power is lost: every node crashes, and of what no flush covered only some survives. The
@@ -567,6 +615,14 @@ impl World {
                 let how_long = self.rng.span(MILLI, 10 * MINUTE);
                 self.pause(host, how_long);
             }
+            Err(Interruption::Blow(Blow::Pause(how_long))) => {
+                self.atlas.happened(Fault::NodePauseAtWrite);
+                self.pause(host, how_long);
+            }
+            Err(Interruption::Blow(Blow::Crash(how_long))) => {
+                self.atlas.happened(Fault::NodeCrashAtWrite);
+                self.restart_after(host, how_long);
+            }
         }
         let mut checkers = std::mem::take(&mut self.checkers);
         for checker in &mut checkers {
@@ -582,6 +638,7 @@ impl World {
         // Decided before the last pause, or handed back by a full queue: done before the node can
         // think again.
         self.carry_out_actions(host, true)?;
+        self.watch_zombie(host);
         let machine = &mut self.machines[usize::from(host.0)];
         let Some(life) = &mut machine.life else { return Ok(()) };
         let now = machine.clock.now(self.now);
@@ -601,8 +658,20 @@ impl World {
             if self.atlas.draw(Fault::NodePauseAtWrite) {
                 return Err(Interruption::Pause(Fault::NodePauseAtWrite));
             }
+            let life = self.machines[usize::from(host.0)].life.as_mut();
+            if let Some(blow) = life.and_then(|life| life.at_write.take()) {
+                return Err(Interruption::Blow(blow));
+            }
         }
         Ok(())
+    }
+
+    /// A node that was woken past its lease has done what it had decided on before.
+    fn watch_zombie(&mut self, host: HostId) {
+        let life = self.machines[usize::from(host.0)].life.as_mut();
+        if life.is_some_and(|life| std::mem::take(&mut life.is_zombie)) {
+            self.disk.watch(host, self.work.late_zombies);
+        }
     }
 
     /// Carries out what the node has decided on; only what it had held back, if `held_only`.
@@ -752,6 +821,10 @@ impl World {
         } else {
             self.atlas.impair(host);
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.checkers.iter().all(|checker| checker.is_settled(self))
     }
 
     fn unsettled(&self) -> Option<(&'static str, String)> {

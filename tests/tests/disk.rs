@@ -8,7 +8,7 @@ use outrider_hal::{BLOCK_BYTES, BlockNo, IoError};
 use outrider_tests::faults::{Coverage, Fault};
 use outrider_tests::puppet::Seen;
 use outrider_tests::rng::Rng;
-use outrider_tests::time::{MILLI, SECOND};
+use outrider_tests::time::{MILLI, MINUTE, SECOND};
 use outrider_tests::trace::HostId;
 use outrider_tests::world::World;
 
@@ -193,6 +193,38 @@ fn queued_writes_of_a_paused_node_land_after_it_has_resumed() {
     assert!(finish(&mut world, 0, 1), "and the node hears of it");
     assert_eq!(world.coverage().count(Fault::DiskHeldWrite), 1);
     assert_eq!((world.work().wakeups, world.work().zombies), (1, 1));
+}
+
+#[test]
+fn nothing_of_a_fenced_host_lands_in_whatever_life_it_was_submitted() {
+    let faults = [Fault::DiskLateWrite, Fault::DiskHeldWrite];
+    for seed in 0..20 {
+        let mut world = puppets(seed, 1, &faults, 1000);
+        pull(&mut world, 0, |puppet| puppet.write(1, 3, 1));
+        wait(&mut world, |world| world.disk().in_flight() == 1);
+        if seed % 2 == 0 {
+            world.crash(HostId(0));
+            world.boot(HostId(0));
+        } else {
+            world.pause(HostId(0), 10 * SECOND);
+        }
+        world.fence(HostId(0));
+        assert_eq!(world.disk().writes().count(), 0);
+        wait(&mut world, |world| world.is_running(HostId(0)));
+        pull(&mut world, 0, |puppet| puppet.write(2, 3, 1));
+        if seed % 3 == 0 {
+            wait(&mut world, |world| world.disk().in_flight() > 0);
+            assert_eq!(world.disk().writes().count(), 0, "it never lands");
+        } else {
+            assert!(!finish(&mut world, 0, 2), "its path is dead");
+        }
+        world.crash(HostId(0));
+        world.run_until(60 * MINUTE, |_| false).unwrap();
+        assert_eq!(world.disk().content(BlockNo(3)).0, [0; BLOCK_BYTES], "seed {seed}");
+        world.boot(HostId(0));
+        pull(&mut world, 0, |puppet| puppet.write(3, 3, 1));
+        assert!(finish(&mut world, 0, 3), "who was started anew may write");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Proofs that take longer than anybody waits for: seeds of the simulator, gathered over sittings.
 //!
 //! A scenario's log, `proof/sim-NAME.log`, is headed by the commit that it was made at and the
-//! command that does the same again; sums of what was done and of what went wrong follow.
+//! command that does the same again. Then it says how far the seeds have come towards what the
+//! scenario wants counted in a proof; sums of all that was done and of what went wrong follow.
 //!
 //! # Invariants
 //!
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 const CODE: &[&str] = &["core", "hal", "tests/src", "Cargo.toml", "Cargo.lock"];
 /// Seeds that are run before the log is written again, for each that runs at a time.
 const BATCH: u64 = 50;
+/// What it took, as a log names it.
+const TOOK: &str = "seconds of a processor";
 
 /// What is to be proved, and for how long.
 #[derive(Debug, Args)]
@@ -38,6 +41,9 @@ pub(crate) struct Options {
     /// How many seeds to run at a time.
     #[arg(long, default_value_t = 1)]
     jobs: u16,
+    /// End sooner, once everything that the scenario wants counted has been.
+    #[arg(long)]
+    until_reached: bool,
 }
 
 /// What the seeds of a log came to.
@@ -50,14 +56,36 @@ struct Tally {
     sums: BTreeMap<String, u64>,
 }
 
+/// Counts that a proof is to reach.
+type Goals = BTreeMap<String, u64>;
+
 impl Tally {
+    /// How much there was of this.
+    fn count(&self, what: &str) -> u64 {
+        self.sums.get(what).copied().unwrap_or_default()
+    }
+
+    /// The goals that are not reached.
+    fn missing<'g>(&self, goals: &'g Goals) -> Vec<&'g str> {
+        let goals = goals.iter().filter(|(what, goal)| self.count(what) < **goal);
+        goals.map(|(what, _)| what.as_str()).collect()
+    }
+
     /// The text of a log.
-    fn emit(&self, scenario: &str) -> String {
+    fn emit(&self, scenario: &str, goals: &Goals) -> String {
         let Tally { commit, seeds, sums } = self;
         let mut text = format!(
             "commit {commit}\ncommand cargo xtask sim --scenario {scenario} --seeds {seeds}\n\n\
-             {scenario}: {seeds} seeds from 0, all clean\n"
+             {scenario}: {seeds} seeds from 0, all clean\n\n"
         );
+        let missing = self.missing(goals).len();
+        let _ = writeln!(text, "wanted: {} counts, of which {missing} are missing", goals.len());
+        for (what, goal) in goals {
+            let count = self.count(what);
+            let said = if count < *goal { "missing" } else { "reached" };
+            let _ = writeln!(text, "{said}  {what:<30}{count:>14} of {goal}");
+        }
+        text.push_str("\nall that was counted\n");
         for (what, count) in sums {
             let _ = writeln!(text, "  {what:<30}{count:>14}");
         }
@@ -72,9 +100,10 @@ impl Tally {
         Some(Tally { commit, seeds, sums: counts(text) })
     }
 
-    /// Adds what a run of the simulator has printed about so many seeds.
-    fn add(&mut self, seeds: u64, printed: &str) {
+    /// Adds what a run of the simulator has printed about so many seeds, some at a time.
+    fn add(&mut self, seeds: u64, took: Duration, jobs: u16, printed: &str) {
         self.seeds += seeds;
+        *self.sums.entry(TOOK.to_owned()).or_default() += took.as_secs() * u64::from(jobs);
         for (what, count) in counts(printed) {
             *self.sums.entry(what).or_default() += count;
         }
@@ -117,7 +146,7 @@ fn store(path: &Path, text: &str) -> Result<(), Failure> {
 
 /// Runs seeds for a while, and adds them to the log.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    let Options { scenario, minutes, jobs } = options;
+    let Options { scenario, minutes, jobs, .. } = options;
     let patience = Duration::try_from_secs_f64(minutes * 60.0)
         .map_err(|_| Failure::new("--minutes takes a number of minutes"))?;
     let mut status = vec!["status", "--porcelain", "--"];
@@ -131,19 +160,24 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     };
     let mut tally = load(&path).map_or_else(fresh, Ok)?;
     let batch = BATCH * u64::from(*jobs);
+    let of = |options: &[String]| {
+        let scenario = ["--scenario".to_owned(), scenario.clone()];
+        sim_output(&[&scenario, options].concat())
+    };
+    let goals = counts(&of(&["--goals".to_owned()])?);
     let start = Instant::now();
     loop {
-        let printed = sim_output(&[
-            "--scenario".to_owned(),
-            scenario.clone(),
+        let began = Instant::now();
+        let printed = of(&[
             format!("--seed={}", tally.seeds),
             format!("--seeds={batch}"),
             format!("--jobs={jobs}"),
         ])?;
-        tally.add(batch, &printed);
-        store(&path, &tally.emit(scenario))?;
-        if start.elapsed() >= patience {
-            print!("{}", tally.emit(scenario));
+        tally.add(batch, began.elapsed(), *jobs, &printed);
+        store(&path, &tally.emit(scenario, &goals))?;
+        if start.elapsed() >= patience || options.until_reached && tally.missing(&goals).is_empty()
+        {
+            print!("{}", tally.emit(scenario, &goals));
             return Ok(());
         }
     }
@@ -151,7 +185,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::Tally;
+    use super::{Goals, TOOK, Tally};
+    use std::time::Duration;
 
     const PRINTED: &str = "server: 2 seeds from 0, all clean\n  commits confirmed    7\n  \
                            crashes 1\nfaults that happened:\n  NetDrop    3\n\n";
@@ -159,11 +194,17 @@ mod tests {
     #[test]
     fn what_is_printed_is_summed_up_and_read_back() {
         let mut tally = Tally { commit: "abc".to_owned(), ..Tally::default() };
-        tally.add(2, PRINTED);
-        tally.add(3, PRINTED);
+        tally.add(2, Duration::from_secs(3), 2, PRINTED);
+        tally.add(3, Duration::from_secs(4), 2, PRINTED);
         assert_eq!((tally.seeds, tally.sums["commits confirmed"]), (5, 14));
-        assert_eq!((tally.sums["NetDrop"], tally.sums.len()), (6, 3));
-        assert_eq!(Tally::parse(&tally.emit("server")), Some(tally));
+        assert_eq!((tally.sums["NetDrop"], tally.sums.len()), (6, 4));
+        assert_eq!(tally.count(TOOK), 14);
+        let goals = [("crashes", 2), ("NetDrop", 7), ("DiskRot", 1)];
+        let goals: Goals = goals.map(|(what, goal)| (what.to_owned(), goal)).into();
+        assert_eq!(tally.missing(&goals), ["DiskRot", "NetDrop"]);
+        let text = tally.emit("server", &goals);
+        assert!(text.contains("wanted: 3 counts, of which 2 are missing"));
+        assert_eq!(Tally::parse(&text), Some(tally));
     }
 
     #[test]

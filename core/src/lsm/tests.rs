@@ -2,6 +2,7 @@
 
 extern crate std;
 
+mod heads;
 mod sweeps;
 mod turns;
 

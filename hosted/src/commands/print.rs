@@ -226,6 +226,7 @@ impl Volume {
                 "held": ballot.held.to_string(),
                 "highest_round": ballot.highest_round,
                 "mounts": ballot.mounts,
+                "leaving": ballot.leaving,
                 "lease_ms": ballot.lease_ms,
                 "config_gen": ballot.config_gen,
                 "unmount_barrier": ballot.unmount_barrier,

@@ -4,6 +4,7 @@
 //! sim [--scenario NAME] [--seed FIRST] [--seeds COUNT] [--jobs COUNT] [--twice] [--demand]
 //!     [--trace]
 //! sim --scenario mount --read-back [--seed FIRST] [--seeds COUNT]
+//! sim --scenario NAME --goals
 //! sim --story NAME
 //! sim --mutants
 //! ```
@@ -44,6 +45,9 @@ struct Options {
     /// How many seeds to run at a time.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
+    /// Say what a proof of the scenario counts, and how much of it there is to be.
+    #[arg(long, requires = "scenario")]
+    goals: bool,
     /// Run each seed twice and demand that both runs are the same.
     #[arg(long)]
     twice: bool,
@@ -121,6 +125,12 @@ fn main() -> ExitCode {
     if let Err(what) = mistake(&options) {
         eprintln!("{what}");
         return ExitCode::FAILURE;
+    }
+    if options.goals {
+        for (what, count) in scenarios.iter().flat_map(|scenario| scenario.all_goals()) {
+            println!("  {what:<30}{count:>14}");
+        }
+        return ExitCode::SUCCESS;
     }
     name_seeds_of_panics();
     if let Some(name) = &options.story {

@@ -23,6 +23,8 @@ pub const EVICTED: &str = "compactions evicted";
 pub const DROPPED: &str = "compactions dropped";
 /// Those that a mount dropped because another server leads, or because it left.
 pub const ABANDONED: &str = "compactions mounts dropped";
+/// Those that were begun, and ended with a term or with their client.
+pub const HALF_WAY: &str = "compactions ended half-way";
 /// Requests that a client refused.
 pub const REFUSED: &str = "compactions refused";
 /// Results that were not taken.
@@ -68,6 +70,8 @@ impl Checker for Compactions {
             (LOST, servers(|counters| counters.lost)),
             (EVICTED, servers(|counters| counters.evicted)),
             (DROPPED, servers(|counters| counters.dropped)),
+            // Who is evicted may have been silent before: that counts once.
+            (HALF_WAY, servers(|counters| counters.dropped + counters.lost.max(counters.evicted))),
             (REFUSED, servers(|counters| counters.refused)),
             (REJECTED, servers(|counters| counters.rejected)),
             (LATE, servers(|counters| counters.late)),

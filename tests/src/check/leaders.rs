@@ -52,8 +52,13 @@ pub struct Leaders {
     confirmed: (Term, CommitNo),
     /// The blocks of roots, as they were looked at last.
     known: Vec<Rc<Block>>,
+    /// And how often the device had changed there.
+    changes: Option<u64>,
     roots: u64,
     nodes: u64,
+    /// The last term in which anybody served.
+    served: Option<Term>,
+    failovers: u64,
 }
 
 impl Leaders {
@@ -66,8 +71,11 @@ impl Leaders {
             commits: BTreeMap::new(),
             confirmed: (Term::NONE, CommitNo(0)),
             known: Vec::new(),
+            changes: None,
             roots: 0,
             nodes: 0,
+            served: None,
+            failovers: 0,
         }
     }
 
@@ -95,6 +103,10 @@ impl Leaders {
             clock.jumped = Some(seen.0);
         }
         let term = server.serving();
+        if term > self.served {
+            self.failovers += u64::from(self.served.is_some());
+            self.served = term;
+        }
         if term != clock.term {
             let jumped = clock.jumped.is_some_and(|at| seen.0.since(at) < FOLLOWED);
             (clock.term, clock.wrong) = (term, jumped);
@@ -116,6 +128,12 @@ impl Leaders {
         let before = self.commits.insert((host, world.boots(host)), commits).unwrap_or_default();
         let root = server.store().root().filter(|_| commits > before);
         self.confirmed = self.confirmed.max(root.map_or(self.confirmed, Root::rank));
+        let end = ROOT_BLKNO.plus(2 * ROOT_PAIRS);
+        let changes = world.disk().changes(ROOT_BLKNO.0..end.0);
+        if self.changes == Some(changes) {
+            return Ok(());
+        }
+        self.changes = Some(changes);
         let now: Vec<&Rc<Block>> = blknos().map(|blkno| world.disk().content(blkno)).collect();
         let same = |(one, other): (&Rc<Block>, &&Rc<Block>)| Rc::ptr_eq(one, other);
         if self.known.len() == now.len() && self.known.iter().zip(&now).all(same) {
@@ -199,6 +217,7 @@ impl Checker for Leaders {
 
     fn work(&self) -> Vec<(&'static str, u64)> {
         vec![
+            ("failovers", self.failovers),
             ("commits confirmed", self.commits.values().sum()),
             ("roots looked at", self.roots),
             ("nodes found durable", self.nodes),

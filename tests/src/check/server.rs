@@ -11,13 +11,16 @@
 //!   the runs that must be there follow from the logged requests up to that number, and from
 //!   nothing else.
 
+mod happened;
+
 use crate::check::Checker;
 use crate::rng::Rng;
 use crate::scenario::server::merge::{Made, Reader};
-use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, LEASE, Mount, SERVERS, volume};
+use crate::scenario::server::{BLOCKS, FAREWELLS, GRANTS, Mount, SERVERS, volume};
 use crate::time::Time;
 use crate::trace::HostId;
 use crate::world::World;
+use happened::Happened;
 use outrider_core::format::block::{Magic, Promise, open};
 use outrider_core::format::btree::{Node, TreeRoot, parse};
 use outrider_core::format::key::KeyBytes;
@@ -36,6 +39,7 @@ use outrider_hal::Instant;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 use zerocopy::FromBytes;
 
 /// A transaction as its mount decided on it.
@@ -49,11 +53,17 @@ struct Planned {
 /// What the mounts have asked, and what they were told.
 #[derive(Debug, Default)]
 pub struct Log {
+    /// How long a mount that was heard may go on.
+    lease: Duration,
     planned: BTreeMap<(ClientId, u64), Planned>,
     answered: BTreeMap<ClientId, u64>,
     loans: BTreeMap<ClientId, u64>,
     parted: BTreeSet<ClientId>,
+    /// Clients that write no more: they have said so, or are cut off from the device.
+    gone: BTreeSet<ClientId>,
     nonces: BTreeMap<ClientId, [u8; 16]>,
+    /// In which life of its machine each client is, or was.
+    lives: BTreeMap<ClientId, u32>,
     clients_max: ClientId,
     /// The transaction that was opened when one was recorded: what gives runs their order.
     opened: BTreeMap<(ClientId, u64), Seq>,
@@ -61,10 +71,10 @@ pub struct Log {
     seqs: BTreeSet<u64>,
     stable: Seq,
     refusals: u64,
-    /// Blocks that each client is lent and has not used, as far as it knows.
-    lent: BTreeMap<ClientId, BTreeSet<u64>>,
+    /// What each client is lent and has not used, as far as it knows.
+    lent: BTreeMap<ClientId, Vec<(u64, u64)>>,
     /// The newest manifest that anybody was told of when it let go of each lock, or before.
-    left: BTreeMap<LockName, (Term, CommitNo)>,
+    left: BTreeMap<LockName, CommitNo>,
     root: CommitNo,
     /// In whose term each nameless inode came to be; their numbers count from 1.
     inos: Vec<Term>,
@@ -73,8 +83,9 @@ pub struct Log {
     grants: u64,
     evicted: u64,
     evicted_now: Option<ClientId>,
-    /// A leader that others have followed has granted something in the last step: what is wrong
-    /// with it, unless the mount's lease was over.
+    /// Something was granted in the last step with a manifest that is too old: by a leader that
+    /// others have followed, or in a message that had waited while the mount stood still. What is
+    /// wrong with it, unless the mount's lease was over.
     granted_late: Option<String>,
     orphans: u64,
     /// Locks that were reported to a new server.
@@ -83,6 +94,12 @@ pub struct Log {
 }
 
 impl Log {
+    /// A log of mounts that may go on for so long when they were heard.
+    #[must_use]
+    pub fn of_lease(lease: Duration) -> Log {
+        Log { lease, ..Log::default() }
+    }
+
     /// What stands in each 16 bytes of a block that a transaction wrote.
     #[must_use]
     pub fn stamp(client: ClientId, number: u64) -> [u8; 16] {
@@ -99,8 +116,15 @@ impl Log {
         }
     }
 
-    /// A mount was welcomed.
-    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16]) {
+    /// In which life of its machine a client is, or was, if it was ever welcomed.
+    #[must_use]
+    pub fn life(&self, client: ClientId) -> Option<u32> {
+        self.lives.get(&client).copied()
+    }
+
+    /// A mount was welcomed, in this life of its machine.
+    pub fn greeted(&mut self, client: ClientId, nonce: [u8; 16], boots: u32) {
+        self.lives.insert(client, boots);
         match self.nonces.get(&client) {
             Some(known) => {
                 let same = *known == nonce;
@@ -121,8 +145,7 @@ impl Log {
 
     /// What a client is lent now, and has not used.
     pub fn has<'e>(&mut self, client: ClientId, extents: impl Iterator<Item = &'e (u64, u64)>) {
-        let blocks = extents.flat_map(|&(start, len)| start..start + len).collect();
-        self.lent.insert(client, blocks);
+        self.lent.insert(client, extents.copied().collect());
     }
 
     /// Somebody was told of this manifest.
@@ -131,19 +154,17 @@ impl Log {
     }
 
     /// A lock is let go of.
-    pub fn released(&mut self, name: LockName, term: Term) {
-        self.left.insert(name, (term, self.root));
+    pub fn released(&mut self, name: LockName) {
+        self.left.insert(name, self.root);
     }
 
     /// A lock was granted by the leader of this term, with this manifest.
     pub fn granted(&mut self, name: LockName, term: Term, root: CommitNo) {
         self.grants += 1;
-        let (left_in, left) = self.left.get(&name).copied().unwrap_or_default();
-        let what = || format!("{name} was granted with {root}, left with {left}");
-        match root >= left {
-            true => {}
-            false if term < left_in => self.granted_late = Some(what()),
-            false => self.demand(false, what),
+        let left = self.left.get(&name).copied().unwrap_or_default();
+        if root < left {
+            let what = format!("{name} was granted in {term} with {root}, left with {left}");
+            self.granted_late = Some(what);
         }
     }
 
@@ -230,6 +251,11 @@ impl Log {
         self.parted.insert(client);
     }
 
+    /// From now on the client writes no more, and nothing of it is under way.
+    pub fn gone(&mut self, client: ClientId) {
+        self.gone.insert(client);
+    }
+
     /// A request was refused.
     pub fn refused(&mut self, client: ClientId, error: ErrorCode) {
         self.refusals += 1;
@@ -247,11 +273,27 @@ pub struct Servers {
     censuses: u64,
     /// Reads all items, now and then: runs were merged since, or a server was started.
     reader: Reader,
+    happened: Happened,
     /// Runs, as they were read last.
     read: BTreeSet<u64>,
     readings: u64,
     items_read: u64,
     leases: BTreeMap<HostId, Lease>,
+    /// Clients that were evicted, as their records said last.
+    out: BTreeMap<ClientId, Out>,
+    /// Those of them whose records are there no more.
+    proven: u64,
+}
+
+/// What the record of an evicted client says.
+#[derive(Debug, Clone, Copy)]
+struct Out {
+    /// Its last transaction.
+    transaction: u64,
+    /// What that one opened.
+    opened: Option<Seq>,
+    /// The record is still there.
+    there: bool,
 }
 
 /// What is known of a mount's lease, as time really passes. Its own clock may have stood still.
@@ -277,11 +319,33 @@ impl Servers {
             history,
             censuses: 0,
             reader: Reader::default(),
+            happened: Happened::new(),
             read: BTreeSet::new(),
             readings: 0,
             items_read: 0,
             leases: BTreeMap::new(),
+            out: BTreeMap::new(),
+            proven: 0,
         }
+    }
+
+    /// Keeps what is known of evicted clients, and checks that none is given up without proof that
+    /// it writes no more.
+    fn check_evicted(&mut self, census: &Census<'_>) -> Result<(), String> {
+        for (client, out) in &mut self.out {
+            let gone = !census.clients.contains_key(client);
+            if gone && out.there && !self.log.borrow().gone.contains(client) {
+                return Err(format!("client {client} was given up, and nothing proves it gone"));
+            }
+            self.proven += u64::from(gone && out.there);
+            out.there = !gone;
+        }
+        for (client, record) in census.clients.iter().filter(|(_, record)| is_out(record)) {
+            let opened = census.opened.get(client).copied();
+            let transaction = record.transaction.get();
+            self.out.insert(*client, Out { transaction, opened, there: true });
+        }
+        Ok(())
     }
 
     /// Checks that what mounts hold during their leases goes together.
@@ -289,8 +353,9 @@ impl Servers {
         let Some(mount) = world.guest::<Mount>(host) else { return Ok(()) };
         let now = world.now();
         let boots = world.boots(host);
+        let length = self.log.borrow().lease;
         let is_live = |lease: &Lease, host: HostId| {
-            let ends = lease.from.map(|from| from.plus(LEASE));
+            let ends = lease.from.map(|from| from.plus(length));
             lease.boots == world.boots(host)
                 && ends.is_some_and(|ends| ends > now)
                 && world.is_running(host)
@@ -349,12 +414,9 @@ impl Servers {
         self.censuses += 1;
         let mut census = Census::new(world);
         census.take(root)?;
-        let log = self.log.borrow();
-        // How often each block was used by transactions, and not freed.
-        let mut files: BTreeMap<u64, i64> = BTreeMap::new();
-        let mut runs: BTreeSet<u64> = BTreeSet::new();
-        // The runs that were recorded, in their order.
-        let mut history: Vec<((Seq, usize), Made)> = Vec::new();
+        self.check_evicted(&census)?;
+        let log = Rc::clone(&self.log);
+        let mut log = log.borrow_mut();
         for (client, answered) in &log.answered {
             let there = census.clients.get(client).map(|record| record.transaction.get());
             if there.is_some_and(|there| there < *answered) {
@@ -367,11 +429,11 @@ impl Servers {
                 return Err(format!("client {client} was lent {loans}, has {there:?}"));
             }
         }
-        let out = |record: &ClientRecord| record.state == ClientState::Evicted as u8;
-        for (client, _) in census.clients.iter().filter(|(_, record)| out(record)) {
-            let waits = census.kept.get(client);
-            for blkno in log.lent.get(client).into_iter().flatten() {
-                if !waits.is_some_and(|waits| waits.contains(blkno)) {
+        for (client, _) in census.clients.iter().filter(|(_, record)| is_out(record)) {
+            let kept = census.kept.get(client).map(Vec::as_slice).unwrap_or_default();
+            let lent = log.lent.get(client).into_iter().flatten();
+            for blkno in lent.flat_map(|&(start, len)| start..start + len) {
+                if !kept.iter().any(|extent| (extent.start().0..extent.end().0).contains(&blkno)) {
                     return Err(format!("block {blkno} of {client}, evicted, is not kept back"));
                 }
             }
@@ -379,84 +441,77 @@ impl Servers {
         if let Some(client) = log.parted.iter().find(|client| census.clients.contains_key(client)) {
             return Err(format!("client {client} has left, and has a record"));
         }
-        for ((client, number), planned) in &log.planned {
-            // Whoever has no record any more has left after its last transaction, answered.
-            let done = census.clients.get(client).map_or(u64::MAX, |r| r.transaction.get());
-            if *number > done {
-                continue;
-            }
-            let opened = log.opened.get(&(*client, *number)).copied();
-            let opened = opened.or_else(|| census.opened.get(client).copied());
-            let opened = opened.ok_or(format!("nobody knows when {client} was answered"))?;
-            for (index, made) in planned.runs.iter().enumerate() {
-                history.push(((opened, index), made.clone()));
-                runs.insert(made.entry.run.get());
-                // Written and flushed before the transaction was sent, and never again until it is
-                // merged away.
-                let is_there = census.runs.contains_key(&made.entry.run.get());
-                let mut blocks = made.blocks.iter();
-                if is_there
-                    && !blocks.all(|(at, block)| world.disk().content(BlockNo(*at)).0 == block.0)
-                {
-                    return Err(format!("run {} holds something else", made.entry.run()));
-                }
-            }
-            for (extents, change) in [(&planned.used, 1), (&planned.freed, -1)] {
-                for blkno in extents.iter().flat_map(|&(start, len)| start..start + len) {
-                    *files.entry(blkno).or_default() += change;
-                }
-            }
-        }
-        let found: BTreeSet<u64> = census.runs.keys().copied().collect();
+        self.add_happened(&mut log, &census)?;
+        self.happened.check_blocks(world, &census.runs)?;
         let ids = &log.numbers[0];
         let lent = |run: u64| {
             let before = ids.range(..(run + 1, 0)).next_back();
             before.is_some_and(|(start, len)| start + len > run)
         };
-        if let Some(run) = found.difference(&runs).find(|run| lent(**run)) {
+        let is_strange = |run: &&u64| !self.happened.is_recorded(**run) && lent(**run);
+        if let Some(run) = census.runs.keys().find(is_strange) {
             return Err(format!("run {run} should not be there"));
         }
-        census.files(&files)?;
+        census.files(self.happened.files())?;
         census.writes()?;
         drop(log);
         // What only came is read when something has gone too.
-        let merged =
-            self.read.difference(&found).next().is_some() || self.censuses.is_multiple_of(16);
-        if merged {
-            self.read = found;
-            self.compare(world, root, history)?;
+        let is_gone = |run: &u64| !census.runs.contains_key(run);
+        if self.read.iter().any(is_gone) || self.censuses.is_multiple_of(16) {
+            self.read = census.runs.keys().copied().collect();
+            self.compare(world, root)?;
         }
         Ok(())
     }
 
-    /// All items that can be read are those that were written last.
-    fn compare(
-        &mut self,
-        world: &World,
-        root: &Root,
-        mut history: Vec<((Seq, usize), Made)>,
-    ) -> Result<(), String> {
-        history.sort_unstable_by_key(|(order, _)| *order);
-        let mut expected = BTreeMap::new();
-        for (key, stored) in history.iter().flat_map(|(_, made)| made.items.iter()) {
-            match stored {
-                Some(bytes) => drop(expected.insert(*key, bytes.clone())),
-                None => drop(expected.remove(key)),
+    /// Takes note of the transactions that have happened by now.
+    fn add_happened(&mut self, log: &mut Log, census: &Census<'_>) -> Result<(), String> {
+        let mut later = BTreeMap::new();
+        for ((client, number), planned) in std::mem::take(&mut log.planned) {
+            // Whoever has no record any more, and was not evicted, has left after its last
+            // transaction, answered.
+            let out = self.out.get(&client);
+            let there = census.clients.get(&client).map(|record| record.transaction.get());
+            let done = there.or(out.map(|out| out.transaction)).unwrap_or(u64::MAX);
+            let last = self.happened.last(client);
+            if done < last {
+                return Err(format!("transaction {last} of {client} has not happened any more"));
             }
+            if number > done {
+                later.insert((client, number), planned);
+                continue;
+            }
+            let opened = log.opened.remove(&(client, number));
+            let opened = opened.or_else(|| census.opened.get(&client).copied());
+            let opened = opened.or_else(|| out.and_then(|out| out.opened));
+            let opened = opened.ok_or(format!("nobody knows when {client} was answered"))?;
+            self.happened.add(client, number, opened, &planned);
         }
+        log.planned = later;
+        Ok(())
+    }
+
+    /// All items that can be read are those that were written last.
+    fn compare(&mut self, world: &World, root: &Root) -> Result<(), String> {
+        let expected = self.happened.items();
         let found = self.reader.read(world, root)?;
         self.readings += 1;
         self.items_read += found.len() as u64;
-        let differs = |(key, stored): (&KeyBytes, &Vec<u8>)| expected.get(key) != Some(stored);
+        let differs = |(key, stored): (&KeyBytes, &Vec<u8>)| expected.get(key) != Some(&stored);
         if let Some((key, _)) = found.iter().find(|item| differs(*item)) {
             let known = expected.contains_key(key);
             return Err(format!("{key:?} has a version that is not the newest, known: {known}"));
         }
-        match expected.keys().find(|key| !found.contains_key(key)) {
+        match expected.keys().find(|key| !found.contains_key(**key)) {
             Some(key) => Err(format!("{key:?} is lost")),
             None => Ok(()),
         }
     }
+}
+
+/// Whether the client was evicted.
+fn is_out(record: &ClientRecord) -> bool {
+    record.state == ClientState::Evicted as u8
 }
 
 /// Whether two mounts may hold a lock like this.
@@ -466,7 +521,9 @@ fn goes(one: Mode, other: Mode) -> bool {
 
 struct Census<'w> {
     world: &'w World,
-    owners: Vec<Option<&'static str>>,
+    /// Whose each block is, as an index of `names`; the first of them is nobody's.
+    owners: Vec<u8>,
+    names: Vec<&'static str>,
     clients: BTreeMap<ClientId, ClientRecord>,
     /// What each client's last answered transaction opened.
     opened: BTreeMap<ClientId, Seq>,
@@ -474,18 +531,18 @@ struct Census<'w> {
     level_runs: [u64; LEVELS],
     /// Level and greatest key of the last run.
     last_run: Option<(u8, KeyBytes)>,
-    /// Blocks that are lent to each client, or quarantined on account of it.
-    kept: BTreeMap<ClientId, BTreeSet<u64>>,
+    /// What is lent to each client, or quarantined on account of it.
+    kept: BTreeMap<ClientId, Vec<Extent>>,
 }
 
 type Visit<'a> = dyn FnMut(&mut Census<'_>, &[u8], &[u8]) -> Result<(), String> + 'a;
 
 impl<'w> Census<'w> {
     fn new(world: &'w World) -> Census<'w> {
-        let owners = vec![None; BLOCKS as usize];
         Census {
             world,
-            owners,
+            owners: vec![0; BLOCKS as usize],
+            names: vec!["nobody"],
             clients: BTreeMap::new(),
             opened: BTreeMap::new(),
             runs: BTreeMap::new(),
@@ -499,17 +556,23 @@ impl<'w> Census<'w> {
         if !extent.is_inside(BLOCKS) {
             return Err(format!("{owner}: {extent:?} is outside of the volume"));
         }
-        for blkno in extent.start().0..extent.end().0 {
-            if let Some(other) = self.owners[blkno as usize].replace(owner) {
-                return Err(format!("block {blkno} belongs to {other} and to {owner}"));
-            }
+        let known = self.names.iter().position(|name| *name == owner);
+        let index = known.unwrap_or(self.names.len());
+        if known.is_none() {
+            self.names.push(owner);
         }
+        let (start, end) = (extent.start().0, extent.end().0);
+        let owners = &mut self.owners[start as usize..end as usize];
+        if let Some(at) = owners.iter().position(|owner| *owner != 0) {
+            let (blkno, other) = (start + at as u64, self.names[usize::from(owners[at])]);
+            return Err(format!("block {blkno} belongs to {other} and to {owner}"));
+        }
+        owners.fill(index as u8);
         Ok(())
     }
 
     fn keep(&mut self, client: ClientId, extents: &[Extent]) {
-        let blocks = extents.iter().flat_map(|extent| extent.start().0..extent.end().0);
-        self.kept.entry(client).or_default().extend(blocks);
+        self.kept.entry(client).or_default().extend(extents);
     }
 
     fn tree(&mut self, at: &TreeRoot, each: &mut Visit<'_>) -> Result<(), String> {
@@ -632,7 +695,7 @@ impl<'w> Census<'w> {
         let inside = FIRST_BLKNO.0..spare_blkno(BLOCKS).0;
         let writes = self.world.disk().writes().filter(|(_, blkno)| inside.contains(&blkno.0));
         for (host, blkno) in writes {
-            let owner = self.owners[blkno.0 as usize].unwrap_or("nobody");
+            let owner = self.names[usize::from(self.owners[blkno.0 as usize])];
             let lent: &[&str] = match host.0 < SERVERS {
                 true => &["the commit reserve", "a takeover reserve"],
                 false => &["a loan"],
@@ -645,16 +708,16 @@ impl<'w> Census<'w> {
     }
 
     /// What is left must be the files', all of it.
-    fn files(&mut self, files: &BTreeMap<u64, i64>) -> Result<(), String> {
-        for (blkno, uses) in files {
+    fn files(&mut self, files: &[i32]) -> Result<(), String> {
+        for (blkno, uses) in (0..).zip(files) {
             match uses {
                 0 => {}
-                1 => self.add(Extent::new(BlockNo(*blkno), 1), "a file")?,
+                1 => self.add(Extent::new(BlockNo(blkno), 1), "a file")?,
                 _ => return Err(format!("block {blkno} is in {uses} files")),
             }
         }
         let mut all = FIRST_BLKNO.0..spare_blkno(BLOCKS).0;
-        match all.find(|blkno| self.owners[*blkno as usize].is_none()) {
+        match all.find(|blkno| self.owners[*blkno as usize] == 0) {
             Some(blkno) => Err(format!("block {blkno} has leaked")),
             None => Ok(()),
         }
@@ -707,6 +770,11 @@ impl Checker for Servers {
         })
     }
 
+    fn is_settled(&self, world: &World) -> bool {
+        let mut mounts = world.hosts().filter_map(|host| world.guest::<Mount>(host));
+        mounts.all(|mount| mount.farewells() >= FAREWELLS && mount.grants() >= GRANTS)
+    }
+
     fn work(&self) -> Vec<(&'static str, u64)> {
         let sum = |of: fn(&Counters) -> u64| self.seen.values().map(of).sum();
         let log = self.log.borrow();
@@ -731,6 +799,7 @@ impl Checker for Servers {
             ("refusals", log.refusals),
             ("evictions begun", sum(|counters| counters.evictions)),
             ("evictions heard of", log.evicted),
+            ("evicted clients proven gone", self.proven),
             ("locks granted", log.grants),
             ("locks reported", log.reported),
             ("inodes unused", log.orphans),

@@ -35,19 +35,20 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// The connection of a mount with this nonce.
+    /// The connection of a mount with this nonce, on this machine.
     pub(super) fn carve(
         arena: &mut Arena<'static>,
         limits: &LinkLimits,
         volume: &Super,
         nonce: [u8; 16],
+        machine: Machine,
     ) -> Caller {
         let config = LinkConfig {
             cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
             timing: NetTiming::DEFAULT,
             role: Role::Mount,
             nonce,
-            machine: Machine::default(),
+            machine,
             read_only: false,
         };
         let watcher = WatcherBlocks::carve(arena).expect("measured");

@@ -53,6 +53,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "counter",
     demands,
     demanded_work: &[],
+    goals: &[],
     world,
     faulty: MINUTE,
     settles_within: MINUTE,

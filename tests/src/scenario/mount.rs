@@ -12,7 +12,7 @@ use crate::model::walk::Executes;
 use crate::model::{Asked, Done};
 use crate::net::Net;
 use crate::node::{Boot, Guest, Program};
-use crate::platform::{Call, Platform};
+use crate::platform::{self, Call, Platform};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::time::{MINUTE, Time};
@@ -67,6 +67,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "mount",
     demands,
     demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, ABANDONED],
+    goals: &[("operations in rounds", 10_000_000), ("rounds linearizable", 10_000)],
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(6),
@@ -266,6 +267,10 @@ impl Program for Serving {
         Duration::ZERO
     }
 
+    fn lease(&self) -> Duration {
+        Duration::from_millis(Timing::NORMAL.lease_ms.into())
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         let limits = limits();
@@ -294,6 +299,10 @@ pub struct Mounting {
 impl Program for Mounting {
     fn io_lifetime(&self) -> Duration {
         TIMING.io_lifetime
+    }
+
+    fn lease(&self) -> Duration {
+        platform::TIMING.lease
     }
 
     fn region_bytes(&self) -> usize {

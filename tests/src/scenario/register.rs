@@ -55,6 +55,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "register",
     demands,
     demanded_work: &[],
+    goals: &[],
     world,
     faulty: MINUTE.saturating_mul(2),
     settles_within: MINUTE.saturating_mul(6),

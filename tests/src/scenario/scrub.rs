@@ -36,6 +36,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "scrub",
     demands,
     demanded_work: &[],
+    goals: &[],
     world,
     faulty: Duration::from_secs(2),
     settles_within: MINUTE,

@@ -18,7 +18,7 @@ mod compact;
 mod locking;
 pub mod merge;
 
-pub use locking::LEASE;
+pub(in crate::scenario) use compact::Manners;
 
 use crate::check::compaction::{
     BEGUN, COMPLETED, Compactions, DROPPED, EVICTED, LATE, LOST, REFUSED, REJECTED, UNKNOWN,
@@ -35,7 +35,7 @@ use crate::scenario::caller::Caller;
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
-use compact::{Compacting, Manners};
+use compact::Compacting;
 use locking::Locking;
 use merge::{Made, Maker, RUN_BLOCKS};
 use outrider_core::arena::{Arena, REGION_ALIGN};
@@ -44,6 +44,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super};
+use outrider_core::format::wire::greeting::Machine;
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
     ServerAnswer, ServerRequest, Transaction,
@@ -78,8 +79,6 @@ const PORT: u16 = 7000;
 const CLIENTS: u16 = 200;
 /// Transactions before a farewell.
 const TRANSACTIONS: u64 = 12;
-/// A mount that is not heard for so long is evicted.
-pub const RECOVERY: Duration = Duration::from_secs(12);
 /// Farewells that each mount has to come to after faults have stopped.
 pub const FAREWELLS: u64 = 2;
 
@@ -91,6 +90,12 @@ pub const SCENARIO: Scenario = Scenario {
     name: "server",
     demands,
     demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, DROPPED, REFUSED, REJECTED, LATE, UNKNOWN],
+    goals: &[
+        ("commits confirmed", 100_000),
+        ("crashes", 10_000),
+        ("evictions begun", 1_000),
+        ("wake-ups with queued I/O", 1_000),
+    ],
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(4),
@@ -133,7 +138,7 @@ fn world(seed: u64) -> World {
         blocks_damaged_max: 0,
         damageable: 0..0,
     };
-    populate(World::new(seed, promise, formatted(&volume())), Manners::Any)
+    populate(World::new(seed, promise, formatted(&volume())), &Setting::ordinary(Manners::Any)).0
 }
 
 /// The same machines; nothing goes wrong by itself, but of these faults each that can happen does.
@@ -160,24 +165,66 @@ fn quiet_with(seed: u64, faults: &[Fault], manners: Manners) -> World {
     let promise = Promise { survives, hosts_impaired_max: 3, ..Promise::nothing() };
     let root = Rng::new(seed);
     let atlas = Atlas::fixed(&root, promise, survives, 1_000_000);
-    populate(World::with_atlas(&root, atlas, formatted(&volume())), manners)
+    let world = World::with_atlas(&root, atlas, formatted(&volume()));
+    populate(world, &Setting::ordinary(manners)).0
 }
 
-fn populate(mut world: World, manners: Manners) -> World {
-    let log = Rc::new(RefCell::new(Log::default()));
-    let timing =
-        ServerTiming { recovery: RECOVERY, io_lifetime: SECOND * 5, ..ServerTiming::NORMAL };
+/// What differs between worlds of these machines.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) manners: Manners,
+    pub(super) mounts: u16,
+    /// Clients whose record may be there at once.
+    pub(super) clients: u16,
+    /// A mount that is not heard for so long is evicted.
+    pub(super) recovery: Duration,
+    /// For how long the locks of who was evicted are kept from others.
+    pub(super) io_lifetime: Duration,
+    /// Mounts say on which machine they are. They never say that it was booted anew: what was
+    /// under way before that may land after it.
+    pub(super) names_machines: bool,
+    /// A mount rests so long before it does the next thing.
+    pub(super) rest: Duration,
+    /// Data blocks of a transaction at the most.
+    pub(super) data_blocks: u64,
+}
+
+impl Setting {
+    fn ordinary(manners: Manners) -> Setting {
+        Setting {
+            manners,
+            mounts: MOUNTS,
+            clients: CLIENTS,
+            recovery: SECOND * 12,
+            io_lifetime: SECOND * 5,
+            names_machines: false,
+            rest: MILLI * 20,
+            data_blocks: 40,
+        }
+    }
+
+    /// How long a mount that was heard may go on.
+    fn lease(&self) -> Duration {
+        self.recovery * 7 / 12
+    }
+}
+
+/// Adds the machines, and who looks at them; and the log of what mounts ask.
+pub(super) fn populate(mut world: World, setting: &Setting) -> (World, Rc<RefCell<Log>>) {
+    let log = Rc::new(RefCell::new(Log::of_lease(setting.lease())));
+    let Setting { recovery, io_lifetime, .. } = *setting;
+    let timing = ServerTiming { recovery, io_lifetime, ..ServerTiming::NORMAL };
     for me in 0..SERVERS {
-        let serving = Serving { me, volume: volume(), limits: limits(), timing };
-        world.add_host("server", serving);
+        let limits = limits(setting.clients);
+        world.add_host("server", Serving { me, volume: volume(), limits, timing });
     }
-    for _ in 0..MOUNTS {
-        world.add_host("mount", Mounting { log: Rc::clone(&log), manners });
+    for _ in 0..setting.mounts {
+        world.add_host("mount", Mounting { log: Rc::clone(&log), setting: *setting });
     }
-    world.add_checker(Servers::new(log));
+    world.add_checker(Servers::new(Rc::clone(&log)));
     world.add_checker(Compactions::default());
     world.add_checker(Leaders::new(volume()));
-    world
+    (world, log)
 }
 
 /// A device with an empty volume.
@@ -226,15 +273,15 @@ pub(super) fn formatted(volume: &Super) -> Image {
     }
 }
 
-fn limits() -> ServerLimits {
+fn limits(clients: u16) -> ServerLimits {
     const LOCKS: u32 = 8;
-    let all = u32::from(CLIENTS) + 4;
+    let all = u32::from(clients) + 4;
     let locks = ClusterLimits {
         locks_per_client: (4 * LOCKS).into(),
         locks: (all * LOCKS).into(),
-        ..ClusterLimits::for_clients(CLIENTS.into())
+        ..ClusterLimits::for_clients(clients.into())
     };
-    ServerLimits { locks: ServerLimits::of(&locks).locks, ..merge::limits(CLIENTS) }
+    ServerLimits { locks: ServerLimits::of(&locks).locks, ..merge::limits(clients) }
 }
 
 /// A server's program.
@@ -276,6 +323,10 @@ impl Program for Serving {
         Duration::ZERO
     }
 
+    fn lease(&self) -> Duration {
+        MILLI * Timing::NORMAL.lease_ms
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
         drop(Server::carve(&mut arena, &self.limits, &self.config(&mut Rng::new(0), 0)));
@@ -292,22 +343,28 @@ impl Program for Serving {
 /// A mount's program.
 struct Mounting {
     log: Rc<RefCell<Log>>,
-    manners: Manners,
+    setting: Setting,
 }
 
 const LINK: LinkLimits =
     LinkLimits { session: SessionLimits { asks_max: 8, answers_max: 16 }, line: LineLimits::MIN };
 
 /// What the link, the watcher and the runs are carved from.
-fn carve(arena: &mut Arena<'static>, nonce: [u8; 16], manners: Manners) -> Mount {
+fn carve(
+    arena: &mut Arena<'static>,
+    nonce: [u8; 16],
+    machine: Machine,
+    setting: &Setting,
+) -> Mount {
     Mount {
-        caller: Caller::carve(arena, &LINK, &volume(), nonce),
+        caller: Caller::carve(arena, &LINK, &volume(), nonce, machine),
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
         maker: Maker::carve(arena).expect("measured"),
-        compacting: Compacting::carve(arena, manners).expect("measured"),
+        compacting: Compacting::carve(arena, setting.manners).expect("measured"),
         log: Rc::default(),
         entropy: Rng::new(0),
         nonce,
+        boots: 0,
         state: State::Root,
         waits: false,
         seq: Seq(0),
@@ -319,16 +376,21 @@ fn carve(arena: &mut Arena<'static>, nonce: [u8; 16], manners: Manners) -> Mount
         stepped: Instant(0),
         evicted: false,
         is_writing: false,
-        locking: Locking::new(),
+        locking: Locking::new(setting.lease()),
+        setting: *setting,
         actions: VecDeque::new(),
         next_at: Instant(0),
     }
 }
 
 impl Program for Mounting {
+    fn lease(&self) -> Duration {
+        self.setting.lease()
+    }
+
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        drop(carve(&mut arena, [0; 16], self.manners));
+        drop(carve(&mut arena, [0; 16], Machine::default(), &self.setting));
         arena.bytes_used()
     }
 
@@ -336,8 +398,14 @@ impl Program for Mounting {
         let mut arena = Arena::new(boot.region).expect("regions are aligned");
         let mut nonce = [0; 16];
         boot.entropy.fill(&mut nonce);
-        let mut mount = carve(&mut arena, nonce, self.manners);
+        let host = match self.setting.names_machines {
+            true => QuorumHost(boot.addr.addr.octets()),
+            false => QuorumHost::default(),
+        };
+        let machine = Machine { host, boot: BootId::default() };
+        let mut mount = carve(&mut arena, nonce, machine, &self.setting);
         mount.log = Rc::clone(&self.log);
+        mount.boots = boot.boots;
         mount.entropy = boot.entropy;
         Box::new(mount)
     }
@@ -398,6 +466,7 @@ pub struct Mount {
     log: Rc<RefCell<Log>>,
     entropy: Rng,
     nonce: [u8; 16],
+    boots: u32,
     state: State,
     /// A request, or I/O, is under way.
     waits: bool,
@@ -408,6 +477,7 @@ pub struct Mount {
     writes: VecDeque<u64>,
     farewells: u64,
     locking: Locking,
+    setting: Setting,
     stepped: Instant,
     /// A server has said so.
     evicted: bool,
@@ -529,7 +599,9 @@ impl Mount {
             let (run, _) = cut(&mut have.run_ids, 1).expect("two are there");
             runs.push(self.maker.make(run, start, &mut self.entropy));
         }
-        let used: Vec<_> = cut(&mut have.data, self.entropy.within(1..=40)).into_iter().collect();
+        let most = self.setting.data_blocks;
+        let used = cut(&mut have.data, self.entropy.within(1..=most));
+        let used: Vec<_> = used.into_iter().collect();
         let mut freed = Vec::new();
         while have.used.len() > 3 {
             let at = self.entropy.below(have.used.len() as u64) as usize;
@@ -599,6 +671,9 @@ impl Mount {
                 self.compacting.close();
                 self.waits = self.compacting.is_idle()
                     && self.caller.link.request(&ClientRequest::Farewell).is_ok();
+                if self.waits {
+                    self.log.borrow_mut().gone(self.client());
+                }
             }
         }
     }
@@ -778,7 +853,7 @@ impl Mount {
         self.writes.clear();
         self.compacting.drop_all();
         let grants = self.locking.grants;
-        self.locking = Locking::new();
+        self.locking = Locking::new(self.setting.lease());
         self.locking.grants = grants;
     }
 
@@ -790,7 +865,7 @@ impl Mount {
         {
             return;
         }
-        self.next_at = now.plus(20 * MILLI);
+        self.next_at = now.plus(self.setting.rest);
         if self.state == State::Writing && self.have.next.is_none() && !self.plan_transaction() {
             self.state = State::Loan;
         }
@@ -833,7 +908,7 @@ impl Node<'static> for Mount {
                         self.compacting.drop_all();
                     }
                     let mut log = self.log.borrow_mut();
-                    log.greeted(client, self.nonce);
+                    log.greeted(client, self.nonce, self.boots);
                     self.locking.on_up(term, &mut log);
                 }
                 LinkEvent::Message => self.on_message(now),

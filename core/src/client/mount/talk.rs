@@ -117,6 +117,7 @@ impl<'m> Mount<'m> {
     /// Deals with connections and messages.
     pub(super) fn step_talk(&mut self, now: Instant) {
         self.way.link.step(now);
+        self.way.step(now);
         while let Some(end) = self.way.poll_lost(now) {
             self.on_lost(now, end);
         }

@@ -12,7 +12,7 @@
 //! | | status | nothing | [`Status`] |
 //! | | compact ready | [`CompactReady`] | nothing, when what earlier compactions had is given back |
 //! | | compacted | [`Compacted`] | nothing, when it is durable |
-//! | | fence | a client | nothing, when it is durable that nothing of it is waited for |
+//! | | fence | [`Gone`] | nothing, when it is durable that nothing of it is waited for |
 //! | | clients | from which number on | [`ClientList`]; none is the end |
 //! | | waits | how many to pass over | [`WaitList`]; none is the end |
 //! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
@@ -38,6 +38,7 @@
 //! What this module deliberately doesn't know: what a key, a lock or a run is good for.
 
 mod compact;
+mod gone;
 mod lock;
 mod orphan;
 mod space;
@@ -49,6 +50,7 @@ pub use compact::{
     CompactReadyRecord, CompactRecord, CompactRunRecord, CompactSpaceRecord, Compacted,
     CompactedRecord, OUTPUTS_MAX,
 };
+pub use gone::{Gone, GoneRecord};
 pub use lock::{HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, LockRecord, LockTell};
 pub use orphan::{INOS_MAX, InoSet, Inos};
 pub use space::{
@@ -147,7 +149,7 @@ pub enum ClientRequest<'p> {
     /// [`Kind::Compacted`].
     Compacted(Compacted<'p>),
     /// [`Kind::Fence`].
-    Fence(ClientId),
+    Fence(Gone),
     /// [`Kind::Clients`]: from this one on.
     Clients(ClientId),
     /// [`Kind::Waits`]: without the first so many.
@@ -246,7 +248,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             Kind::Status => empty(payload, ClientRequest::Status)?,
             Kind::CompactReady => ClientRequest::CompactReady(CompactReady::parse(payload)?),
             Kind::Compacted => ClientRequest::Compacted(Compacted::parse(payload)?),
-            Kind::Fence => ClientRequest::Fence((*whole::<U64>(payload)?).into()),
+            Kind::Fence => ClientRequest::Fence(Gone::parse(payload)?),
             Kind::Clients => ClientRequest::Clients((*whole::<U64>(payload)?).into()),
             Kind::Waits => ClientRequest::Waits(whole::<U64>(payload)?.get()),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
@@ -263,9 +265,8 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Loan(loan) => loan.emit(to),
             ClientRequest::CompactReady(ready) => to.put(&ready.record()),
             ClientRequest::Compacted(compacted) => compacted.emit(to),
-            ClientRequest::Fence(client) | ClientRequest::Clients(client) => {
-                to.put(&U64::new(client.0));
-            }
+            ClientRequest::Fence(gone) => gone.emit(to),
+            ClientRequest::Clients(client) => to.put(&U64::new(client.0)),
             ClientRequest::Waits(skip) => to.put(&U64::new(*skip)),
             ClientRequest::Root
             | ClientRequest::Statfs
@@ -470,7 +471,8 @@ impl Kind {
             Kind::Recall => size_of::<RecallRecord>(),
             Kind::CompactReady => size_of::<CompactReadyRecord>(),
             Kind::Compacted => Compacted::BYTES_MAX,
-            Kind::Fence | Kind::Clients | Kind::Waits => size_of::<U64>(),
+            Kind::Fence => Gone::BYTES,
+            Kind::Clients | Kind::Waits => size_of::<U64>(),
             Kind::Compact => Compact::BYTES_MAX,
         }
     }

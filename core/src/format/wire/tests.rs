@@ -9,8 +9,8 @@ use super::message::{
     AT_ONCE_MAX, COMPACT_CHANGE_MAX, COMPACT_INPUTS_MAX, COMPACT_UPPERS_MAX, ClientAnswer,
     ClientList, ClientRequest, ClientStanding, ClientStatusRecord, Compact, CompactReady,
     CompactRunRecord, CompactSpaceRecord, Compacted, Emitter, Extent, ExtentRecord, Extents,
-    FREED_MAX, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet, Inos,
-    LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell, LockWaitRecord, ManifestRoot,
+    FREED_MAX, Gone, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet,
+    Inos, LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell, LockWaitRecord, ManifestRoot,
     OUTPUTS_MAX, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX, Recall, RootNow, RunRecord,
     ServerAnswer, ServerRequest, Statfs, Status, Transaction, TransactionDone, USED_MAX, WaitList,
 };
@@ -182,7 +182,7 @@ fn client_requests<'p>(
     extents: Extents<'p>,
     runs: &'p [RunRecord],
     inos: Inos<'p>,
-) -> [(&'static str, ClientRequest<'p>); 14] {
+) -> [(&'static str, ClientRequest<'p>); 15] {
     let transaction =
         Transaction::new(12, Seq(0x99), CommitNo(0x1121), runs, extents, extents).unwrap();
     let loan = LoanRequest {
@@ -208,10 +208,15 @@ fn client_requests<'p>(
             "request compacted failed",
             ClientRequest::Compacted(Compacted::failed(0x56, ErrorCode::NoSpace)),
         ),
-        ("request fence", ClientRequest::Fence(ClientId(0x1234))),
+        ("request fence", ClientRequest::Fence(gone(None))),
+        ("request fence witness", ClientRequest::Fence(gone(Some([0xa7; 16])))),
         ("request clients", ClientRequest::Clients(ClientId(0x1235))),
         ("request waits", ClientRequest::Waits(0x20)),
     ]
+}
+
+fn gone(nonce: Option<[u8; 16]>) -> Gone {
+    Gone { client: ClientId(0x1234), nonce }
 }
 
 const CLIENTS: &[ClientStatusRecord] = &[ClientStatusRecord {

@@ -454,6 +454,17 @@ impl Checker for Linearizable {
         })
     }
 
+    fn is_settled(&self, world: &World) -> bool {
+        let seen = &mut *self.seen.borrow_mut();
+        seen.calm.get_or_insert_with(|| seen.calls.clone());
+        world.hosts().all(|host| {
+            world.guest::<Platform>(host).is_none_or(|Platform { mount, .. }| {
+                let is_empty = mount.inodes_used() == 0 && mount.handles_open() == 0;
+                !seen.busy.contains_key(&host) && seen.has_done_enough(host) && is_empty
+            })
+        })
+    }
+
     fn work(&self) -> Vec<(&'static str, u64)> {
         let seen = self.seen.borrow();
         let checked = seen.history.borrow().checked();

@@ -434,6 +434,13 @@ impl Checker for Mounts {
         })
     }
 
+    fn is_settled(&self, world: &World) -> bool {
+        let log = &mut *self.log.borrow_mut();
+        log.calm.get_or_insert_with(|| log.calls.clone());
+        let mut mounts = world.hosts().filter(|host| world.guest::<Platform>(*host).is_some());
+        mounts.all(|host| log.calm_calls(host).unwrap_or(0) >= GOAL)
+    }
+
     fn work(&self) -> Vec<(&'static str, u64)> {
         let log = self.log.borrow();
         vec![

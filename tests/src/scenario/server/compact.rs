@@ -52,7 +52,7 @@ enum What {
 
 /// How a mount takes what it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manners {
+pub(in crate::scenario) enum Manners {
     /// As chance will have it, each time anew: see the module.
     Any,
     /// It does it.

@@ -9,7 +9,6 @@
 
 use crate::check::server::Log;
 use crate::rng::Rng;
-use crate::scenario::server::RECOVERY;
 use crate::time::{MILLI, SECOND};
 use outrider_core::arena::{Arena, REGION_ALIGN};
 use outrider_core::format::key::{IndexKind, Key};
@@ -27,8 +26,6 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 use zerocopy::little_endian::U64;
 
-/// How long a mount that was heard may go on.
-pub const LEASE: Duration = Duration::from_secs(RECOVERY.as_secs() * 6 / 10);
 const OPS: u32 = 3;
 /// Locks of each kind that the mounts fight for.
 const NAMES: u64 = 3;
@@ -46,6 +43,8 @@ enum Doing {
 /// The locks of one client.
 pub(super) struct Locking {
     locks: LockClient<'static>,
+    /// How long a mount that was heard may go on.
+    lease: Duration,
     term: Term,
     ops: [Doing; OPS as usize],
     /// Messages that are to be sent before all others.
@@ -86,9 +85,11 @@ fn lock_client() -> LockClient<'static> {
 }
 
 impl Locking {
-    pub(super) fn new() -> Locking {
+    /// The locks of a new client, which may go on for so long when it was heard.
+    pub(super) fn new(lease: Duration) -> Locking {
         Locking {
             locks: lock_client(),
+            lease,
             term: Term::NONE,
             ops: [Doing::Nothing { until: Instant(0) }; OPS as usize],
             replies: VecDeque::new(),
@@ -191,7 +192,7 @@ impl Locking {
         };
         self.renewal = None;
         self.lease_made = self.lease_made.max(made);
-        self.lease_until = self.lease_made.plus(LEASE);
+        self.lease_until = self.lease_made.plus(self.lease);
         self.locks.handle_lease(now, self.lease_until);
         true
     }
@@ -271,7 +272,7 @@ impl Locking {
             if let ToServer::Release { name, kept, .. } = message
                 && self.modes.insert(name, kept) == Some(Mode::Write)
             {
-                log.released(name, self.term);
+                log.released(name);
             }
             link.request(&ClientRequest::LockAsk(message.emit())).expect("there was room");
         }
