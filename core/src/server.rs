@@ -27,8 +27,8 @@
 //!   heard, which stands in the voter's block, and whoever wants more is sent away.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
-//! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
-//!   where they are called.
+//! * Locks, evictions, readers and questions about nameless inodes are in files of their own; here
+//!   is only where they are called.
 //!
 //! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
 //!   on. Nothing that merging needs waits for a client.
@@ -51,6 +51,7 @@ mod listening;
 mod locks;
 mod merge;
 mod orphans;
+mod readers;
 mod reports;
 mod requests;
 mod table;
@@ -63,6 +64,7 @@ pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
 use crate::arena::Arena;
 use crate::block::RequestId;
+use crate::error::Error;
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
 use crate::format::wire::ErrorCode;
@@ -91,6 +93,7 @@ use locks::{Breach, Locks};
 use merge::{Merger, Outcome as MergeOutcome};
 use orphans::Orphans;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
+use readers::Readers;
 use requests::Scratch;
 use table::{Member, Members, Stage, Standing, Table, Work};
 
@@ -175,6 +178,8 @@ pub struct Counters {
     pub knocks: u64,
     /// Clients that were fenced.
     pub fences: u64,
+    /// Pins that readers had, and lost to the need of others.
+    pub pins_lost: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +218,7 @@ pub struct Server<'m> {
     scratch: Option<&'m mut Scratch>,
     planner: Planner<'m>,
     merger: Merger<'m>,
+    readers: Readers<'m>,
     phase: Phase,
     actions: Deque<Action<'m>, ACTIONS>,
     /// Connections that had to make room.
@@ -301,6 +307,7 @@ impl<'m> Server<'m> {
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
             planner: Planner::carve(arena, limits)?,
             merger: Merger::carve(arena, limits, volume)?,
+            readers: Readers::carve(arena, limits)?,
             phase: Phase::Following,
             actions: Deque::new(),
             closes: Deque::new(),
@@ -413,6 +420,7 @@ impl<'m> Server<'m> {
         self.members.clear();
         self.locks.reset();
         self.orphans.reset();
+        self.readers.reset();
         self.listening_since = None;
         self.links.begin(Term::NONE);
         self.commit_at = None;
@@ -497,6 +505,7 @@ impl<'m> Server<'m> {
         self.counters.commits += 1;
         self.stable.confirmed = self.stable.closed;
         self.tidying.on_confirmed();
+        self.answer_readers(commit);
         if let Phase::TakingOver(term) = self.phase {
             self.phase = Phase::Reading(term);
             let load = Work::Load { client: ClientId(0), seq: None };
@@ -570,7 +579,12 @@ impl<'m> Server<'m> {
                 match self.merger.on_durable() {
                     MergeOutcome::GoesOn => self.table.ready(index),
                     MergeOutcome::Made => self.planner.on_own(now, None),
-                    MergeOutcome::GivenUp(error) => self.planner.on_own(now, Some(error)),
+                    MergeOutcome::GivenUp(error) => {
+                        self.planner.on_own(now, Some(error));
+                        if error == Error::NoSpace {
+                            self.give_up_readers(now);
+                        }
+                    }
                 }
                 return;
             }
@@ -605,6 +619,10 @@ impl<'m> Server<'m> {
         if let Some((session, ticket)) = slot.asked {
             let _ = self.links.answer(session, ticket, &Outcome::Failed(error, None));
         }
+        if error == ErrorCode::NoSpace {
+            self.give_up_readers(now);
+        }
+        let slot = &mut self.table.slots[index];
         match slot.work {
             Work::Greet { stream, .. } => self.links.refuse(now, stream, error),
             Work::Farewell => {
@@ -676,6 +694,10 @@ impl<'m> Server<'m> {
         stream: StreamId,
         greeting: &Greeting,
     ) -> Result<(), ErrorCode> {
+        // A later leader has welcomed it: what is recorded of it now isn't known here.
+        if self.serving().is_none_or(|term| greeting.term > term) {
+            return Err(ErrorCode::Stale);
+        }
         let known = match greeting.client {
             Some(client) => self.members.find(client),
             None => {
@@ -746,6 +768,11 @@ impl<'m> Server<'m> {
                 }
                 ClientRequest::Clients(from) => return self.report_clients(now, session, from),
                 ClientRequest::Waits(skip) => return self.report_waits(now, session, skip),
+                ClientRequest::Pin(request) => {
+                    let Some(ticket) = self.links.take(now, session) else { return };
+                    self.links.recorded(session, ticket);
+                    return self.on_pin(now, session, ticket, &request);
+                }
                 ClientRequest::Fence(gone) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
@@ -1018,6 +1045,7 @@ impl<'m> Node<'m> for Server<'m> {
             if matches!(self.phase, Phase::Serving(_)) {
                 self.step_evictions(now);
                 self.step_orphans();
+                self.step_readers(now);
             }
             for more_of in [self.step_store(now), self.step_requests(now), self.step_store(now)] {
                 more = if more_of == More::Yes { More::Yes } else { more };
@@ -1061,6 +1089,7 @@ impl<'m> Node<'m> for Server<'m> {
             self.eviction_timeout(),
             self.fence_timeout(),
             self.leaving_timeout(),
+            self.readers.timeout(),
         ];
         due.into_iter().chain(others).flatten().min()
     }

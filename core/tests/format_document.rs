@@ -130,6 +130,8 @@ records! { line:
     message::StatusRecord,
     message::ClientStatusRecord,
     message::LockWaitRecord,
+    message::PinRequestRecord,
+    message::PinRecord,
 }
 
 /// A document's name, and what makes its sections.

@@ -11,6 +11,7 @@ pub mod counter;
 pub mod crowd;
 pub mod mount;
 pub mod outage;
+pub mod readers;
 pub mod register;
 pub mod scrub;
 pub mod server;
@@ -46,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     scrub::SCENARIO,
     server::SCENARIO,
     storm::SCENARIO,
+    readers::SCENARIO,
     mount::SCENARIO,
     register::SCENARIO,
 ];

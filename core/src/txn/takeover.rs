@@ -25,6 +25,7 @@
 //!
 //! What this module deliberately doesn't know: how a commit is written.
 
+use super::kept::Kept;
 use super::settle::{RESERVE_TARGET, Settling};
 use super::trees::Trees;
 use crate::block::{Cache, Pins};
@@ -84,6 +85,7 @@ impl Gone {
 #[derive(Debug, Default)]
 pub struct TakeoverJob {
     term: Term,
+    commit: CommitNo,
     gone: Gone,
     /// The round whose reserve this takeover writes.
     used: u64,
@@ -113,23 +115,24 @@ pub enum Outcome {
 }
 
 impl TakeoverJob {
-    /// Begins to take over from the leader of the root, in the takeover reserve of the round
-    /// `used`.
+    /// Begins to take over from the leader of the root with this commit, in the takeover reserve of
+    /// the round `used`.
     #[must_use]
-    pub fn begin(term: Term, gone: Gone, used: u64) -> TakeoverJob {
-        TakeoverJob { term, gone, used, step: Step::Pair }
+    pub fn begin(term: Term, commit: CommitNo, gone: Gone, used: u64) -> TakeoverJob {
+        TakeoverJob { term, commit, gone, used, step: Step::Pair }
     }
 
     /// Does what is left. Run again from the top when it was stopped for a block.
     pub fn run(
         &mut self,
         root: &Root,
-        commit: CommitNo,
         settling: &mut Settling,
         trees: &mut Trees,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
     ) -> Result<Outcome, Stop> {
+        let commit = self.commit;
         loop {
             self.step = match self.step {
                 Step::Pair => {
@@ -171,7 +174,7 @@ impl TakeoverJob {
                     let rounds = self.term.round() - root.term().round();
                     let rounds = rounds.min(TAKEOVER_ROUNDS as u64);
                     let blocks = RESERVE_TARGET + rounds * TAKEOVER_BLOCKS;
-                    let taken = settling.fill_up(blocks, trees, cache, pins)?;
+                    let taken = settling.fill_up(blocks, trees, cache, pins, kept)?;
                     return Ok(Outcome::Done(taken));
                 }
             };

@@ -4,6 +4,8 @@
 
 extern crate std;
 
+mod readers;
+
 use super::settle::FREE_MIN;
 use super::store::{Store, StoreEvent, TakeoverError};
 use super::takeover::Gone;
@@ -60,6 +62,8 @@ struct Disk {
     unflushed: Vec<(u64, Option<Block>)>,
     /// Blocks that a confirmed commit has lent: a client may have data there.
     lent: BTreeSet<u64>,
+    /// Blocks that a reader of an older root relies on.
+    read: BTreeSet<u64>,
 }
 
 impl Disk {
@@ -70,6 +74,7 @@ impl Disk {
             }
             BlockOp::Write(blkno, block) => {
                 assert!(!self.lent.contains(&blkno.0), "{blkno} is written though it is lent");
+                assert!(!self.read.contains(&blkno.0), "{blkno} is written though it is read");
                 let old = self.blocks.insert(blkno.0, (**block).clone());
                 self.unflushed.push((blkno.0, old));
             }

@@ -14,7 +14,7 @@ mod feeds;
 
 use crate::check::Violation;
 use crate::faults::Fault;
-use crate::scenario::{register, server};
+use crate::scenario::{readers, register, server};
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
@@ -51,6 +51,7 @@ pub const ALL: &[Story] = &[
     MOUNT_CUT_OFF,
     MOUNT_CUT_OFF_BRIEFLY,
     CHANGE_DURING_COMMIT,
+    READ_WHILE_WRITTEN,
 ];
 
 /// Nothing goes wrong.
@@ -318,6 +319,23 @@ fn mount_cut_off(how_long: Duration) -> Result<(), Violation> {
 /// A mount changes something while its last transaction is on its way, and others get on.
 pub const CHANGE_DURING_COMMIT: Story =
     Story { name: "a change is made during a commit", tell: feeds::change_during_commit };
+
+/// Nothing goes wrong, and older roots are read, slowly, while mounts write and merge.
+pub const READ_WHILE_WRITTEN: Story =
+    Story { name: "roots are read that are long left behind", tell: read_while_written };
+
+fn read_while_written() -> Result<(), Violation> {
+    let (mut world, log) = readers::quiet(12);
+    run(&mut world, MINUTE)?;
+    match log.borrow().whole {
+        0..2 => Err(Violation {
+            at: world.now(),
+            checker: "story",
+            what: format!("hardly a root was read: {:?}", log.borrow()),
+        }),
+        _ => Ok(()),
+    }
+}
 
 fn run(world: &mut World, how_long: Duration) -> Result<(), Violation> {
     world.run_until(how_long, |_| false).map(|_| ())

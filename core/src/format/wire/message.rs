@@ -15,6 +15,7 @@
 //! | | fence | [`Gone`] | nothing, when it is durable that nothing of it is waited for |
 //! | | clients | from which number on | [`ClientList`]; none is the end |
 //! | | waits | how many to pass over | [`WaitList`]; none is the end |
+//! | | pin | [`PinRequest`] | [`Pin`], a new one when a root that it can be used for is durable |
 //! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
 //! | | recover | first key | [`HeldLocks`] from there on; none is the end |
 //! | | in use | nameless [`Inos`] | those that the client uses, [`InoSet`] |
@@ -41,6 +42,7 @@ mod compact;
 mod gone;
 mod lock;
 mod orphan;
+mod pin;
 mod space;
 mod status;
 
@@ -53,6 +55,7 @@ pub use compact::{
 pub use gone::{Gone, GoneRecord};
 pub use lock::{HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, LockRecord, LockTell};
 pub use orphan::{INOS_MAX, InoSet, Inos};
+pub use pin::{Pin, PinRecord, PinRequest, PinRequestRecord};
 pub use space::{
     Extent, ExtentRecord, Extents, FREED_MAX, LOAN_EXTENTS_MAX, Loan, LoanRecord, LoanRequest,
     LoanRequestRecord, ManifestRoot, Pool, RETURNED_MAX, RUNS_MAX, Recall, RecallRecord, RootNow,
@@ -154,6 +157,8 @@ pub enum ClientRequest<'p> {
     Clients(ClientId),
     /// [`Kind::Waits`]: without the first so many.
     Waits(u64),
+    /// [`Kind::Pin`].
+    Pin(PinRequest),
 }
 
 /// What the server answers.
@@ -185,6 +190,8 @@ pub enum ServerAnswer<'p> {
     Clients(ClientList<'p>),
     /// [`Kind::Waits`].
     Waits(WaitList<'p>),
+    /// [`Kind::Pin`].
+    Pin(Pin),
 }
 
 /// What the server asks.
@@ -233,6 +240,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Fence(_) => Kind::Fence,
             ClientRequest::Clients(_) => Kind::Clients,
             ClientRequest::Waits(_) => Kind::Waits,
+            ClientRequest::Pin(_) => Kind::Pin,
         }
     }
 
@@ -251,6 +259,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             Kind::Fence => ClientRequest::Fence(Gone::parse(payload)?),
             Kind::Clients => ClientRequest::Clients((*whole::<U64>(payload)?).into()),
             Kind::Waits => ClientRequest::Waits(whole::<U64>(payload)?.get()),
+            Kind::Pin => ClientRequest::Pin(PinRequest::parse(payload)?),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -268,6 +277,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Fence(gone) => gone.emit(to),
             ClientRequest::Clients(client) => to.put(&U64::new(client.0)),
             ClientRequest::Waits(skip) => to.put(&U64::new(*skip)),
+            ClientRequest::Pin(request) => to.put(&request.record()),
             ClientRequest::Root
             | ClientRequest::Statfs
             | ClientRequest::Farewell
@@ -292,6 +302,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Fence => Kind::Fence,
             ServerAnswer::Clients(_) => Kind::Clients,
             ServerAnswer::Waits(_) => Kind::Waits,
+            ServerAnswer::Pin(_) => Kind::Pin,
         }
     }
 
@@ -310,6 +321,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             Kind::Fence => empty(payload, ServerAnswer::Fence)?,
             Kind::Clients => ServerAnswer::Clients(ClientList::parse(payload)?),
             Kind::Waits => ServerAnswer::Waits(WaitList::parse(payload)?),
+            Kind::Pin => ServerAnswer::Pin(Pin::parse(payload)?),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -326,6 +338,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Status(status) => to.put(&status.record()),
             ServerAnswer::Clients(clients) => clients.emit(to),
             ServerAnswer::Waits(waits) => waits.emit(to),
+            ServerAnswer::Pin(pin) => to.put(&pin.record()),
             ServerAnswer::LockAsk
             | ServerAnswer::Farewell
             | ServerAnswer::CompactReady
@@ -365,7 +378,8 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             | Kind::Compacted
             | Kind::Fence
             | Kind::Clients
-            | Kind::Waits => return Err(Malformed::Kind),
+            | Kind::Waits
+            | Kind::Pin => return Err(Malformed::Kind),
         })
     }
 
@@ -410,7 +424,8 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             | Kind::Compacted
             | Kind::Fence
             | Kind::Clients
-            | Kind::Waits => return Err(Malformed::Kind),
+            | Kind::Waits
+            | Kind::Pin => return Err(Malformed::Kind),
         })
     }
 
@@ -473,6 +488,7 @@ impl Kind {
             Kind::Compacted => Compacted::BYTES_MAX,
             Kind::Fence => Gone::BYTES,
             Kind::Clients | Kind::Waits => size_of::<U64>(),
+            Kind::Pin => size_of::<PinRequestRecord>(),
             Kind::Compact => Compact::BYTES_MAX,
         }
     }
@@ -489,6 +505,7 @@ impl Kind {
             Kind::Status => size_of::<StatusRecord>(),
             Kind::Clients => ClientList::BYTES_MAX,
             Kind::Waits => WaitList::BYTES_MAX,
+            Kind::Pin => size_of::<PinRecord>(),
             Kind::Recover => HeldLocks::BYTES_MAX,
             Kind::LockAsk
             | Kind::LockTell
