@@ -4,8 +4,8 @@
 //! * Processor time is that of all of a node's threads, and of its witness, as the scheduler counts
 //!   it. Where others keep the machine busy it is still right.
 //! * I/Os are the blocks that the threads which do a node's transfers have read and written, by the
-//!   bytes that the system counts for them, and a flush for each write: a voter writes its own block
-//!   alone. Of a mount that is at rest there should be none.
+//!   bytes that the system counts for them, and a flush for each write: a voter writes its own
+//!   block alone. Of a mount that is at rest there should be none.
 //! * Nothing is asserted.
 
 use super::mount::Mount;
