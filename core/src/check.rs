@@ -10,7 +10,10 @@
 //!  Items --------> Directories -> Peel ---------> Locate --------> Leaks ----> Look ---> Done
 //!  the newest of   that the root  what entries    where that       blocks      is there  or Busy,
 //!  each key, by    leads to       and indices     stands: only     that nobody a newer   or again
-//!  inode                          differ in       if they differ   has         root?
+//!  inode                          differ in       if they differ   has         root?  |    ^
+//!                                                                                     v    |
+//!                                                                              Doubt: did the pin
+//!                                                                              hold all the time?
 //! ```
 //!
 //! `CHECK.md` lists what is told, and says what it means.
@@ -42,6 +45,10 @@
 //! newest. If a block is not what the root promised, and a newer root is there at the end, the
 //! check is made again, and after [`ATTEMPTS`] it ends as [`busy`](Check::is_busy): nothing is
 //! known then. Fixed blocks that may be being written are read several times.
+//!
+//! Somebody may keep what the root leads to from being used again. If that was so until all was
+//! read, and the newer root is of the same term, what was not as promised is damage all the same:
+//! see [`pin`](Check::pin).
 //!
 //! # Invariants
 //!
@@ -188,6 +195,8 @@ enum Phase {
     Leaks(BlockNo),
     /// The root of this number is read again.
     Look(u64),
+    /// Whether the pin has held is asked.
+    Doubt,
     Done,
     Busy,
 }
@@ -206,6 +215,10 @@ pub struct Check<'m> {
     root: Option<Root>,
     /// A newer root than that has been seen.
     is_outdated: bool,
+    /// So has one of a later term.
+    is_of_old_term: bool,
+    /// Somebody keeps what the root leads to.
+    is_pinned: bool,
     walk: Walk,
     records: Records,
     runs: Runs<'m>,
@@ -238,6 +251,8 @@ impl<'m> Check<'m> {
             reads: 0,
             root: None,
             is_outdated: false,
+            is_of_old_term: false,
+            is_pinned: false,
             walk: Walk::none(),
             records: Records::new(blocks),
             runs: Runs::carve(arena, blocks)?,
@@ -297,7 +312,31 @@ impl<'m> Check<'m> {
     /// The newest root, once the ring has been read.
     #[must_use]
     pub fn root(&self) -> Option<&Root> {
-        self.root.as_ref()
+        self.root.as_ref().filter(|_| !matches!(self.phase, Phase::Fixed(_)))
+    }
+
+    /// Somebody has kept what the [root](Self::root) leads to from being used again since before the
+    /// ring was read, and goes on with that. To be said in each attempt anew.
+    pub fn pin(&mut self) {
+        self.is_pinned = true;
+    }
+
+    /// Whether nothing more is known unless the pin has held: ask now, and say it by
+    /// [`pin_held`](Self::pin_held).
+    #[must_use]
+    pub fn doubts_pin(&self) -> bool {
+        self.phase == Phase::Doubt
+    }
+
+    /// Whether the pin has held without a break until the check [doubted](Self::doubts_pin) it.
+    pub fn pin_held(&mut self, held: bool) {
+        if self.phase == Phase::Doubt {
+            match held {
+                true => self.phase = Phase::Done,
+                false => self.begin_again_or_end(),
+            }
+            self.runnable = true;
+        }
     }
 
     /// The fixed block that the phase is about.
@@ -319,6 +358,7 @@ impl<'m> Check<'m> {
             | Phase::Items
             | Phase::Leaks(_)
             | Phase::Look(_)
+            | Phase::Doubt
             | Phase::Done
             | Phase::Busy => None,
         }
@@ -356,6 +396,8 @@ impl<'m> Check<'m> {
         let root = Root::open(block, &volume, blkno, blocks).ok();
         let newest = self.root.as_ref().map(Root::rank);
         self.is_outdated |= root.is_some_and(|root| Some(root.rank()) > newest);
+        let term = self.root.as_ref().map(Root::term);
+        self.is_of_old_term |= root.is_some_and(|root| Some(root.term()) > term);
         self.phase = Phase::Look(number + 1);
     }
 
@@ -404,7 +446,8 @@ impl<'m> Check<'m> {
     /// Forgets all that was found, and begins again.
     fn begin_again(&mut self) {
         self.attempt += 1;
-        (self.phase, self.root, self.is_outdated) = (Phase::Fixed(0), None, false);
+        (self.phase, self.root) = (Phase::Fixed(0), None);
+        (self.is_outdated, self.is_of_old_term, self.is_pinned) = (false, false, false);
         self.map.clear();
         self.runs.clear();
         self.clients.clear();
@@ -636,10 +679,19 @@ impl<'m> Check<'m> {
 
     /// The ring has been read again.
     fn finish(&mut self) {
-        match (self.is_outdated, self.attempt) {
-            (false, _) => self.phase = Phase::Done,
-            (true, ATTEMPTS..) => self.phase = Phase::Busy,
-            (true, _) => self.begin_again(),
+        if !self.is_outdated {
+            self.phase = Phase::Done;
+        } else if self.is_pinned && !self.is_of_old_term {
+            self.phase = Phase::Doubt;
+        } else {
+            self.begin_again_or_end();
+        }
+    }
+
+    fn begin_again_or_end(&mut self) {
+        match self.attempt {
+            ATTEMPTS.. => self.phase = Phase::Busy,
+            _ => self.begin_again(),
         }
     }
 
@@ -661,7 +713,9 @@ impl<'m> Check<'m> {
         match self.phase {
             Phase::Fixed(FIXED) => self.begin_reserves(),
             Phase::Look(ROOTS) => self.finish(),
-            Phase::Fixed(_) | Phase::Look(_) | Phase::Done | Phase::Busy => self.runnable = false,
+            Phase::Fixed(_) | Phase::Look(_) | Phase::Doubt | Phase::Done | Phase::Busy => {
+                self.runnable = false;
+            }
             Phase::Reserves(number) => self.step_reserves(number),
             Phase::Trees(number) => self.step_tree(number)?,
             Phase::Clients(at) => self.step_clients(at),

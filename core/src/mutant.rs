@@ -110,6 +110,8 @@ mutants! {
     FirstBatchOnly,
     /// A lock is given back although changes under it are not durable.
     ReleaseBeforeDurable,
+    /// What a reader has had pinned is used again as if it were not.
+    PinIgnored,
 }
 
 #[cfg(any(test, outrider_mutants))]

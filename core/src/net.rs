@@ -143,13 +143,20 @@ impl Timing {
         greeting: Duration::from_secs(5),
     };
 
+    /// A peer that was not heard for this long has missed two chances to be: it may be gone.
+    /// Nothing ends for that alone.
+    #[must_use]
+    pub const fn doubt(&self) -> Duration {
+        self.keepalive.saturating_mul(2)
+    }
+
     /// Whether a peer that works is heard in time.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         // An acknowledgement that waits longer than the next frame makes no sense.
         self.ack_delay <= self.keepalive
             // One lost chance to send in time must not look like silence.
-            && self.keepalive.saturating_mul(2) < self.silence
+            && self.doubt() < self.silence
             && !self.keepalive.is_zero()
             && !self.greeting.is_zero()
     }

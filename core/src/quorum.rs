@@ -144,6 +144,10 @@
 //! out. A newer configuration in any block ends the term of a leader that goes by an older one.
 //! Retries come after pauses that double.
 //!
+//! A leader whose device denies it these readings for longer than such a pause, while its renewals
+//! get through, lets go: it can answer no commit, and keeps whoever can from office. One that reads
+//! damage stays, because all others read the same.
+//!
 //! What this module deliberately doesn't know: roots, connections, what a leader does, and who is
 //! right. It never imports `block`, `btree`, `net` or `lock`.
 

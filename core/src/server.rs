@@ -27,8 +27,8 @@
 //!   heard, which stands in the voter's block, and whoever wants more is sent away.
 //! * Requests that joined a commit are answered in the order of commits; one commit is shared by
 //!   all that came while the one before it was under way.
-//! * Locks, evictions and questions about nameless inodes are in files of their own; here is only
-//!   where they are called.
+//! * Locks, evictions, readers and questions about nameless inodes are in files of their own; here
+//!   is only where they are called.
 //!
 //! * A transaction that brings runs waits while level 0 is far above its threshold and merging goes
 //!   on. Nothing that merging needs waits for a client.
@@ -45,11 +45,13 @@ mod fence;
 mod holder;
 mod jobs;
 mod knocks;
+mod leaving;
 mod limits;
 mod listening;
 mod locks;
 mod merge;
 mod orphans;
+mod readers;
 mod reports;
 mod requests;
 mod table;
@@ -62,6 +64,7 @@ pub use limits::{LimitsError, PLAN_CREATES, PLAN_PINS, ServerLimits};
 
 use crate::arena::Arena;
 use crate::block::RequestId;
+use crate::error::Error;
 use crate::format::layout::QUORUM_BLKNO;
 use crate::format::quorum::Slot;
 use crate::format::wire::ErrorCode;
@@ -90,6 +93,7 @@ use locks::{Breach, Locks};
 use merge::{Merger, Outcome as MergeOutcome};
 use orphans::Orphans;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Endpoint, Instant, StreamId, Tag};
+use readers::Readers;
 use requests::Scratch;
 use table::{Member, Members, Stage, Standing, Table, Work};
 
@@ -174,6 +178,8 @@ pub struct Counters {
     pub knocks: u64,
     /// Clients that were fenced.
     pub fences: u64,
+    /// Pins that readers had, and lost to the need of others.
+    pub pins_lost: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,6 +218,7 @@ pub struct Server<'m> {
     scratch: Option<&'m mut Scratch>,
     planner: Planner<'m>,
     merger: Merger<'m>,
+    readers: Readers<'m>,
     phase: Phase,
     actions: Deque<Action<'m>, ACTIONS>,
     /// Connections that had to make room.
@@ -246,6 +253,8 @@ pub struct Server<'m> {
     fencing: Option<ClientId>,
     /// It was told to stop.
     stopping: bool,
+    /// It is to stop when nobody needs it. Since when that is so, and it serves nobody.
+    leaving: Option<Instant>,
     events: Events,
     draws: u64,
     counters: Counters,
@@ -298,6 +307,7 @@ impl<'m> Server<'m> {
             scratch: arena.slice(1, |_| Scratch::default())?.first_mut(),
             planner: Planner::carve(arena, limits)?,
             merger: Merger::carve(arena, limits, volume)?,
+            readers: Readers::carve(arena, limits)?,
             phase: Phase::Following,
             actions: Deque::new(),
             closes: Deque::new(),
@@ -322,6 +332,7 @@ impl<'m> Server<'m> {
             serving_since: Instant(0),
             fencing: None,
             stopping: false,
+            leaving: None,
             events: Events::default(),
             draws: 0,
             counters: Counters::default(),
@@ -376,15 +387,6 @@ impl<'m> Server<'m> {
         }
     }
 
-    /// Whether mounts that have not left would find no server if this one stopped: it serves them,
-    /// and no other voter writes.
-    #[must_use]
-    pub fn is_needed(&self) -> bool {
-        self.serving().is_some()
-            && self.members.all().iter().any(|member| !member.is_out())
-            && !self.voter.has_successor()
-    }
-
     /// Whether it holds no office and nothing of the last one is in flight, its voter's own block
     /// aside.
     #[must_use]
@@ -418,6 +420,7 @@ impl<'m> Server<'m> {
         self.members.clear();
         self.locks.reset();
         self.orphans.reset();
+        self.readers.reset();
         self.listening_since = None;
         self.links.begin(Term::NONE);
         self.commit_at = None;
@@ -502,6 +505,7 @@ impl<'m> Server<'m> {
         self.counters.commits += 1;
         self.stable.confirmed = self.stable.closed;
         self.tidying.on_confirmed();
+        self.answer_readers(commit);
         if let Phase::TakingOver(term) = self.phase {
             self.phase = Phase::Reading(term);
             let load = Work::Load { client: ClientId(0), seq: None };
@@ -575,7 +579,12 @@ impl<'m> Server<'m> {
                 match self.merger.on_durable() {
                     MergeOutcome::GoesOn => self.table.ready(index),
                     MergeOutcome::Made => self.planner.on_own(now, None),
-                    MergeOutcome::GivenUp(error) => self.planner.on_own(now, Some(error)),
+                    MergeOutcome::GivenUp(error) => {
+                        self.planner.on_own(now, Some(error));
+                        if error == Error::NoSpace {
+                            self.give_up_readers(now);
+                        }
+                    }
                 }
                 return;
             }
@@ -610,6 +619,10 @@ impl<'m> Server<'m> {
         if let Some((session, ticket)) = slot.asked {
             let _ = self.links.answer(session, ticket, &Outcome::Failed(error, None));
         }
+        if error == ErrorCode::NoSpace {
+            self.give_up_readers(now);
+        }
+        let slot = &mut self.table.slots[index];
         match slot.work {
             Work::Greet { stream, .. } => self.links.refuse(now, stream, error),
             Work::Farewell => {
@@ -681,6 +694,10 @@ impl<'m> Server<'m> {
         stream: StreamId,
         greeting: &Greeting,
     ) -> Result<(), ErrorCode> {
+        // A later leader has welcomed it: what is recorded of it now isn't known here.
+        if self.serving().is_none_or(|term| greeting.term > term) {
+            return Err(ErrorCode::Stale);
+        }
         let known = match greeting.client {
             Some(client) => self.members.find(client),
             None => {
@@ -751,10 +768,15 @@ impl<'m> Server<'m> {
                 }
                 ClientRequest::Clients(from) => return self.report_clients(now, session, from),
                 ClientRequest::Waits(skip) => return self.report_waits(now, session, skip),
-                ClientRequest::Fence(client) => {
+                ClientRequest::Pin(request) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
                     self.links.recorded(session, ticket);
-                    return self.on_fence_word(session, ticket, client);
+                    return self.on_pin(now, session, ticket, &request);
+                }
+                ClientRequest::Fence(gone) => {
+                    let Some(ticket) = self.links.take(now, session) else { return };
+                    self.links.recorded(session, ticket);
+                    return self.on_fence_word(session, ticket, &gone);
                 }
                 ClientRequest::LockAsk(record) => {
                     let Some(ticket) = self.links.take(now, session) else { return };
@@ -1017,11 +1039,13 @@ impl<'m> Node<'m> for Server<'m> {
         self.step_notices(now);
         self.step_draining(now);
         self.step_links(now);
+        self.step_leaving(now);
         let mut more = More::No;
         if self.is_in_office() && self.voter.may_act(now) {
             if matches!(self.phase, Phase::Serving(_)) {
                 self.step_evictions(now);
                 self.step_orphans();
+                self.step_readers(now);
             }
             for more_of in [self.step_store(now), self.step_requests(now), self.step_store(now)] {
                 more = if more_of == More::Yes { More::Yes } else { more };
@@ -1064,6 +1088,8 @@ impl<'m> Node<'m> for Server<'m> {
             self.release_at,
             self.eviction_timeout(),
             self.fence_timeout(),
+            self.leaving_timeout(),
+            self.readers.timeout(),
         ];
         due.into_iter().chain(others).flatten().min()
     }

@@ -125,10 +125,13 @@ records! { line:
     message::CompactSpaceRecord,
     message::CompactedRecord,
     message::CompactReadyRecord,
+    message::GoneRecord,
     message::StatfsRecord,
     message::StatusRecord,
     message::ClientStatusRecord,
     message::LockWaitRecord,
+    message::PinRequestRecord,
+    message::PinRecord,
 }
 
 /// A document's name, and what makes its sections.

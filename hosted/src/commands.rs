@@ -15,6 +15,7 @@ mod locks;
 mod mkfs;
 mod mount;
 mod pages;
+mod pinning;
 mod print;
 mod report;
 mod server;

@@ -1,5 +1,5 @@
-//! A process that stands beside a node, and kills it when its lease is over and it doesn't say that
-//! it has stopped acting.
+//! A process that stands beside a node, kills it when its lease is over and it doesn't say that it
+//! has stopped acting, and knows when it has ended.
 //!
 //! ```text
 //!   node                         pipe              witness
@@ -10,6 +10,10 @@
 //!                                                                    | pidfd: it has ended
 //!                                                                    v
 //!                                                                  tells, ends
+//!
+//!   Witness::name(Name) ---------------------> name                   | of a mount
+//!   Witness::left() -------------------------> none                   v that has not left
+//!                                                                  its name
 //! ```
 //!
 //! No process can see that it is about to be stopped, between a look at its clock and the write
@@ -34,6 +38,9 @@
 //! * The end of a process that was killed is told on standard error. It is also proven to whoever
 //!   starts in its slot on this host, by the lock on the slot, and by that one's first write to the
 //!   other voters.
+//! * When a mount has ended that had a name among the clients and has not left, whatever has ended
+//!   it, [`watch`] gives that name: nothing of it is under way any more, which is proof for the
+//!   leader.
 //!
 //! # What it doesn't give
 //!
@@ -46,6 +53,7 @@
 
 use crate::clock::BootClock;
 use crate::report::tell;
+use outrider_core::format::ClientId;
 use outrider_hal::{Clock, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
@@ -58,6 +66,7 @@ use rustix::time::{
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
@@ -93,33 +102,62 @@ pub enum Report {
     Suspended(Instant),
 }
 
-/// Bytes of a report in the pipe: small enough to be written whole or not at all.
-const REPORT_BYTES: usize = 16;
+/// How servers know a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    /// Its number.
+    pub client: ClientId,
+    /// What it was given at its start, which no other has.
+    pub nonce: [u8; 16],
+}
 
-impl Report {
-    fn to_bytes(self) -> [u8; REPORT_BYTES] {
-        let (kind, at) = match self {
-            Report::Quiet => (0u64, Instant(0)),
-            Report::Acting(until) => (1, until),
-            Report::Suspended(since) => (2, since),
+/// What goes through the pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Message {
+    Stands(Report),
+    Named(Name),
+    Left,
+}
+
+/// Bytes of a message in the pipe: small enough to be written whole or not at all.
+const MESSAGE_BYTES: usize = 32;
+
+impl Message {
+    fn to_bytes(self) -> [u8; MESSAGE_BYTES] {
+        let (kind, number, nonce) = match self {
+            Message::Stands(Report::Quiet) => (0u64, 0, [0; 16]),
+            Message::Stands(Report::Acting(until)) => (1, until.0, [0; 16]),
+            Message::Stands(Report::Suspended(since)) => (2, since.0, [0; 16]),
+            Message::Named(Name { client, nonce }) => (3, client.0, nonce),
+            Message::Left => (4, 0, [0; 16]),
         };
-        let mut bytes = [0; REPORT_BYTES];
+        let mut bytes = [0; MESSAGE_BYTES];
         bytes[..8].copy_from_slice(&kind.to_le_bytes());
-        bytes[8..].copy_from_slice(&at.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&number.to_le_bytes());
+        bytes[16..].copy_from_slice(&nonce);
         bytes
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Report> {
-        let (kind, at) = bytes.split_first_chunk()?;
-        let at = Instant(u64::from_le_bytes(at.try_into().ok()?));
+    fn from_bytes(bytes: &[u8]) -> Option<Message> {
+        let bytes: &[u8; MESSAGE_BYTES] = bytes.try_into().ok()?;
+        let (kind, rest) = bytes.split_first_chunk()?;
+        let (number, nonce) = rest.split_first_chunk()?;
+        let number = u64::from_le_bytes(*number);
         match u64::from_le_bytes(*kind) {
-            0 => Some(Report::Quiet),
-            1 => Some(Report::Acting(at)),
-            2 => Some(Report::Suspended(at)),
+            0 => Some(Message::Stands(Report::Quiet)),
+            1 => Some(Message::Stands(Report::Acting(Instant(number)))),
+            2 => Some(Message::Stands(Report::Suspended(Instant(number)))),
+            3 => {
+                let (client, nonce) = (ClientId(number), nonce.try_into().ok()?);
+                Some(Message::Named(Name { client, nonce }))
+            }
+            4 => Some(Message::Left),
             _ => None,
         }
     }
+}
 
+impl Report {
     /// When the next report must have come.
     fn deadline(self, grace: Duration) -> Option<Instant> {
         match self {
@@ -136,20 +174,25 @@ pub struct Witness {
     pipe: ChildStdin,
     child: Child,
     last: Report,
+    named: bool,
 }
 
 impl Witness {
     /// Starts the witness of this process, which may be late by so much. If nobody is to see its
-    /// standard error, it tells what it does in the system's log.
+    /// standard error, it tells what it does in the system's log. That of a mount tells the leader
+    /// of the volume on this device when the mount has ended.
     ///
     /// # Errors
     ///
     /// If the program can't be started a second time.
-    pub fn start(grace: Duration, logs: bool) -> io::Result<Witness> {
+    pub fn start(grace: Duration, logs: bool, mount_of: Option<&Path>) -> io::Result<Witness> {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("outrider").arg(COMMAND);
         if logs {
             command.arg("--log").stderr(Stdio::null());
+        }
+        if let Some(device) = mount_of {
+            command.arg("--device").arg(std::path::absolute(device)?);
         }
         let mut child = command
             .arg(std::process::id().to_string())
@@ -163,7 +206,7 @@ impl Witness {
             .spawn()?;
         let pipe = child.stdin.take().expect("it was asked for");
         rustix::fs::fcntl_setfl(&pipe, OFlags::NONBLOCK)?;
-        Ok(Witness { pipe, child, last: Report::Quiet })
+        Ok(Witness { pipe, child, last: Report::Quiet, named: false })
     }
 
     /// Tells how the node stands, if that has changed. Doesn't wait.
@@ -173,10 +216,37 @@ impl Witness {
     /// If there is no witness any more, or it has not listened for thousands of reports.
     pub fn report(&mut self, report: Report) -> io::Result<()> {
         if report != self.last {
-            // It fits whole or not at all.
-            rustix::io::write(&self.pipe, &report.to_bytes())?;
+            self.say(Message::Stands(report))?;
             self.last = report;
         }
+        Ok(())
+    }
+
+    /// Tells the mount's name, if it was not told yet. Doesn't wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`report`](Self::report).
+    pub fn name(&mut self, name: Name) -> io::Result<()> {
+        if !self.named {
+            self.say(Message::Named(name))?;
+            self.named = true;
+        }
+        Ok(())
+    }
+
+    /// Tells that the mount has left: what becomes of it concerns nobody any more. Doesn't wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`report`](Self::report).
+    pub fn left(&mut self) -> io::Result<()> {
+        self.say(Message::Left)
+    }
+
+    fn say(&self, message: Message) -> io::Result<()> {
+        // It fits whole or not at all.
+        rustix::io::write(&self.pipe, &message.to_bytes())?;
         Ok(())
     }
 
@@ -200,18 +270,20 @@ struct Watch {
     timer: OwnedFd,
     grace: Duration,
     last: Report,
+    name: Option<Name>,
     /// The node holds the other end of the pipe.
     connected: bool,
     killed: bool,
 }
 
-/// Is the witness of the process `pid`, which must be the parent: until that has ended.
+/// Is the witness of the process `pid`, which must be the parent: until that has ended. The name of
+/// a mount that has not left, and of which nothing is under way any more.
 ///
 /// # Errors
 ///
 /// If that is not the parent, or the system can't watch it. Standard input then ends, and the node
 /// learns of it.
-pub fn watch(pid: u32, grace: Duration, mut reports: impl Read + AsFd) -> io::Result<()> {
+pub fn watch(pid: u32, grace: Duration, mut reports: impl Read + AsFd) -> io::Result<Option<Name>> {
     // Whoever stops the node by a signal to all its processes means the node. It ends, and then
     // this does.
     let _signals = crate::signals::Signals::catch()?;
@@ -223,8 +295,8 @@ pub fn watch(pid: u32, grace: Duration, mut reports: impl Read + AsFd) -> io::Re
     }
     let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&reports, OFlags::NONBLOCK)?;
-    let last = Report::Quiet;
-    let mut watch = Watch { node, timer, grace, last, connected: true, killed: false };
+    let (last, name) = (Report::Quiet, None);
+    let mut watch = Watch { node, timer, grace, last, name, connected: true, killed: false };
     while watch.wait(&reports)? {
         watch.read(&mut reports)?;
         watch.judge(pid)?;
@@ -232,7 +304,9 @@ pub fn watch(pid: u32, grace: Duration, mut reports: impl Read + AsFd) -> io::Re
     if watch.killed {
         tell(&format!("process {pid} has ended, and with it all that it did"));
     }
-    Ok(())
+    // What it had said last, before anybody looked.
+    watch.read(&mut reports)?;
+    Ok(watch.name)
 }
 
 impl Watch {
@@ -262,15 +336,19 @@ impl Watch {
 
     /// Takes all reports that have come.
     fn read(&mut self, reports: &mut impl Read) -> io::Result<()> {
-        let mut bytes = [0; 64 * REPORT_BYTES];
+        let mut bytes = [0; 64 * MESSAGE_BYTES];
         while self.connected {
             match reports.read(&mut bytes) {
                 Ok(0) => self.connected = false,
                 Ok(len) => {
                     // Each was written whole.
-                    let newest = bytes[..len].chunks_exact(REPORT_BYTES).next_back();
-                    let newest = newest.and_then(Report::from_bytes);
-                    self.last = newest.ok_or(ErrorKind::InvalidData)?;
+                    for bytes in bytes[..len].chunks(MESSAGE_BYTES) {
+                        match Message::from_bytes(bytes).ok_or(ErrorKind::InvalidData)? {
+                            Message::Stands(report) => self.last = report,
+                            Message::Named(name) => self.name = Some(name),
+                            Message::Left => self.name = None,
+                        }
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -316,19 +394,27 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use super::{Report, SUSPENDED_FOR, grace, mount_grace};
+    use super::{Message, Name, Report, SUSPENDED_FOR, grace, mount_grace};
     use outrider_core::client::mount::MountTiming;
+    use outrider_core::format::ClientId;
     use outrider_core::quorum::{DRIFT_PERCENT, Timing};
     use outrider_hal::Instant;
     use std::time::Duration;
 
     #[test]
-    fn a_report_is_what_it_was_and_rubbish_is_none() {
-        for report in [Report::Quiet, Report::Acting(Instant(7)), Report::Suspended(Instant(1))] {
-            assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
+    fn a_message_is_what_it_was_and_rubbish_is_none() {
+        for message in [
+            Message::Stands(Report::Quiet),
+            Message::Stands(Report::Acting(Instant(7))),
+            Message::Stands(Report::Suspended(Instant(1))),
+            Message::Named(Name { client: ClientId(3), nonce: *b"drawn at random!" }),
+            Message::Left,
+        ] {
+            assert_eq!(Message::from_bytes(&message.to_bytes()), Some(message));
         }
-        assert_eq!(Report::from_bytes(&[0xff; 16]), None);
-        assert_eq!(Report::from_bytes(&[]), None);
+        for rubbish in [&[0xff; 32][..], &[3; 31], &[0; 31], &[]] {
+            assert_eq!(Message::from_bytes(rubbish), None);
+        }
     }
 
     #[test]

@@ -166,12 +166,12 @@ class Volume:
     def read_quorum(self, slot):
         """The state of a voter's block; None when it is blank."""
         seq, data = self.open(32 + slot, b"ORqu")
-        demand(not any(data[148:]), f"slot {slot}: reserved bytes")
+        demand(data[148] <= 1 and not any(data[149:]), f"slot {slot}: flags, reserved bytes")
         term, held, highest, _, _, lease, _ = struct.unpack_from("<QQQQQII", data, 32)
         port, state, number = struct.unpack_from("<HBB", data, 144)
         demand(number == slot, f"slot {slot}: says {number}")
         if seq == 0:
-            demand(not any(data[32:147]), f"slot {slot}: not blank")
+            demand(not any(data[32:147]) and not data[148], f"slot {slot}: not blank")
             return None
         demand(state <= 5, f"slot {slot}: state {state}")
         for each in (term, held):

@@ -11,6 +11,7 @@ pub mod compaction;
 pub mod counter;
 pub mod feed;
 pub mod leaders;
+pub mod readers;
 pub mod scrub;
 pub mod server;
 

@@ -59,7 +59,7 @@
 //! decision is taken, in the core.
 
 use crate::scenario::stories::{self, Story};
-use crate::scenario::{Scenario, mount, register, server};
+use crate::scenario::{Scenario, mount, readers, register, server};
 use outrider_core::mutant::Mutant;
 
 /// Where the story of a mistake is told.
@@ -102,6 +102,9 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         | Mutant::FreedWrittenAtOnce
         | Mutant::EvictByOwnClock => (server(20), Told::Story(stories::FAIR_WEATHER)),
         Mutant::MergeSpaceUnowned => (server(20), Told::Story(stories::MOUNTS_MERGE_NOTHING)),
+        Mutant::PinIgnored => {
+            (Some((&readers::SCENARIO, 20)), Told::Story(stories::READ_WHILE_WRITTEN))
+        }
         Mutant::CompactionBusyIgnored => (server(20), Told::Story(stories::MOUNT_STOPPED_MERGING)),
         Mutant::TakeoverOutsideReserve
         | Mutant::ReserveNotQuarantined

@@ -10,6 +10,8 @@ mod caller;
 pub mod counter;
 pub mod crowd;
 pub mod mount;
+pub mod outage;
+pub mod readers;
 pub mod register;
 pub mod scrub;
 pub mod server;
@@ -47,6 +49,7 @@ pub const ALL: &[Scenario] = &[
     scrub::SCENARIO,
     server::SCENARIO,
     storm::SCENARIO,
+    readers::SCENARIO,
     mount::SCENARIO,
     register::SCENARIO,
 ];

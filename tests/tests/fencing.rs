@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[path = "common/process.rs"]
@@ -20,6 +21,14 @@ struct Volume(TempDir);
 /// A mount, unmounted in the end, whatever becomes of its process.
 struct Mount(Process, PathBuf);
 
+impl Mount {
+    /// Unmounts it.
+    fn stop(mut self) {
+        assert!(Command::new("umount").arg(&self.1).status().unwrap().success());
+        assert!(self.0.end().success());
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         self.0.kill();
@@ -29,13 +38,18 @@ impl Drop for Mount {
 
 impl Volume {
     fn make() -> Option<Volume> {
+        Volume::make_with("6000")
+    }
+
+    /// The same with another recovery window.
+    fn make_with(recovery_ms: &str) -> Option<Volume> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             println!("skipped: needs root and /dev/fuse");
             return None;
         }
         let volume = Volume(memory_dir());
         let voter = format!("0,127.0.0.1,{}", unused_port());
-        let args = ["mkfs", "-s", "64M", "--recovery-ms", "6000", "-Q", &voter, "v"];
+        let args = ["mkfs", "-s", "64M", "--recovery-ms", recovery_ms, "-Q", &voter, "v"];
         assert!(volume.outrider(&args).status.success());
         Some(volume)
     }
@@ -57,12 +71,16 @@ impl Volume {
         server
     }
 
-    /// A mount that has written something.
+    /// A mount that has written something, and that nobody watches, as if its host had died.
     fn mount(&self) -> Mount {
-        let at = self.0.path().join("at");
+        self.mount_with("at", &["-o", "nowitness"])
+    }
+
+    fn mount_with(&self, name: &str, more: &[&str]) -> Mount {
+        let at = self.0.path().join(name);
         fs::create_dir_all(&at).unwrap();
-        let process = Process::start(&mut self.command(&["mount", "-f", "v", "at"]));
-        let mut mount = Mount(process, at);
+        let args = [&["mount", "-f"], more, &["v", name]].concat();
+        let mut mount = Mount(Process::start(&mut self.command(&args)), at);
         mount.0.hear("is mounted at");
         fs::write(mount.1.join("file"), [7; 10_000]).unwrap();
         fs::File::open(mount.1.join("file")).unwrap().sync_all().unwrap();
@@ -126,6 +144,39 @@ fn what_a_dead_mount_was_lent_is_free_when_it_is_fenced() {
     assert_eq!((&leader["clients"], &leader["blocks_quarantined"]), (&0.into(), &0.into()));
     let asked = fs::read_to_string(volume.0.path().join("asked")).unwrap();
     assert_eq!(asked, format!("{client}\n{client}\n"));
+    server.stop();
+    volume.assert_clean();
+}
+
+/// Nothing that a killed mount had is waited for: neither for a recovery window, nor for what it
+/// may still write into its files.
+#[test]
+fn a_mount_that_is_killed_is_proven_gone_by_its_witness() {
+    let Some(volume) = Volume::make_with("60000") else { return };
+    let mut server = volume.serve(&[]);
+    let mut killed = volume.mount_with("killed", &[]);
+    let client = volume.client();
+    let other = volume.mount_with("other", &[]);
+    let began = Instant::now();
+    killed.0.kill();
+    server.hear(&format!("client {client} is evicted"));
+    server.hear(&format!("client {client} has left the volume"));
+    fs::write(other.1.join("file"), [8; 10_000]).unwrap();
+    assert_eq!(fs::read(other.1.join("file")).unwrap(), [8; 10_000]);
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
+    let leader = volume.leader();
+    assert_eq!((&leader["clients"], &leader["blocks_quarantined"]), (&1.into(), &0.into()));
+    volume.refused(&["fenced", "v", &client], "knows no mount");
+    drop(killed);
+    other.stop();
+    // There is nobody to be told. When a leader listens again, it is.
+    let mut again = volume.mount_with("killed", &[]);
+    let client = volume.client();
+    server.kill();
+    again.0.kill();
+    let mut server = volume.serve(&[]);
+    server.hear(&format!("client {client} has left the volume"));
+    drop(again);
     server.stop();
     volume.assert_clean();
 }

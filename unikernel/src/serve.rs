@@ -270,6 +270,7 @@ fn log(event: ServerEvent) {
                     round,
                     slot.number()
                 ),
+                Loss::Blind => defmt::warn!("deposed: round {=u64}: can't read the voters", round),
                 Loss::Refused(_) => defmt::warn!("deposed: round {=u64}: refused", round),
             }
         }

@@ -16,6 +16,7 @@
 
 pub(crate) mod failover;
 mod faults;
+pub(crate) mod idle;
 mod mount;
 mod process;
 mod starter;

@@ -84,7 +84,8 @@ enum Chore {
     Bench {
         /// Which benchmarks: `block-open`, `create`, `boot`, all of these if none is named; or
         /// `crowd`; or `engine` with its options, `--inodes N`, `--alone`, `--dir DIR`,
-        /// `--seed SEED`, `--reads`; or `failover` with `--kills N` and `--qemu`; or `server`.
+        /// `--seed SEED`, `--reads`; or `failover` with `--kills N` and `--qemu`; or `idle` with
+        /// `--seconds N`; or `server`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -117,18 +118,20 @@ fn main() -> ExitCode {
     end(done.map(|()| 0))
 }
 
-/// Runs the benchmarks of these names, or all but those of the engine, of failovers and of servers,
-/// which take minutes. Those of whole guests and clusters are this program's.
+/// Runs the benchmarks of these names, or all but those of the engine, of failovers, of clusters at
+/// rest and of servers, which take minutes. Those of whole guests and clusters are this program's.
 fn bench(tools: &tools::Tools, names: &[String]) -> Result<(), Failure> {
     const BOOT: &str = "boot";
     const CREATE: &str = "create";
     const ENGINE: &str = "engine";
     const FAILOVER: &str = "failover";
+    const IDLE: &str = "idle";
     const SERVER: &str = "server";
     // Options follow these, and nothing else.
     match names.split_first().map(|(name, rest)| (name.as_str(), rest)) {
         Some((ENGINE, options)) => return simulate::engine(options),
         Some((FAILOVER, options)) => return cluster::failover::run(tools, options),
+        Some((IDLE, options)) => return cluster::idle::run(tools, options),
         Some((SERVER, [])) => return server_cost(tools),
         Some(_) | None => {}
     }

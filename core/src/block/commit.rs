@@ -301,10 +301,10 @@ impl<'m> Cache<'m> {
                 unreachable!("a planned block is resident")
             }
         }
-        let old = frame.at.blkno();
+        let old = frame.at;
         let at = self.next_address();
         self.leave(id);
-        self.space.free(old);
+        self.space.free(old.blkno(), old.seq());
         let frame = &mut self.frames[id.0 as usize];
         (frame.at, frame.state) = (at, State::Dirty);
         self.enter(id);
@@ -338,15 +338,15 @@ impl<'m> Cache<'m> {
     /// Drops a block that nothing refers to any more: frees its address and its frame.
     pub(crate) fn discard(&mut self, id: FrameId) {
         let frame = &self.frames[id.0 as usize];
-        let blkno = frame.at.blkno();
+        let at = frame.at;
         match frame.state {
             State::Dirty => {
                 self.commit.dirty.remove(self.frames, id.0);
-                self.space.put_back(blkno);
+                self.space.put_back(at.blkno());
             }
             State::Clean => {
                 assert!(frame.pins > 0, "not planned");
-                self.space.free(blkno);
+                self.space.free(at.blkno(), at.seq());
             }
             State::Free | State::Reading | State::Writing | State::Doomed | State::Orphan => {
                 unreachable!("a planned block is resident")

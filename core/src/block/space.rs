@@ -6,6 +6,8 @@
 //!   names.
 //! * A block that was in use when the commit began and is freed by it is *freed*: it is not taken
 //!   again in this commit. It waits in a list of extents, sorted and merged where they touch.
+//! * Of the blocks it frees, those of versions that somebody still reads are *kept*, in a list of
+//!   their own: the next commit must not take them either.
 //! * A block that was taken in this commit and is freed again was never referred to by anything
 //!   durable. It is *returned*, and is the first to be taken again. As fresh blocks are touched
 //!   only while nothing is returned, there are never more returned blocks than were in use at once.
@@ -46,14 +48,16 @@ pub struct Space<'m> {
     fresh_blocks: u64,
     returned: &'m mut [BlockNo],
     returned_len: usize,
-    freed: &'m mut [Extent],
-    freed_len: usize,
+    freed: List<'m>,
+    kept: List<'m>,
+    /// Blocks of versions up to this one are kept when they are freed.
+    keep_to: u64,
     touched: bool,
 }
 
 impl<'m> Space<'m> {
     /// Carves the lists: `limits.fresh` extents to write to, `limits.freed` extents that were
-    /// freed, and as many returned blocks as there are dirty frames.
+    /// freed, those that are kept counted, and as many returned blocks as there are dirty frames.
     pub(super) fn carve(arena: &mut Arena<'m>, limits: &Limits) -> Result<Space<'m>, ArenaFull> {
         Ok(Space {
             fresh: arena.slice(limits.fresh, |_| Extent::default())?,
@@ -62,8 +66,9 @@ impl<'m> Space<'m> {
             fresh_blocks: 0,
             returned: arena.slice(limits.dirty, |_| BlockNo(0))?,
             returned_len: 0,
-            freed: arena.slice(limits.freed, |_| Extent::default())?,
-            freed_len: 0,
+            freed: List::carve(arena, limits)?,
+            kept: List::carve(arena, limits)?,
+            keep_to: 0,
             touched: false,
         })
     }
@@ -71,7 +76,8 @@ impl<'m> Space<'m> {
     /// Forgets every extent.
     pub fn clear(&mut self) {
         (self.fresh_at, self.fresh_end, self.fresh_blocks) = (0, 0, 0);
-        (self.returned_len, self.freed_len, self.touched) = (0, 0, false);
+        (self.returned_len, self.touched) = (0, false);
+        (self.freed.len, self.kept.len) = (0, 0);
     }
 
     /// Gives the commit an extent to write to. Extents of no blocks are ignored.
@@ -144,47 +150,99 @@ impl<'m> Space<'m> {
         Some(extent)
     }
 
-    /// How many more extents the list of freed ones takes.
+    /// How many more extents the lists of freed and kept ones take together.
     #[must_use]
     pub fn freed_room(&self) -> u32 {
-        (self.freed.len() - self.freed_len) as u32
+        // Together they never have more than one of them could: so each fits into the other.
+        (self.freed.extents.len() - self.freed.len - self.kept.len) as u32
     }
 
-    /// What was freed: sorted, merged.
+    /// What was freed and isn't kept: sorted, merged.
     #[must_use]
     pub fn freed(&self) -> &[Extent] {
-        &self.freed[..self.freed_len]
+        self.freed.extents()
     }
 
     /// The last of the freed extents, removed from the list.
     pub fn pop_freed(&mut self) -> Option<Extent> {
-        self.freed_len = self.freed_len.checked_sub(1)?;
-        Some(self.freed[self.freed_len])
+        self.freed.pop()
     }
 
-    /// Frees a block that was in use when the commit began. There must be
+    /// Has blocks of versions up to this one kept when they are freed from now on; 0: none.
+    pub fn keep_to(&mut self, version: u64) {
+        self.keep_to = version;
+    }
+
+    /// What was freed and is kept: sorted, merged.
+    #[must_use]
+    pub fn kept(&self) -> &[Extent] {
+        self.kept.extents()
+    }
+
+    /// The last of the kept extents, removed from the list.
+    pub fn pop_kept(&mut self) -> Option<Extent> {
+        self.kept.pop()
+    }
+
+    /// Nobody reads what was kept: it was freed like all else.
+    pub fn forget_kept(&mut self) {
+        while let Some(extent) = self.kept.pop() {
+            self.freed.insert(extent);
+        }
+    }
+
+    /// Frees a block of this version that was in use when the commit began. There must be
     /// [room](Self::freed_room) for it.
-    pub fn free(&mut self, blkno: BlockNo) {
+    pub fn free(&mut self, blkno: BlockNo, version: u64) {
         self.touched = true;
         if is_active(Mutant::FreedWrittenAtOnce) && self.returned_len < self.returned.len() {
             return self.put_back(blkno);
         }
-        let extents = &mut self.freed[..self.freed_len];
-        let at = extents.partition_point(|extent| extent.blkno < blkno);
-        let after = extents.get(at).is_some_and(|next| next.blkno == blkno.plus(1));
-        if let Some(before) = at.checked_sub(1).filter(|&before| extents[before].end() == blkno) {
-            extents[before].blocks += 1;
+        let list = if version <= self.keep_to { &mut self.kept } else { &mut self.freed };
+        list.insert(Extent { blkno, blocks: 1 });
+    }
+}
+
+/// Extents that don't touch, ascending.
+struct List<'m> {
+    extents: &'m mut [Extent],
+    len: usize,
+}
+
+impl<'m> List<'m> {
+    fn carve(arena: &mut Arena<'m>, limits: &Limits) -> Result<List<'m>, ArenaFull> {
+        Ok(List { extents: arena.slice(limits.freed, |_| Extent::default())?, len: 0 })
+    }
+
+    fn extents(&self) -> &[Extent] {
+        &self.extents[..self.len]
+    }
+
+    fn pop(&mut self) -> Option<Extent> {
+        self.len = self.len.checked_sub(1)?;
+        Some(self.extents[self.len])
+    }
+
+    /// Adds an extent of which nothing is there.
+    fn insert(&mut self, extent: Extent) {
+        let extents = &mut self.extents[..self.len];
+        let at = extents.partition_point(|other| other.blkno < extent.blkno);
+        let after = extents.get(at).is_some_and(|next| next.blkno == extent.end());
+        let before = at.checked_sub(1);
+        if let Some(before) = before.filter(|&before| extents[before].end() == extent.blkno) {
+            extents[before].blocks += extent.blocks;
             if after {
                 extents[before].blocks += extents[at].blocks;
                 extents.copy_within(at + 1.., at);
-                self.freed_len -= 1;
+                self.len -= 1;
             }
         } else if after {
-            extents[at] = Extent { blkno, blocks: extents[at].blocks + 1 };
+            let blocks = extents[at].blocks + extent.blocks;
+            extents[at] = Extent { blkno: extent.blkno, blocks };
         } else {
-            self.freed.copy_within(at..self.freed_len, at + 1);
-            self.freed[at] = Extent { blkno, blocks: 1 };
-            self.freed_len += 1;
+            self.extents.copy_within(at..self.len, at + 1);
+            self.extents[at] = extent;
+            self.len += 1;
         }
     }
 }

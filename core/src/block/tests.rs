@@ -509,9 +509,10 @@ fn limits_that_could_deadlock_are_refused() {
 }
 
 proptest! {
-    /// Space is a set of blocks that can be taken and one of blocks that were freed.
+    /// Space is a set of blocks that can be taken, one of blocks that were freed, and one of those
+    /// of them that are kept.
     #[test]
-    fn space_equals_two_sets(steps in proptest::collection::vec((0..5u8, 0..40u64), 1..200)) {
+    fn space_equals_three_sets(steps in proptest::collection::vec((0..8u8, 0..40u64), 1..200)) {
         let limits = Limits { dirty: 200, fresh: 3, freed: 41, ..LIMITS };
         let mut space = carve(|arena| Space::carve(arena, &limits));
         for (blkno, blocks) in [(100, 7), (200, 0), (300, 1), (400, 50)] {
@@ -520,7 +521,8 @@ proptest! {
         let full = space.give(Extent { blkno: BlockNo(900), blocks: 1 });
         prop_assert_eq!(full, Err(SpaceFull));
         let mut fresh: BTreeSet<u64> = (100..107).chain(300..301).chain(400..450).collect();
-        let (mut taken, mut freed) = (Vec::new(), BTreeSet::new());
+        let mut taken = Vec::new();
+        let (mut freed, mut kept) = (BTreeSet::new(), BTreeSet::new());
         prop_assert!(space.is_untouched());
         for (what, number) in steps {
             match what {
@@ -536,7 +538,22 @@ proptest! {
                     space.put_back(blkno);
                     fresh.insert(blkno.0);
                 }
-                3 if freed.insert(number) => space.free(BlockNo(number)),
+                3 if !kept.contains(&number) && freed.insert(number) => {
+                    space.free(BlockNo(number), 5);
+                }
+                5 if !freed.contains(&number) && kept.insert(number) => {
+                    space.keep_to(4);
+                    space.free(BlockNo(number), 4);
+                }
+                6 if number < 3 => {
+                    if let Some(Extent { blkno, blocks }) = space.pop_kept() {
+                        (blkno.0..blkno.0 + blocks).for_each(|at| assert!(kept.remove(&at)));
+                    }
+                }
+                7 if number < 2 => {
+                    space.forget_kept();
+                    freed.append(&mut kept);
+                }
                 4 if number < 3 => {
                     if let Some(Extent { blkno, blocks }) = space.pop_freed() {
                         (blkno.0..blkno.0 + blocks).for_each(|at| assert!(freed.remove(&at)));
@@ -545,11 +562,13 @@ proptest! {
                 _ => {}
             }
             prop_assert_eq!(space.available(), fresh.len() as u64);
-            let extents = space.freed();
-            prop_assert!(extents.is_sorted_by(|a, b| a.blkno.plus(a.blocks) < b.blkno));
-            let blocks = extents.iter().flat_map(|at| at.blkno.0..at.blkno.0 + at.blocks);
-            prop_assert!(blocks.eq(freed.iter().copied()));
-            prop_assert_eq!(space.freed_room(), 41 - extents.len() as u32);
+            for (extents, set) in [(space.freed(), &freed), (space.kept(), &kept)] {
+                prop_assert!(extents.is_sorted_by(|a, b| a.blkno.plus(a.blocks) < b.blkno));
+                let blocks = extents.iter().flat_map(|at| at.blkno.0..at.blkno.0 + at.blocks);
+                prop_assert!(blocks.eq(set.iter().copied()));
+            }
+            let listed = space.freed().len() + space.kept().len();
+            prop_assert_eq!(space.freed_room(), 41 - listed as u32);
         }
         while let Some(Extent { blkno, blocks }) = space.pop_unused() {
             (blkno.0..blkno.0 + blocks).for_each(|at| assert!(fresh.remove(&at)));

@@ -12,8 +12,10 @@ use crate::format::layout::{QUORUM_BLKNO, ROOT_BLKNO, SUPER_BLKNO, spare_blkno};
 use crate::format::records::{ManifestEntry, ManifestKey};
 use crate::format::root::{Extent, Root, RootBlock};
 use crate::format::super_block::{Identity, Super};
-use crate::format::{Block, BlockNo, Ino};
+use crate::format::{Block, BlockNo, Ino, Term};
 use crate::mkfs::tests::{BLOCKS, Disk, Step, found, made, make, recipe};
+use crate::node::{Action, Event, More, Node};
+use outrider_hal::{BlockOp, BlockRequest, Completion, Instant};
 use std::cell::RefCell;
 use std::vec::Vec;
 use zerocopy::FromBytes;
@@ -374,4 +376,61 @@ fn a_spare_of_another_generation_is_found() {
     });
     assert_eq!(other, [finding(Id::Spare, spare, 1, Corruption::Mismatch)]);
     assert!(Extent::new(spare, 1).end().0 == volume.blocks());
+}
+
+/// Checks a volume of which a block is damaged as soon as its root was read, while a newer root of
+/// this term is written. `pin` is what is said of a pin, if there is one.
+fn check_changing(term: Term, pin: Option<bool>) -> (u32, u32, Vec<Finding>) {
+    let mut disk = made();
+    let volume = found(&disk).unwrap();
+    let mut check = carve(&volume);
+    let (mut attempt, mut told, mut doubts) = (0, false, 0);
+    let mut findings = Vec::new();
+    while !check.is_done() {
+        while check.step(Instant(0)) == More::Yes {}
+        if attempt != check.attempt() {
+            (attempt, told) = (check.attempt(), false);
+            findings.clear();
+        }
+        if let Some(root) = check.root().copied().filter(|_| !told) {
+            told = true;
+            if pin.is_some() {
+                check.pin();
+            }
+            if attempt == 1 {
+                let fields = RootBlock { term: term.into(), ..*root.fields() };
+                let mut block = Block::ZERO;
+                let next = root.commit().next();
+                let at = Root::seal(&fields, &volume.volume(), next, &mut block);
+                let damaged = run(&disk).2.extent().start();
+                flip(&mut disk, damaged, 100);
+                disk.blocks.insert(at.0, block);
+            }
+        }
+        findings.extend(core::iter::from_fn(|| check.poll_finding()));
+        if check.doubts_pin() {
+            doubts += 1;
+            check.pin_held(pin.unwrap());
+        }
+        while let Some(Action::Block(BlockRequest { tag, mut op })) = check.poll_action() {
+            let BlockOp::Read(blkno, block) = &mut op else { panic!("a check writes") };
+            block.0 = disk.block(*blkno).0;
+            check.handle(Instant(0), Event::Completed(Completion { tag, op, result: Ok(()) }));
+        }
+    }
+    (attempt, doubts, findings)
+}
+
+#[test]
+fn damage_under_a_pin_that_held_is_damage() {
+    let (old, new) = (Term::NONE, Term::new(3, 1));
+    // The damage stays, and is found when there is no newer root any more.
+    let told = |(attempts, doubts, findings): (u32, u32, Vec<Finding>)| {
+        assert!(findings.iter().any(|finding| finding.id == Id::RunItems), "{findings:?}");
+        (attempts, doubts)
+    };
+    assert_eq!(told(check_changing(old, None)), (2, 0), "no pin");
+    assert_eq!(told(check_changing(old, Some(true))), (1, 1), "it held");
+    assert_eq!(told(check_changing(old, Some(false))), (2, 1), "it was lost");
+    assert_eq!(told(check_changing(new, Some(true))), (2, 0), "its term is over");
 }

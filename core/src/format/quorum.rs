@@ -36,6 +36,9 @@ pub const ROUND_MAX: u64 = 1 << 48;
 /// The longest lease a block may speak of, in milliseconds.
 pub const LEASE_MS_MAX: u32 = 60_000;
 
+/// In [`QuorumBlock::flags`]: the writer stops as soon as another voter would lead in its place.
+pub const LEAVING: u8 = 1;
+
 record! {
     /// What stands at the start of a voter's block. The rest of the block is zero.
     pub struct QuorumBlock [512] {
@@ -69,8 +72,10 @@ record! {
         state: u8,
         /// The slot, 0 to 6.
         slot: u8,
+        /// [`LEAVING`].
+        flags: u8,
         /// Zero.
-        reserved: [u8; 364],
+        reserved: [u8; 363],
     }
 }
 
@@ -199,6 +204,8 @@ pub struct Ballot {
     pub boot: BootId,
     /// Where it listens. Present exactly in [`State::Listening`].
     pub endpoint: Option<Endpoint>,
+    /// It stops as soon as another voter would lead in its place: nobody else's successor.
+    pub leaving: bool,
 }
 
 impl Ballot {
@@ -220,6 +227,7 @@ impl Ballot {
         record.port = endpoint.port.into();
         record.state = self.state as u8;
         record.slot = self.slot.0;
+        record.flags = if self.leaving { LEAVING } else { 0 };
         seal(&record, block, volume, self.slot.blkno(base), self.seq);
     }
 }
@@ -273,6 +281,11 @@ pub fn parse(
         host: HostId(record.host),
         boot: BootId(record.boot),
         endpoint: parse_endpoint(record),
+        leaving: match record.flags {
+            0 => false,
+            LEAVING => true,
+            _ => return Err(Corruption::Value),
+        },
     };
     check(&ballot)?;
     Ok(Some(ballot))

@@ -152,6 +152,8 @@ pub enum Kind {
     Clients = 12,
     /// Asks who waits for a lock that another has.
     Waits = 13,
+    /// Asks that what a root leads to stays as it is while it is read, for how long, or no longer.
+    Pin = 14,
     /// Grants a lock, takes one back, or part of it, or refuses one. Answered at once.
     LockTell = 129,
     /// Asks which locks a client holds.
@@ -184,7 +186,7 @@ pub enum Window {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 19] = [
         Kind::LockAsk,
         Kind::Orphans,
         Kind::Transaction,
@@ -198,6 +200,7 @@ impl Kind {
         Kind::Fence,
         Kind::Clients,
         Kind::Waits,
+        Kind::Pin,
         Kind::LockTell,
         Kind::Recover,
         Kind::Recall,
@@ -227,7 +230,8 @@ impl Kind {
             | Kind::Compacted
             | Kind::Fence
             | Kind::Clients
-            | Kind::Waits => Party::Client,
+            | Kind::Waits
+            | Kind::Pin => Party::Client,
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 Party::Server
             }
@@ -247,6 +251,7 @@ impl Kind {
             | Kind::Fence
             | Kind::Clients
             | Kind::Waits
+            | Kind::Pin
             | Kind::Recover
             | Kind::Recall
             | Kind::InUse
@@ -269,6 +274,7 @@ impl Kind {
             | Kind::InUse
             | Kind::CompactReady
             | Kind::Compacted
+            | Kind::Pin
             | Kind::Compact => true,
             Kind::Orphans
             | Kind::Transaction

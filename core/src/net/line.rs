@@ -285,6 +285,11 @@ impl<'m> Line<'m> {
         self.heard
     }
 
+    /// When the peer will be in doubt, unless it is heard before.
+    pub(super) fn doubt_at(&self, timing: &Timing) -> Instant {
+        self.heard.plus(timing.doubt())
+    }
+
     /// Whether the peer has been silent for too long.
     pub(super) fn check_silence(&mut self, now: Instant, timing: &Timing) -> Result<(), End> {
         if self.offered {

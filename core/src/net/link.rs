@@ -300,6 +300,13 @@ impl<'m> Link<'m> {
         }
     }
 
+    /// When it is in doubt whether the server is still there, unless it is heard before. To be
+    /// asked after a `step`; none if no messages flow.
+    #[must_use]
+    pub fn doubt_at(&self) -> Option<Instant> {
+        self.is_up().then(|| self.line.doubt_at(&self.config.timing))
+    }
+
     /// What has happened.
     pub fn poll_event(&mut self) -> Option<LinkEvent> {
         if let Some(up) = self.up.take() {

@@ -50,7 +50,7 @@ use zerocopy::IntoBytes;
 pub struct LinksLimits {
     /// Sessions of clients.
     pub clients_max: u16,
-    /// Sessions of programs that ask for the status; each lives as long as its connection.
+    /// Sessions of programs that ask for reports or pins; each lives as long as its connection.
     pub guests_max: u16,
     /// Connections that there is room for in the greeting, while as many as can be are served.
     pub half_open_max: u16,
@@ -455,7 +455,7 @@ impl<'m> Links<'m> {
         }
     }
 
-    /// Admits a program that asks for the status.
+    /// Admits a program that asks for reports or a pin.
     pub fn admit_guest(&mut self, now: Instant, stream: StreamId) -> Result<SessionId, ErrorCode> {
         let (slot, answerer) = self.waiting(stream).ok_or(ErrorCode::NotConnected)?;
         let guest = |member: &&Member<'_>| member.occupant == Occupant::Guest;
@@ -879,11 +879,11 @@ impl<'m> Member<'m> {
         self.parted = false;
     }
 
-    /// Checks that a guest asks for nothing but reports, and to take an operator's word.
+    /// Checks that a guest asks for nothing but reports, a pin, and to take an operator's word.
     fn check_guest(&self, line: &Line<'_>) -> Result<(), End> {
         let allowed = |kind| {
             let reports = matches!(kind, Kind::Status | Kind::Statfs | Kind::Clients | Kind::Waits);
-            reports || kind == Kind::Fence
+            reports || matches!(kind, Kind::Fence | Kind::Pin)
         };
         let strange = |message: Message<'_>| !allowed(message.kind);
         match self.occupant == Occupant::Guest && line.message().is_some_and(strange) {

@@ -10,6 +10,9 @@ use outrider_hal::Instant;
 /// How much faster or slower than true time a node's clock may run, in percent.
 pub const DRIFT_PERCENT: u32 = 5;
 
+/// How often the pause between readings doubles before it is as long as after a failure.
+pub(super) const CLOSE: u32 = 3;
+
 /// How long things take. All of a volume's voters should use the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -146,6 +149,12 @@ impl Timing {
         ms(self.lease_ms)
     }
 
+    /// A leader lets go that has been denied a reading of the blocks for this long. More than the
+    /// longest pause between attempts.
+    pub(super) fn blind(&self) -> Duration {
+        self.lease() + ms(self.retry_max_ms.max(self.lease_ms))
+    }
+
     pub(super) fn observe(&self) -> Duration {
         ms(self.observe_ms)
     }
@@ -156,6 +165,12 @@ impl Timing {
         let scaled =
             u64::from(lease_ms) * u64::from(self.observe_ms) / u64::from(self.lease_ms.max(1));
         self.observe().max(Duration::from_millis(scaled))
+    }
+
+    /// The pause before the next reading of somebody who waits for a successor, and has read this
+    /// often: short at first, because one who lets go in order does so in a few transfers.
+    pub(super) fn close(&self, readings: u32) -> Duration {
+        ms((self.retry_ms >> CLOSE.saturating_sub(readings)).max(1))
     }
 
     /// The pause after this many failures in a row; none after none.

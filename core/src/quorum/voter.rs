@@ -180,6 +180,9 @@ pub enum Loss {
     LaterClaim(Term),
     /// The voter of this slot is reached by more mounts, for two leases now.
     Outnumbered(Slot),
+    /// The device has denied it a reading of the voters' blocks, by errors or by no answer, for
+    /// longer than attempts are apart; so it can answer no commit, and perhaps another can.
+    Blind,
     /// The owner found a root of this term, which is not earlier.
     Outranked(Term),
     /// The voter can't go on at all.
@@ -292,6 +295,8 @@ struct Office {
     listening: bool,
     check: Option<Check>,
     outnumbered_since: Option<Instant>,
+    /// When the last reading began that the device has not denied.
+    read_at: Instant,
 }
 
 /// A check of the claims the owner has asked for.
@@ -326,12 +331,20 @@ pub struct Voter<'m> {
     retry_at: Instant,
     /// Blocks are read more often until this.
     alert_until: Instant,
+    /// Readings begun since that is so.
+    alert_scans: u32,
     /// Number of the last write of the own block.
     seq: u64,
     /// The last term this slot was elected in.
     held: Term,
     highest_round: u64,
     mounts: u32,
+    /// It is to be said that this voter is leaving.
+    leaving: bool,
+    /// What of that the own block durably shows.
+    leaving_shown: bool,
+    /// Number of the first scan that began when it did.
+    leaving_scan: Option<u64>,
     unmount_barrier: u64,
     barrier_durable: u64,
     claims_failed: u32,
@@ -369,10 +382,14 @@ impl<'m> Voter<'m> {
             claim_from: Instant::default(),
             retry_at: Instant::default(),
             alert_until: Instant::default(),
+            alert_scans: 0,
             seq: 0,
             held: Term::NONE,
             highest_round: 0,
             mounts: 0,
+            leaving: false,
+            leaving_shown: false,
+            leaving_scan: None,
             unmount_barrier: 0,
             barrier_durable: 0,
             claims_failed: 0,
@@ -426,11 +443,28 @@ impl<'m> Voter<'m> {
         self.scan.sight(slot)
     }
 
-    /// Whether another configured voter writes, as far as the last reading shows: one that would
-    /// lead if this one let go.
+    /// Whether another configured voter writes and isn't leaving, as far as the last reading shows:
+    /// one that would lead if this one let go.
     #[must_use]
     pub fn has_successor(&self) -> bool {
-        self.others().any(|ballot| self.writes(ballot))
+        self.others().any(|ballot| self.writes(ballot) && !ballot.leaving)
+    }
+
+    /// Says, or takes back, that this voter is about to let go of its slot. See
+    /// [`has_looked_around`](Self::has_looked_around).
+    pub fn announce_leaving(&mut self, leaving: bool) {
+        if self.leaving != leaving {
+            (self.leaving, self.leaving_scan) = (leaving, None);
+        }
+    }
+
+    /// Whether a reading shows who else is leaving that began when the own block durably showed
+    /// that this voter is. Of two that look around so, one at least sees the other: so not each of
+    /// two that leave in the same moment takes the other for its successor.
+    #[must_use]
+    pub fn has_looked_around(&self) -> bool {
+        let ended = if self.scan.is_idle() { self.scan.number() + 1 } else { self.scan.number() };
+        self.leaving_scan.is_some_and(|scan| scan < ended)
     }
 
     /// The unmount barrier that the own block durably shows.
@@ -445,9 +479,13 @@ impl<'m> Voter<'m> {
     }
 
     /// Takes note that somebody has lost the leader: for a short while a voter that follows reads
-    /// all blocks as often as it would after a failure. What it then sees of a leader that was
-    /// killed is its last renewal, and one that was stopped says so.
+    /// all blocks as often as it would after a failure, and a few times more often at first. What
+    /// it then sees of a leader that was killed is its last renewal, and one that was stopped says
+    /// so.
     pub fn watch_closely(&mut self, now: Instant) {
+        if self.alert_until <= now {
+            self.alert_scans = 0;
+        }
         self.alert_until = now.plus(ms(self.config.timing.renew_ms) * 2);
     }
 
@@ -572,6 +610,7 @@ impl<'m> Voter<'m> {
         }
         if self.scan.is_idle() && self.scan_due().is_some_and(|due| due <= now) {
             self.scan.begin(now);
+            self.alert_scans = self.alert_scans.saturating_add(1);
         }
         self.scan.poll_request()
     }

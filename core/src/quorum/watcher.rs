@@ -14,15 +14,16 @@
 //! stands as it wrote it last; connecting is the test, and [`Leader::seq`] tells whether it writes.
 
 use super::scan::{Scan, ScanBlocks, Sight};
-use super::timing::{Timing, TimingError, ms};
+use super::timing::{CLOSE, Timing, TimingError, ms};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::Term;
 use crate::format::block::Volume;
 use crate::format::quorum::{SLOTS, Slot, State};
 use outrider_hal::{BlockNo, BlockRequest, Completion, Endpoint, Instant};
 
-/// Readings at the same interval, before it doubles: while a leader hands over, or is about to be
-/// replaced, somebody waits.
+/// Readings at the same interval, before it doubles: while a leader hands over, which takes a few
+/// transfers, and while it is about to be replaced, which takes a lease, somebody waits.
+const READINGS_CLOSE: u32 = 4;
 const READINGS: u32 = 8;
 
 /// A leader that accepts connections, as its block says.
@@ -87,6 +88,12 @@ impl<'m> Watcher<'m> {
         self.looking = false;
     }
 
+    /// Whether it reads.
+    #[must_use]
+    pub fn is_looking(&self) -> bool {
+        self.looking
+    }
+
     /// The newest leader that listens, as of the last time all blocks were read. May change with
     /// each completion.
     #[must_use]
@@ -136,7 +143,10 @@ impl<'m> Watcher<'m> {
         if self.scan.number() == 0 {
             return Some(Instant::default());
         }
-        let interval = self.timing.pause(1 + self.readings / READINGS);
+        let interval = match self.readings.checked_sub(READINGS_CLOSE * CLOSE) {
+            None => self.timing.close(self.readings / READINGS_CLOSE),
+            Some(readings) => self.timing.pause(1 + readings / READINGS),
+        };
         let interval = interval.min(ms(self.timing.scan_ms));
         let interval = interval.max(self.timing.pause(self.failures));
         Some(self.scan.began().plus(interval))

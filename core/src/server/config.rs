@@ -26,6 +26,8 @@ pub struct ServerTiming {
     /// What an evicted client has submitted before has happened by then, or never will: its locks
     /// on file ranges are given to others.
     pub io_lifetime: Duration,
+    /// A reader of an older root that is not heard for so long loses its pin.
+    pub pin: Duration,
 }
 
 impl ServerTiming {
@@ -37,6 +39,7 @@ impl ServerTiming {
         flush_retry: Duration::from_millis(200),
         recovery: Duration::from_secs(30),
         io_lifetime: Duration::from_secs(60),
+        pin: Duration::from_secs(15),
     };
 
     /// For a volume, as its super block says.

@@ -1,5 +1,5 @@
-//! Proof from outside that an evicted client writes no more: a program that has cut it off, or an
-//! operator's word.
+//! Proof from outside that an evicted client writes no more: a program that has cut it off, its
+//! witness's report, or an operator's word.
 //!
 //! ```text
 //!                  poll_fence()              fenced(gone)
@@ -7,7 +7,7 @@
 //!      ^                            |
 //!      +--- a pause that doubles ---+  fenced(not gone)
 //!
-//!   Mounted, not connected, or any of these -- an operator's word --> gone, evicted first
+//!   Mounted, not connected, or any of these -- a word from outside --> gone, evicted first
 //! ```
 //!
 //! # Invariants
@@ -20,16 +20,18 @@
 //! * Only success proves something. A failure, or no answer in time, which is the platform's to
 //!   notice, is no proof and is followed by another question after a pause.
 //! * Numbers of clients are never used twice, so an answer is true in a later term too.
-//! * An operator's word about a client that is connected is refused.
+//! * A word about a client that is connected is refused, and so is a witness's about another than
+//!   it has watched, whatever number that has. A witness that is refused for the first reason, or
+//!   not answered, says it again; to say it twice is harmless.
 //!
-//! What this module deliberately doesn't know: how a machine is cut off.
+//! What this module deliberately doesn't know: how a machine is cut off, and how a witness watches.
 
 use super::Server;
 use super::table::{Member, Standing};
 use crate::format::ClientId;
 use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::Machine;
-use crate::format::wire::message::Outcome;
+use crate::format::wire::message::{Gone, Outcome};
 use crate::mutant::{Mutant, is_active};
 use crate::net::{SessionId, Ticket};
 use core::time::Duration;
@@ -98,12 +100,16 @@ impl Server<'_> {
         waiting.map(|member| member.fence_at).min()
     }
 
-    /// An operator says that a client is gone for good. It is answered when nothing of that client
-    /// is waited for any more, and that is durable: where its farewell would be answered.
-    pub(super) fn on_fence_word(&mut self, session: SessionId, ticket: Ticket, client: ClientId) {
+    /// An operator, or its witness, says that a client is gone for good. It is answered when
+    /// nothing of that client is waited for any more, and that is durable: where its farewell would
+    /// be answered.
+    pub(super) fn on_fence_word(&mut self, session: SessionId, ticket: Ticket, gone: &Gone) {
+        let client = gone.client;
         let up = self.links.find(client).is_some_and(|session| self.links.is_up(session));
+        let is_other = |member: &Member| gone.nonce.is_some_and(|nonce| nonce != member.nonce);
         let error = match self.members.find(client) {
             None => ErrorCode::NotFound,
+            Some(member) if is_other(&*member) => ErrorCode::NotFound,
             Some(member) if up || member.standing == Standing::Greeting => ErrorCode::Busy,
             Some(member) => {
                 member.is_gone = true;

@@ -8,6 +8,8 @@
 //!   this writer has, whoever leads then.
 //! * From the plan that takes it to the one that gives it up the list has all of it: free space,
 //!   the list, and the runs that were made never share a block, nor miss one.
+//! * Runs that a reader of an older root may come to are freed on a list that nobody takes from
+//!   while it reads.
 //!
 //! What this module deliberately doesn't know: what is merged, and when a commit is durable.
 
@@ -159,7 +161,8 @@ pub(super) fn end(
     left: &[Extent],
     cx: &mut Context<'_, '_>,
 ) -> Result<(), Stop> {
-    let freed = FreedKey { commit: cx.commit().0.into(), part: cx.store.freed_lists().into() };
+    let commit = cx.commit();
+    let freed = FreedKey { commit: commit.0.into(), part: cx.store.freed_lists().into() };
     let trees = &mut cx.store.trees;
     let (cache, pins) = (&mut cx.store.cache, &mut *cx.pins);
     if !left.is_sorted_by(|a, b| a.end() <= b.start()) {
@@ -197,6 +200,9 @@ pub(super) fn end(
     }
     trees.freed.put(freed.as_bytes(), left.as_bytes(), &mut update, cache);
     cx.store.next_freed_list();
+    if cx.store.kept.has_any(commit, change.remove.iter().map(Run::id)) {
+        cx.store.kept.note(&freed, left);
+    }
     Ok(())
 }
 

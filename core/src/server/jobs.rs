@@ -9,6 +9,8 @@
 //!   `COMMITS_MAX` commits, requests that would add to the lists wait until none is, and commits
 //!   follow each other without a pause. So what clients free, however quickly and in however many
 //!   pieces, is free a bounded number of commits later.
+//! * Lists that are kept for readers are passed over, and count as made when they are not kept any
+//!   more.
 //! * That is never at the cost of requests: entering leaves half of a commit's reserve to them.
 //!
 //! What this module deliberately doesn't know: how they do it.
@@ -57,12 +59,19 @@ pub(super) struct Tidying {
     entered: u32,
     /// The first list is too old.
     is_behind: bool,
+    /// The commit until which the lists were kept that were.
+    released: CommitNo,
 }
 
 impl Tidying {
     /// At the beginning of a term.
-    pub(super) const NEW: Tidying =
-        Tidying { from: FIRST_FREED, is_over: true, entered: 0, is_behind: false };
+    pub(super) const NEW: Tidying = Tidying {
+        from: FIRST_FREED,
+        is_over: true,
+        entered: 0,
+        is_behind: false,
+        released: CommitNo(0),
+    };
 
     /// A commit is confirmed: there is a new one to join.
     pub(super) fn on_confirmed(&mut self) {
@@ -72,6 +81,18 @@ impl Tidying {
     /// It can't go on now, and nobody is to wait for it.
     pub(super) fn on_refused(&mut self) {
         (self.is_over, self.is_behind) = (true, false);
+    }
+
+    /// Lists from this one on were kept until this commit, and aren't any more. While there are some
+    /// that were kept before, these are no newer than they are.
+    pub(super) fn on_released(&mut self, first: FreedKey, commit: CommitNo) {
+        if self.from.commit.get() >= self.released.0 {
+            self.released = commit;
+        }
+        let place = |key: &FreedKey| (key.commit.get(), key.part.get());
+        if place(&first) < place(&self.from) {
+            self.from = first;
+        }
     }
 
     /// Whether those who free something are to wait.
@@ -95,13 +116,16 @@ impl Tidying {
             Entered::Free => {}
             Entered::Skipped => counters.freed_twice += 1,
             Entered::Unreadable => counters.freed_unreadable += 1,
+            // Nothing was looked at but its key.
+            Entered::Kept => return Ok(Progress::More),
             Entered::Nothing => {
                 (self.is_over, self.is_behind) = (true, false);
                 return Ok(Progress::Done);
             }
         }
         self.entered += 1;
-        self.is_behind = commit.0.saturating_sub(self.from.commit.get()) > COMMITS_MAX;
+        let made = self.released.0.max(self.from.commit.get());
+        self.is_behind = commit.0.saturating_sub(made) > COMMITS_MAX;
         Ok(Progress::More)
     }
 }
@@ -115,6 +139,9 @@ impl Server<'_> {
         let on_space = |slot: &Place<'_>| {
             slot.stage != Stage::Free && matches!(slot.work, Work::Tidy | Work::Release { .. })
         };
+        if let Some(first) = self.store.kept.take_released() {
+            self.tidying.on_released(first, self.store.commit_now());
+        }
         let trees = &self.store.trees;
         let freed = !self.tidying.is_over && !trees.freed.is_empty();
         let quarantined = self.release_at.is_some_and(|at| at <= now);

@@ -28,6 +28,8 @@ pub struct ServerLimits {
     pub run_blocks: u64,
     /// Locks.
     pub locks: lock::server::Limits,
+    /// Readers of older roots at a time, each of which has a connection of its own.
+    pub readers_max: u16,
 }
 
 /// Why limits can't work.
@@ -92,7 +94,7 @@ impl ServerLimits {
     pub const fn of(cluster: &ClusterLimits) -> ServerLimits {
         let clients = cluster.clients.get();
         let clients_max = if clients > u16::MAX as u32 { u16::MAX } else { clients as u16 };
-        let half_open_max = 8;
+        let (half_open_max, readers_max) = (8, 4);
         let requests = ServerLimits::requests(clients_max, half_open_max);
         ServerLimits {
             cache: block::Limits {
@@ -109,7 +111,8 @@ impl ServerLimits {
             },
             links: LinksLimits {
                 clients_max,
-                guests_max: 4,
+                // Readers, and programs that ask for a report.
+                guests_max: readers_max + 4,
                 half_open_max,
                 session: SessionLimits { asks_max: 16, answers_max: 64 },
                 line: LineLimits::MIN,
@@ -125,6 +128,7 @@ impl ServerLimits {
                 entries_high: cluster.locks.get(),
                 reclaims: 64,
             },
+            readers_max,
         }
     }
 

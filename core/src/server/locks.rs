@@ -185,7 +185,8 @@ impl Server<'_> {
             | Kind::Compacted
             | Kind::Fence
             | Kind::Clients
-            | Kind::Waits => Ok(()),
+            | Kind::Waits
+            | Kind::Pin => Ok(()),
         };
         if result.is_err() {
             self.begin_eviction(client);

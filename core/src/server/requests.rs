@@ -667,6 +667,8 @@ pub(super) enum Entered {
     Skipped,
     /// Its list can't be read, and is passed over.
     Unreadable,
+    /// Its list is kept for a reader, and is passed over.
+    Kept,
     /// There is none.
     Nothing,
 }
@@ -688,8 +690,13 @@ pub(super) fn enter_freed(cx: &mut Context<'_, '_>, from: &mut FreedKey) -> Resu
     let unaligned = Error::Corrupt { blkno: node, what: Corruption::Bounds };
     let key = FreedKey::read_from_bytes(item.key).map_err(|_| unaligned)?;
     *from = key;
+    let behind = FreedKey { part: key.part.get().saturating_add(1).into(), ..key };
+    if cx.store.kept.has(&key) {
+        *from = behind;
+        return Ok(Entered::Kept);
+    }
     let Ok(extents) = list(item.value) else {
-        *from = FreedKey { part: key.part.get().saturating_add(1).into(), ..key };
+        *from = behind;
         return Ok(Entered::Unreadable);
     };
     let extents: Vec<Extent, LIST_MAX> = Vec::from_slice(extents).expect("a list is bounded");

@@ -4,6 +4,7 @@
 extern crate std;
 
 mod full;
+mod readers;
 
 use super::compact::{Next, Planner};
 use super::limits::ServerLimits;
@@ -411,7 +412,7 @@ impl Rig {
                 Err(Halt::Refuse(error)) => panic!("{error}"),
             });
             match entered.unwrap() {
-                Entered::Free => {}
+                Entered::Free | Entered::Kept => {}
                 Entered::Skipped => skipped += 1,
                 Entered::Unreadable => unreadable += 1,
                 Entered::Nothing => return (skipped, unreadable),

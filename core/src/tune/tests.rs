@@ -42,6 +42,7 @@ fn ballot(slot: Slot, state: State, host: HostId) -> Ballot {
         host,
         boot: BootId([5; 16]),
         endpoint: (state == State::Listening).then_some(at),
+        leaving: false,
     }
 }
 

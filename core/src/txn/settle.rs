@@ -11,9 +11,13 @@
 //!   blocks than the one before, down to none; and each list that is put away takes more pieces
 //!   than putting it away makes.
 //! * What settling may need is kept back from requests by [`MARGIN`].
+//! * What is kept for readers goes onto lists before all else, if without it the next reserve has
+//!   as many blocks as a commit must have; otherwise nothing is kept any more, and it is part of
+//!   the reserve. So a commit never has less because somebody reads.
 //!
 //! What this module deliberately doesn't know: how a commit is written.
 
+use super::kept::Kept;
 use super::trees::Trees;
 use crate::block::{Cache, Extent as SpaceExtent, Margin, Pins};
 use crate::error::{Corruption, Error, Stop};
@@ -61,6 +65,13 @@ pub fn lend_floor(volume_blocks: u64) -> u64 {
 #[must_use]
 pub fn data_floor(volume_blocks: u64) -> u64 {
     lend_floor(volume_blocks) + RUN_BLOCKS_MAX.min(volume_blocks / 32)
+}
+
+/// Free blocks below which nothing is kept for readers of older roots: what files are lent nothing
+/// from, and as much as one pool may be lent.
+#[must_use]
+pub fn keep_floor(volume_blocks: u64) -> u64 {
+    data_floor(volume_blocks) + volume_blocks / 64
 }
 
 /// Where the part of the volume begins that runs are written to first, and files last. Files have
@@ -122,16 +133,29 @@ impl Settling {
         trees: &mut Trees,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
     ) -> Result<Reserve, Stop> {
         loop {
+            if kept.version(commit) == 0 {
+                // Nobody reads any more.
+                cache.space().forget_kept();
+            }
             let blocks = self.blocks(cache);
             let space = cache.space();
             let pieces = space.pieces() + space.freed().len();
             let freed = !space.freed().is_empty();
+            let is_short = blocks < RESERVE_MIN;
+            let may_fill = !self.exhausted && !self.taken.is_full();
             if freed && (pieces > PIECES_MAX || blocks > RESERVE_MAX) {
                 self.put_away(commit, trees, cache, pins)?;
-            } else if blocks < RESERVE_MIN && !self.exhausted && !self.taken.is_full() {
-                self.fill_up(RESERVE_TARGET, trees, cache, pins)?;
+            } else if !space.kept().is_empty() {
+                match is_short {
+                    false => self.put_away_kept(commit, trees, cache, pins, kept)?,
+                    true if may_fill => self.fill_up_beside(trees, cache, pins, kept)?,
+                    true => kept.give_up(),
+                }
+            } else if is_short && may_fill {
+                self.fill_up(RESERVE_TARGET, trees, cache, pins, kept)?;
             } else {
                 return self.collect(cache).ok_or(Error::NoSpace.into());
             }
@@ -171,14 +195,65 @@ impl Settling {
         Ok(())
     }
 
+    /// Puts a list of what is kept into the tree of freed extents, and notes it.
+    fn put_away_kept(
+        &mut self,
+        commit: CommitNo,
+        trees: &mut Trees,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
+    ) -> Result<(), Stop> {
+        let key = FreedKey { commit: commit.0.into(), part: self.lists.into() };
+        let count = cache.space().kept().len().min(LIST_MAX);
+        let mut plan = cache.plan();
+        let bytes = count * size_of::<Extent>();
+        trees.freed.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
+        let mut update = match cache.reserve_closing(&plan, pins) {
+            // Readers come last.
+            Err(Stop::Fail(Error::NoSpace)) => {
+                kept.give_up();
+                return Ok(());
+            }
+            reserved => reserved?,
+        };
+        let mut extents: Vec<Extent, LIST_MAX> = Vec::new();
+        while extents.len() < count {
+            let extent = cache.space().pop_kept().expect("counted");
+            extents.push(Extent::new(extent.blkno, extent.blocks)).expect("counted");
+        }
+        extents.reverse();
+        self.lists += 1;
+        trees.freed.put(key.as_bytes(), extents.as_bytes(), &mut update, cache);
+        kept.note(&key, &extents);
+        Ok(())
+    }
+
+    /// Fills up the reserve because what is kept isn't part of it; or, if that can't be, has it be
+    /// part of it.
+    fn fill_up_beside(
+        &mut self,
+        trees: &mut Trees,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
+    ) -> Result<(), Stop> {
+        match self.fill_up(RESERVE_TARGET, trees, cache, pins, kept) {
+            Err(Stop::Fail(Error::NoSpace)) => kept.give_up(),
+            filled => drop(filled?),
+        }
+        Ok(())
+    }
+
     /// Takes an extent of at most this many blocks for the next commit: a free one, or one that was
-    /// freed by an earlier commit.
+    /// freed by an earlier commit. If nothing else is free, nothing is kept any more.
     pub fn fill_up(
         &mut self,
         blocks: u64,
         trees: &mut Trees,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
     ) -> Result<Option<Extent>, Stop> {
         let taken = match trees.free.find(blocks, cache, pins)? {
             Some(whole) => {
@@ -188,7 +263,10 @@ impl Settling {
                 let mut update = cache.reserve_closing(&plan, pins)?;
                 Some(trees.free.take(take, &mut update, cache))
             }
-            None => take_freed(trees, cache, pins)?,
+            None => {
+                kept.give_up();
+                take_freed(trees, cache, pins)?
+            }
         };
         match taken {
             Some(extent) => self.taken.push(extent).expect("asked only while there is room"),

@@ -31,6 +31,7 @@
 //!
 //! What this module deliberately doesn't know: who asks for changes, and how claims are read.
 
+use super::kept::{Keeping, Kept};
 use super::settle::{self, MARGIN, RESERVE_MIN, RESERVE_TARGET, Reserve, Settling};
 use super::takeover::{Gone, Outcome, TakeoverJob, usable_round};
 use super::trees::Trees;
@@ -111,6 +112,8 @@ pub struct Store<'m> {
     pub trees: Trees,
     /// The cache that their nodes are in.
     pub cache: Cache<'m>,
+    /// What is kept for readers of older roots.
+    pub kept: Kept<'m>,
     volume: Super,
     front: Front,
     tail: Tail,
@@ -188,6 +191,7 @@ impl<'m> Store<'m> {
         Ok(Store {
             trees: Trees::empty(volume.blocks()),
             cache,
+            kept: Kept::carve(arena)?,
             volume: *volume,
             front: Front::Closed,
             tail: Tail::Idle,
@@ -249,7 +253,7 @@ impl<'m> Store<'m> {
         let own = root.takeover(used).expect("it is usable");
         self.commit = root.commit().next();
         self.takeover = shifted(root, term);
-        self.takeover_job = TakeoverJob::begin(term, gone.clone(), used);
+        self.takeover_job = TakeoverJob::begin(term, self.commit, gone.clone(), used);
         self.term = term;
         if is_active(Mutant::TakeoverOutsideReserve) && root.term() != Term::NONE {
             let reserve = Reserve::from_slice(root.reserve()).expect("as many as in a root");
@@ -300,8 +304,23 @@ impl<'m> Store<'m> {
         settle::give(reserve, &mut self.cache).expect("limits have room for a root's reserve");
         self.settling = Settling::default();
         self.cache.open_commit(self.commit.0, margin);
+        self.cache.space().keep_to(self.kept.version(self.commit));
         self.pins.restart();
         self.runnable = true;
+    }
+
+    /// The commit that is under way. What its root leads to is freed by later ones, if ever.
+    #[must_use]
+    pub fn commit_now(&self) -> CommitNo {
+        self.commit
+    }
+
+    /// Keeps what readers may come to, or nothing any more. `since` is
+    /// [`commit_now`](Self::commit_now), or was and has been kept from since then.
+    pub fn keep(&mut self, keeping: Option<Keeping>) {
+        assert!(keeping.is_none_or(|keeping| keeping.since <= self.commit));
+        self.kept.keep(keeping);
+        self.cache.space().keep_to(self.kept.version(self.commit));
     }
 
     /// Ends the open commit as soon as the one before it is confirmed.
@@ -354,6 +373,8 @@ impl<'m> Store<'m> {
         self.term = Term::NONE;
         self.settling = Settling::default();
         self.reserve.clear();
+        self.kept.reset();
+        self.cache.space().keep_to(0);
     }
 
     /// What has happened. Once it has failed it says nothing else.
@@ -398,10 +419,10 @@ impl<'m> Store<'m> {
 
     fn step_taking_over(&mut self) -> More {
         let root = self.root.as_ref().expect("loaded");
-        let commit = self.commit;
         let (trees, cache) = (&mut self.trees, &mut self.cache);
         let job = &mut self.takeover_job;
-        match job.run(root, commit, &mut self.settling, trees, cache, &mut self.pins) {
+        let (settling, pins, kept) = (&mut self.settling, &mut self.pins, &mut self.kept);
+        match job.run(root, settling, trees, cache, pins, kept) {
             Ok(Outcome::Done(taken)) => {
                 if let Some(taken) = taken {
                     let rest = name_rounds(taken, &mut self.takeover);
@@ -423,7 +444,8 @@ impl<'m> Store<'m> {
 
     fn step_settling(&mut self) -> More {
         let (trees, cache) = (&mut self.trees, &mut self.cache);
-        match self.settling.run(self.commit, trees, cache, &mut self.pins) {
+        let (pins, kept) = (&mut self.pins, &mut self.kept);
+        match self.settling.run(self.commit, trees, cache, pins, kept) {
             Ok(reserve) => {
                 self.exhausted = self.settling.is_exhausted();
                 self.seal_root(reserve);

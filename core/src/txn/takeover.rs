@@ -19,11 +19,13 @@
 //! | the same out of the tree by length: two paths, a sibling on each level, one split | 12 + 5 + 7 |
 //! | | 47 of [`TAKEOVER_BLOCKS`] |
 //!
-//! * Our round's pair of the ring is used only if the leader that used it last is proven gone: by
-//!   the quorum area, or because nothing of it is quarantined any more.
+//! * Our round's pair of the ring is used only if all leaders of earlier rounds that have it too
+//!   are proven gone: by the quorum area, or because nothing of them is quarantined any more. Not
+//!   only the last of them: the one before may have stood still for two turns of the ring.
 //!
 //! What this module deliberately doesn't know: how a commit is written.
 
+use super::kept::Kept;
 use super::settle::{RESERVE_TARGET, Settling};
 use super::trees::Trees;
 use crate::block::{Cache, Pins};
@@ -83,6 +85,7 @@ impl Gone {
 #[derive(Debug, Default)]
 pub struct TakeoverJob {
     term: Term,
+    commit: CommitNo,
     gone: Gone,
     /// The round whose reserve this takeover writes.
     used: u64,
@@ -112,32 +115,28 @@ pub enum Outcome {
 }
 
 impl TakeoverJob {
-    /// Begins to take over from the leader of the root, in the takeover reserve of the round
-    /// `used`.
+    /// Begins to take over from the leader of the root with this commit, in the takeover reserve of
+    /// the round `used`.
     #[must_use]
-    pub fn begin(term: Term, gone: Gone, used: u64) -> TakeoverJob {
-        TakeoverJob { term, gone, used, step: Step::Pair }
+    pub fn begin(term: Term, commit: CommitNo, gone: Gone, used: u64) -> TakeoverJob {
+        TakeoverJob { term, commit, gone, used, step: Step::Pair }
     }
 
     /// Does what is left. Run again from the top when it was stopped for a block.
     pub fn run(
         &mut self,
         root: &Root,
-        commit: CommitNo,
         settling: &mut Settling,
         trees: &mut Trees,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
+        kept: &mut Kept<'_>,
     ) -> Result<Outcome, Stop> {
+        let commit = self.commit;
         loop {
             self.step = match self.step {
                 Step::Pair => {
-                    let last = self.term.round().saturating_sub(ROOT_PAIRS);
-                    if last > 0
-                        && !self.gone.has(last)
-                        && (last >= root.term().round()
-                            || has_quarantine(last, trees, cache, pins)?)
-                    {
+                    if self.is_pair_shared(root, trees, cache, pins)? {
                         return Ok(Outcome::Unproven);
                     }
                     Step::Reserve(0)
@@ -175,12 +174,43 @@ impl TakeoverJob {
                     let rounds = self.term.round() - root.term().round();
                     let rounds = rounds.min(TAKEOVER_ROUNDS as u64);
                     let blocks = RESERVE_TARGET + rounds * TAKEOVER_BLOCKS;
-                    let taken = settling.fill_up(blocks, trees, cache, pins)?;
+                    let taken = settling.fill_up(blocks, trees, cache, pins, kept)?;
                     return Ok(Outcome::Done(taken));
                 }
             };
             pins.restart();
         }
+    }
+
+    /// Whether a leader that isn't proven gone may still write our pair of the ring. Work: a lookup
+    /// for each leader that something is quarantined of, if nothing else is known.
+    fn is_pair_shared(
+        &self,
+        root: &Root,
+        trees: &Trees,
+        cache: &mut Cache<'_>,
+        pins: &mut Pins<'_>,
+    ) -> Result<bool, Stop> {
+        let own = self.term.round();
+        if let Some(acting) = self.gone.acting() {
+            let shares = |round: &u64| *round < own && (own - round).is_multiple_of(ROOT_PAIRS);
+            return Ok(acting.iter().any(shares));
+        }
+        let last = own.saturating_sub(ROOT_PAIRS);
+        if last >= root.term().round().max(1) {
+            // Nothing of who has led since the root's leader is quarantined yet.
+            return Ok(true);
+        }
+        let mark = pins.mark();
+        let mut round = own % ROOT_PAIRS;
+        while let Some(found) = quarantined_from(round, trees, cache, pins)? {
+            pins.drop_to(mark);
+            if found == round || found > last {
+                return Ok(found == round);
+            }
+            round = found + (own - found) % ROOT_PAIRS;
+        }
+        Ok(false)
     }
 }
 
@@ -204,17 +234,17 @@ pub fn usable_round(root: &Root, term: Term, gone: &Gone) -> Option<u64> {
     named.find(|round| usable(round) && gone.has(*round)).filter(|_| earlier.all(usable))
 }
 
-/// Whether anything is quarantined on account of the leader of this round.
-fn has_quarantine(
+/// The first round, of this and later ones, of whose leader anything is quarantined.
+fn quarantined_from(
     round: u64,
     trees: &Trees,
     cache: &mut Cache<'_>,
     pins: &mut Pins<'_>,
-) -> Result<bool, Stop> {
+) -> Result<Option<u64>, Stop> {
     let from = QuarantineKey { kind: OwnerKind::Round as u8, owner: round.into(), part: 0.into() };
     let found = trees.quarantine.next(from.as_bytes(), cache, pins)?;
     let found = found.and_then(|item| QuarantineKey::ref_from_bytes(item.key).ok());
-    Ok(found.is_some_and(|found| found.kind == from.kind && found.owner == from.owner))
+    Ok(found.filter(|found| found.kind == from.kind).map(|found| found.owner.get()))
 }
 
 fn put_quarantine(

@@ -4,6 +4,8 @@
 
 extern crate std;
 
+mod readers;
+
 use super::settle::FREE_MIN;
 use super::store::{Store, StoreEvent, TakeoverError};
 use super::takeover::Gone;
@@ -60,6 +62,8 @@ struct Disk {
     unflushed: Vec<(u64, Option<Block>)>,
     /// Blocks that a confirmed commit has lent: a client may have data there.
     lent: BTreeSet<u64>,
+    /// Blocks that a reader of an older root relies on.
+    read: BTreeSet<u64>,
 }
 
 impl Disk {
@@ -70,6 +74,7 @@ impl Disk {
             }
             BlockOp::Write(blkno, block) => {
                 assert!(!self.lent.contains(&blkno.0), "{blkno} is written though it is lent");
+                assert!(!self.read.contains(&blkno.0), "{blkno} is written though it is read");
                 let old = self.blocks.insert(blkno.0, (**block).clone());
                 self.unflushed.push((blkno.0, old));
             }
@@ -749,6 +754,95 @@ fn any_number_of_rounds_may_come_to_nothing() {
     });
     let refused = refused.take(1000).flatten().next();
     assert_eq!(refused, Some(StoreEvent::Refused(TakeoverError::Round)));
+}
+
+/// Goes on until the root of the next commit is to be written: that write, which is kept.
+fn root_write(leader: &mut Leader, disk: &mut Disk, rng: &mut Rng) -> (BlockNo, Block) {
+    leader.store.commit();
+    loop {
+        while let Some(request) = leader.store.poll_request() {
+            match request.op {
+                BlockOp::Write(blkno, block) if blkno < FIRST_BLKNO => {
+                    return (blkno, block.clone());
+                }
+                BlockOp::Read(..) | BlockOp::Write(..) | BlockOp::Flush => {
+                    leader.queue.push(request);
+                }
+            }
+        }
+        leader.turn(disk, rng);
+    }
+}
+
+#[test]
+fn a_root_that_lands_turns_of_the_ring_later_destroys_nothing() {
+    let mut world = World::new(6);
+    let (disk, rng) = (&mut world.disk, &mut world.rng);
+    let mut first = loaded(1, disk, rng);
+    first.store.take_over(Term::new(1, 0), &Gone::NOBODY).unwrap();
+    let commit = first_commit(&mut first, disk, rng);
+    first.store.confirm(commit);
+    let (blkno, late) = root_write(&mut first, disk, rng);
+    // It is stopped for as long as all of these need. One of them can't read a voter's block.
+    for round in 2..=98 {
+        let term = Term::new(round, 0);
+        let gone = if round == 65 { Gone::NOBODY } else { Gone::all_but([1]) };
+        let mut leader = loaded(round, disk, rng);
+        leader.store.take_over(term, &gone).unwrap();
+        let mut commits = 0;
+        while commits < 2 {
+            leader.turn(disk, rng);
+            match leader.store.poll_event() {
+                Some(StoreEvent::Durable(commit)) => {
+                    let mut later = Disk { blocks: disk.blocks.clone(), ..Disk::default() };
+                    later.blocks.insert(blkno.0, late.clone());
+                    assert_eq!(newest_root(&later).rank(), (term, commit), "a root is lost");
+                    leader.store.confirm(commit);
+                    (0..40).for_each(|_| leader.enter_freed(disk, rng));
+                    leader.store.commit();
+                    commits += 1;
+                }
+                Some(StoreEvent::Refused(TakeoverError::Round)) => break,
+                Some(event) => panic!("{round}: {event:?}"),
+                None => {}
+            }
+        }
+        assert_eq!(commits == 0, round % 32 == 1, "round {round}");
+    }
+}
+
+#[test]
+fn what_is_found_is_the_shortest_that_will_do_or_the_longest() {
+    let mut world = World::new(7);
+    let (disk, rng) = (&mut world.disk, &mut world.rng);
+    let mut leader = loaded(1, disk, rng);
+    leader.store.take_over(Term::new(1, 0), &Gone::NOBODY).unwrap();
+    let (mut shorter, mut longer) = (0, 0);
+    for number in 0..300 {
+        let blocks = 1 + rng.below(300);
+        leader.lend(number, blocks, disk, rng);
+        leader.turn(disk, rng);
+        if let Some(StoreEvent::Durable(commit)) = leader.store.poll_event() {
+            leader.store.confirm(commit);
+        }
+        let wanted = 1 + rng.below(6000);
+        let seen = leader.run(disk, rng, |trees, cache, pins| {
+            let (mut all, mut from) = (Vec::new(), FIRST_BLKNO);
+            while let Some(free) = trees.free.find_at(from, cache, pins)? {
+                all.push(free);
+                from = free.end();
+            }
+            Ok((all, trees.free.find(wanted, cache, pins)?))
+        });
+        let Ok((all, found)) = seen else { continue };
+        let lens = || all.iter().map(Extent::len);
+        let expected = lens().filter(|len| *len >= wanted).min().or(lens().max());
+        assert_eq!(found.map(|found| found.len()), expected, "{wanted} of {all:?}");
+        assert!(found.is_none_or(|found| all.contains(&found)));
+        let short = found.is_some_and(|found| found.len() < wanted);
+        (shorter, longer) = (shorter + u32::from(short), longer + u32::from(!short));
+    }
+    assert!(shorter > 20 && longer > 20, "{shorter} {longer}");
 }
 
 /// The seeds above would notice if the store, or who uses it, made one of these mistakes.

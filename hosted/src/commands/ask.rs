@@ -148,6 +148,13 @@ impl Asking {
         }
     }
 
+    /// Keeps the connection while nothing is asked: to be called several times a second.
+    pub(crate) fn rest(&mut self) -> Result<(), String> {
+        self.turn(BootClock.now())?;
+        self.receive()?;
+        self.turn(BootClock.now())
+    }
+
     /// Asks and waits as long as is usual.
     pub(crate) fn question<T>(
         &mut self,

@@ -6,12 +6,13 @@
 //! * The status is made of the bits of fsck(8): 0 nothing is wrong, 4 errors were found and left, 8
 //!   the check could not be made, or not wholly, 16 the command line is wrong.
 //! * A volume may be in use: what is told is about one state of it, or nothing is told but that it
-//!   was too busy.
+//!   was too busy. If somebody leads, it is asked to keep that state as long as it is read.
 //! * Findings beyond [`FINDINGS_MAX`] are counted, and not shown.
 //!
 //! What this module deliberately doesn't know: how anything is found.
 
 use super::device::{Image, carved, drive};
+use super::pinning::Pinning;
 use super::{FSCK_USAGE, Failure, findings, report};
 use clap::Args;
 use outrider_core::check::{ATTEMPTS, Check, Finding, Holder, Limit};
@@ -53,18 +54,28 @@ pub(crate) fn run(options: &Options) -> Result<u8, Failure> {
         let what = "--repair is not possible yet; check without it, and restore what is damaged";
         return Err(Failure { status: FSCK_USAGE, what: what.to_owned() });
     }
-    let (check, findings) =
-        examine(options).map_err(|failure| Failure { status: OPERATION, ..failure })?;
-    report(options, &check, &findings)?;
+    let examined = examine(options).map_err(|failure| Failure { status: OPERATION, ..failure })?;
+    report(options, &examined)?;
+    let check = &examined.check;
     let errors = if check.counts().findings == 0 { CLEAN } else { ERRORS };
     Ok(if check.limit().is_some() { errors | OPERATION } else { errors })
 }
 
-fn examine(options: &Options) -> Result<(Check<'static>, Vec<Finding>), Failure> {
+/// A check that was made.
+struct Examined {
+    check: Check<'static>,
+    findings: Vec<Finding>,
+    /// The leader has kept what was checked until the end.
+    pinned: bool,
+}
+
+fn examine(options: &Options) -> Result<Examined, Failure> {
     let image = Image::open(&options.device)?;
     let volume = image.volume_or_spare()?;
     let mut check = carved(|arena| Check::carve(arena, &volume))?;
     let (mut findings, mut attempt) = (Vec::new(), check.attempt());
+    // Before the ring is read, in each attempt.
+    let (mut pin, mut chosen) = (Pinning::begin(&image, &volume), false);
     let mut taken = true;
     while taken && !check.is_done() {
         taken = false;
@@ -72,12 +83,26 @@ fn examine(options: &Options) -> Result<(Check<'static>, Vec<Finding>), Failure>
             if attempt != check.attempt() {
                 attempt = check.attempt();
                 findings.clear();
+                // The first is over before the next begins.
+                drop(pin.take());
+                (pin, chosen) = (Pinning::begin(&image, &volume), false);
+            }
+            if let Some(root) = check.root().copied().filter(|_| !chosen) {
+                chosen = true;
+                match pin.as_mut().is_some_and(|pin| pin.choose(&root)) {
+                    true => check.pin(),
+                    false => pin = None,
+                }
             }
             while let Some(finding) = check.poll_finding() {
                 taken = true;
                 if findings.len() < FINDINGS_MAX {
                     findings.push(finding);
                 }
+            }
+            if check.doubts_pin() {
+                taken = true;
+                check.pin_held(pin.as_mut().is_some_and(Pinning::holds));
             }
         })?;
     }
@@ -91,7 +116,8 @@ fn examine(options: &Options) -> Result<(Check<'static>, Vec<Finding>), Failure>
     if !check.is_done() {
         return Err(Failure::new(format!("the check of {name} did not end")));
     }
-    Ok((check, findings))
+    let pinned = pin.as_mut().is_some_and(Pinning::holds);
+    Ok(Examined { check, findings, pinned })
 }
 
 /// What there is of everything, for JSON.
@@ -114,13 +140,16 @@ fn counts(check: &Check<'_>) -> Value {
     })
 }
 
-fn report(options: &Options, check: &Check<'_>, found: &[Finding]) -> Result<(), Failure> {
+fn report(options: &Options, examined: &Examined) -> Result<(), Failure> {
+    let (check, found) = (&examined.check, &examined.findings);
     let total = check.counts().findings;
     if options.json {
         let value = json!({
             "device": options.device.display().to_string(),
             "clean": total == 0 && check.limit().is_none(),
             "commit": check.root().map(|root| root.commit().0),
+            "attempts": check.attempt(),
+            "pinned": examined.pinned,
             "items_compared": check.are_items_compared(),
             "limit": check.limit().map(findings::limit),
             "findings_total": total,

@@ -12,7 +12,7 @@ use super::device::Image;
 use clap::Args;
 use outrider_core::format::ClientId;
 use outrider_core::format::wire::ErrorCode;
-use outrider_core::format::wire::message::{ClientRequest, ServerAnswer};
+use outrider_core::format::wire::message::{ClientRequest, Gone, ServerAnswer};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     })?;
     let id = options.id;
     let take = |answer: &ServerAnswer<'_>| matches!(answer, ServerAnswer::Fence).then_some(());
-    let request = ClientRequest::Fence(ClientId(id));
+    let request = ClientRequest::Fence(Gone { client: ClientId(id), nonce: None });
     let answer = ask::ask_for(PATIENCE, &volume, &leader, &request, take).map_err(|why| {
         let at = leader.endpoint;
         Failure::new(format!("the leader of {name} at {at} can't be told: {why}; say it again"))

@@ -45,7 +45,7 @@ use outrider_hosted::node::{Handle, HostedPump, Next, Owner, Runner};
 use outrider_hosted::report::{tell, to_system_log};
 use outrider_hosted::signals::Signals;
 use outrider_hosted::wait::{Bell, wait};
-use outrider_hosted::witness::{Report, Witness, mount_grace};
+use outrider_hosted::witness::{Name, Report, Witness, mount_grace};
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -208,6 +208,9 @@ struct Watch {
     witness: Option<Witness>,
     /// What the witness is to be told.
     report: Report,
+    /// How servers know the mount, once one has welcomed it.
+    name: Option<Name>,
+    device: PathBuf,
     leave: Leave,
     /// Nobody sees its standard error.
     logs: bool,
@@ -266,6 +269,8 @@ impl Owner<Node<'static>> for Watch {
 impl Watch {
     /// What the witness and the movers must know.
     fn look(&mut self, now: Instant, node: &Node<'static>) {
+        let nonce = node.config().nonce;
+        self.name = node.client().map(|client| Name { client, nonce });
         let lease = node.lease_end();
         self.leave = match (lease, node.state()) {
             (Some(end), _) => Leave::Until(end),
@@ -289,19 +294,35 @@ impl Watch {
 
     fn tell_witness(&mut self) {
         let Some(witness) = &mut self.witness else { return };
-        if witness.report(self.report).is_ok() {
+        let named = self.name.map_or(Ok(()), |name| witness.name(name));
+        if named.and_then(|()| witness.report(self.report)).is_ok() {
             return;
         }
         // To end would harm its users more than to go on for a moment without one.
         self.witness.take().into_iter().for_each(Witness::bury);
-        match Witness::start(self.grace, self.logs) {
+        match Witness::start(self.grace, self.logs, Some(&self.device)) {
             Ok(mut witness) => {
                 tell("its witness is gone; here is another");
                 // If that is gone already, it is found out with the next report.
+                let _ = self.name.map_or(Ok(()), |name| witness.name(name));
                 let _ = witness.report(self.report);
                 self.witness = Some(witness);
             }
             Err(error) => tell(&format!("its witness is gone, and no other starts: {error}")),
+        }
+    }
+}
+
+impl Drop for Watch {
+    /// The node has ended. What has not left is told of by the witness, when the process has ended
+    /// too.
+    fn drop(&mut self) {
+        let known = self.life.known();
+        if (known.parted || known.state == MountState::Left)
+            && let Some(witness) = &mut self.witness
+        {
+            // Without it nobody tells anything.
+            let _ = witness.left();
         }
     }
 }
@@ -325,7 +346,8 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
     let life = Arc::new(Life { now, given_up: AtomicBool::new(false), over });
     let front = Arc::new(OnceLock::new());
     let grace = mount_grace(config.timing.lease, volume.fields().limits.recovery());
-    let witness = parsed.witness.then(|| Witness::start(grace, options.background)).transpose();
+    let witness = || Witness::start(grace, options.background, Some(path));
+    let witness = parsed.witness.then(witness).transpose();
     let witness = witness.map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; -o nowitness does without"))
     })?;
@@ -337,6 +359,8 @@ fn serve(options: &Options, parsed: &MountOptions, volume: &Super) -> Result<(),
         life: Arc::clone(&life),
         witness,
         report: Report::Quiet,
+        name: None,
+        device: std::path::absolute(path).map_err(failed)?,
         leave: Leave::Until(Instant(0)),
         logs: options.background,
         grace,

@@ -3,10 +3,12 @@
 //! # Invariants
 //!
 //! * Nothing is written. What is damaged is told and not guessed at.
+//! * If somebody leads, it is asked to keep what is read as it is.
 //! * Trees are read node by node, and only as far as their keys ascend: it ends on any device.
 
 use super::device::Image;
 use super::mkfs::show_uuid;
+use super::pinning::Pinning;
 use super::{Failure, USAGE, corruption, items, report, size};
 use clap::{Args, ValueEnum};
 use outrider_core::error::Corruption;
@@ -98,6 +100,15 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         let what = "items takes [FROM [TO]], segment takes NR, nothing else takes more";
         return Err(Failure { status: USAGE, what: what.to_owned() });
     }
+    let blocks_only = matches!(
+        options.section,
+        Some(Section::Super | Section::Quorum | Section::Roots | Section::Locks)
+    );
+    // Each root that is read from here on leads to what it says, as long as this is there.
+    let _pin = match blocks_only {
+        true => None,
+        false => Pinning::begin(&volume.image, &volume.found),
+    };
     let value = match options.section {
         Some(Section::Items) => return items(&volume, options),
         Some(Section::Locks) => {
@@ -226,6 +237,7 @@ impl Volume {
                 "held": ballot.held.to_string(),
                 "highest_round": ballot.highest_round,
                 "mounts": ballot.mounts,
+                "leaving": ballot.leaving,
                 "lease_ms": ballot.lease_ms,
                 "config_gen": ballot.config_gen,
                 "unmount_barrier": ballot.unmount_barrier,

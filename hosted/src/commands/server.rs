@@ -193,8 +193,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let network = TcpNetwork::new().map_err(failed)?;
     let pump = carve(path, &config, device, network)?;
     let lease = Duration::from_millis(config.quorum.lease_ms.into());
-    let witness =
-        if options.no_witness { None } else { Some(Witness::start(grace(lease), options.log)) };
+    let witness = if options.no_witness {
+        None
+    } else {
+        Some(Witness::start(grace(lease), options.log, None))
+    };
     let witness = witness.transpose().map_err(|error| {
         Failure::new(format!("cannot start a witness: {error}; --no-witness does without"))
     })?;
@@ -381,36 +384,33 @@ fn attend_attached(
 ) -> io::Result<Outcome> {
     let (handle, mut runner) = (runner.handle(), Some(runner));
     let mount = MountLife::watch(over.clone())?;
-    let (mut ready, mut stays, mut asked, mut stopping) = (false, false, false, false);
+    let (mut ready, mut stays, mut asked) = (false, false, false);
     loop {
         if let Some(outcome) = outcome_of(&mut runner, said)? {
             return Ok(outcome);
         }
         let life = mount.get();
-        let look = |server: &mut Node, _| (takes_part(server), server.is_needed());
-        let (takes_part, needed) = handle.with(look);
+        let (takes_part, needed) = handle.with(|server, now| {
+            match life {
+                MountLife::There => {}
+                MountLife::Left if !asked => server.leave(now),
+                MountLife::Left | MountLife::Died => server.stop(),
+            }
+            (takes_part(server), server.stays())
+        });
         if takes_part && !ready {
             ready = true;
             say(READY);
         }
-        let ends = match life {
-            MountLife::There => false,
-            MountLife::Left => asked || !needed,
-            MountLife::Died => true,
-        };
-        if ends && !stopping {
-            stopping = true;
-            handle.with(|server, _| server.stop());
-        }
-        let waits = life == MountLife::Left && !stopping;
-        if waits && !stays {
+        if needed && !stays {
             stays = true;
             say(STAYS);
         }
         let now = BootClock.now();
-        wait(over, &[signals.as_fd()], now, waits.then(|| now.plus(LOOK * 4)))?;
+        let leaves = life == MountLife::Left && !asked;
+        wait(over, &[signals.as_fd()], now, leaves.then(|| now.plus(LOOK)))?;
         if signals.take()? {
-            if stopping {
+            if asked || life == MountLife::Died {
                 return Ok(ended_early());
             }
             asked = life != MountLife::There;
@@ -618,6 +618,7 @@ fn lost(loss: Loss) -> String {
     match loss {
         Loss::LeaseOver => "its lease was not renewed in time".to_owned(),
         Loss::LaterClaim(term) => format!("another claims term {term}"),
+        Loss::Blind => "it can't read the voters' blocks".to_owned(),
         Loss::Outnumbered(slot) => format!("more mounts reach the server of slot {slot}"),
         Loss::Outranked(term) => format!("term {term} has begun already"),
         Loss::Refused(_) => "it takes no part any more".to_owned(),

@@ -35,18 +35,19 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// The connection of a mount with this nonce, on this machine.
+    /// The connection of a mount with this nonce, or of a guest, on this machine.
     pub(super) fn carve(
         arena: &mut Arena<'static>,
         limits: &LinkLimits,
         volume: &Super,
+        role: Role,
         nonce: [u8; 16],
         machine: Machine,
     ) -> Caller {
         let config = LinkConfig {
             cluster: Cluster::new(volume.fsid(), ClusterKey(volume.fields().cluster_key)),
             timing: NetTiming::DEFAULT,
-            role: Role::Mount,
+            role,
             nonce,
             machine,
             read_only: false,

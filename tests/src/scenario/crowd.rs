@@ -30,7 +30,7 @@ use outrider_core::format::Ino;
 use outrider_core::format::key::Key;
 use outrider_core::format::super_block::{ClusterLimits, Super};
 use outrider_core::format::wire::Kind;
-use outrider_core::format::wire::greeting::Machine;
+use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, HELD_LOCKS_MAX, HeldLocks, HeldRecord, LockTell, Outcome,
     ServerRequest,
@@ -195,7 +195,8 @@ const LINK: LinkLimits =
 impl Program for Holding {
     fn region_bytes(&self) -> usize {
         let mut arena = Arena::measuring();
-        let _ = Caller::carve(&mut arena, &LINK, &self.volume, [0; 16], Machine::default());
+        let machine = Machine::default();
+        let _ = Caller::carve(&mut arena, &LINK, &self.volume, Role::Mount, [0; 16], machine);
         arena.bytes_used()
     }
 
@@ -206,7 +207,14 @@ impl Program for Holding {
         Box::new(Holder {
             me: self.me.into(),
             crowd: self.crowd,
-            caller: Caller::carve(&mut arena, &LINK, &self.volume, nonce, Machine::default()),
+            caller: Caller::carve(
+                &mut arena,
+                &LINK,
+                &self.volume,
+                Role::Mount,
+                nonce,
+                Machine::default(),
+            ),
             entropy: boot.entropy,
             servers: 0,
             known: false,

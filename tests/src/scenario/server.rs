@@ -17,6 +17,7 @@
 mod compact;
 mod locking;
 pub mod merge;
+pub mod reading;
 
 pub(in crate::scenario) use compact::Manners;
 
@@ -44,7 +45,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use outrider_core::format::quorum::{BootId, HostId as QuorumHost, Incarnation, Slot, emit_blank};
 use outrider_core::format::records::Pool;
 use outrider_core::format::super_block::{ClusterLimits, Identity as Volume, Super};
-use outrider_core::format::wire::greeting::Machine;
+use outrider_core::format::wire::greeting::{Machine, Role};
 use outrider_core::format::wire::message::{
     ClientAnswer, ClientRequest, Extent, ExtentRecord, Extents, LoanRequest, Outcome, RunRecord,
     ServerAnswer, ServerRequest, Transaction,
@@ -358,7 +359,7 @@ fn carve(
     setting: &Setting,
 ) -> Mount {
     Mount {
-        caller: Caller::carve(arena, &LINK, &volume(), nonce, machine),
+        caller: Caller::carve(arena, &LINK, &volume(), Role::Mount, nonce, machine),
         buffer: arena.slice(1, |_| Block::ZERO).expect("measured").first_mut(),
         maker: Maker::carve(arena).expect("measured"),
         compacting: Compacting::carve(arena, setting.manners).expect("measured"),
@@ -825,7 +826,8 @@ impl Mount {
                 | ServerAnswer::Compacted
                 | ServerAnswer::Fence
                 | ServerAnswer::Clients(_)
-                | ServerAnswer::Waits(_) => {}
+                | ServerAnswer::Waits(_)
+                | ServerAnswer::Pin(_) => {}
             },
             Some(Incoming::Answer(_, Outcome::Failed(error, _))) => {
                 log.refused(client, error);

@@ -14,12 +14,13 @@ mod feeds;
 
 use crate::check::Violation;
 use crate::faults::Fault;
-use crate::scenario::{register, server};
+use crate::scenario::{readers, register, server};
 use crate::time::{MILLI, MINUTE, SECOND};
 use crate::trace::HostId;
 use crate::world::World;
 use outrider_core::format::layout::{FIRST_BLKNO, ROOT_BLKNO};
 use outrider_core::server::{MergeCounters, Server};
+use std::ops::Range;
 use std::time::Duration;
 
 /// A story.
@@ -50,6 +51,7 @@ pub const ALL: &[Story] = &[
     MOUNT_CUT_OFF,
     MOUNT_CUT_OFF_BRIEFLY,
     CHANGE_DURING_COMMIT,
+    READ_WHILE_WRITTEN,
 ];
 
 /// Nothing goes wrong.
@@ -90,11 +92,11 @@ fn mount_stopped_merging() -> Result<(), Violation> {
 
 /// Leaders are stopped one after the other while a root is under way, which lands long after.
 pub const LEADER_STOPPED_AT_ROOT: Story =
-    Story { name: "a leader's root lands a minute late", tell: || leader_stopped(is_root) };
+    Story { name: "a leader's root lands a minute late", tell: || leader_stopped(is_root, 2..6) };
 
 /// The same while a commit's blocks are under way.
 pub const LEADER_STOPPED_AT_BLOCK: Story =
-    Story { name: "a leader's blocks land a minute late", tell: || leader_stopped(is_block) };
+    Story { name: "a leader's blocks land a minute late", tell: || leader_stopped(is_block, 2..3) };
 
 fn is_root(blkno: u64) -> bool {
     (ROOT_BLKNO.0..FIRST_BLKNO.0).contains(&blkno)
@@ -104,13 +106,16 @@ fn is_block(blkno: u64) -> bool {
     blkno >= FIRST_BLKNO.0
 }
 
-fn leader_stopped(at: fn(u64) -> bool) -> Result<(), Violation> {
-    let mut world = server::quiet(2, &[Fault::DiskHeldWrite]);
-    for _ in 0..4 {
-        run(&mut world, SECOND * 5)?;
-        let writer = writing_leader(&mut world, at)?;
-        world.pause(writer, SECOND * 45);
-        run(&mut world, SECOND * 18)?;
+fn leader_stopped(at: fn(u64) -> bool, seeds: Range<u64>) -> Result<(), Violation> {
+    // How many commits the next leader has made when the write lands differs from seed to seed.
+    for seed in seeds {
+        let mut world = server::quiet(seed, &[Fault::DiskHeldWrite]);
+        for _ in 0..4 {
+            run(&mut world, SECOND * 5)?;
+            let writer = writing_leader(&mut world, at)?;
+            world.pause(writer, SECOND * 45);
+            run(&mut world, SECOND * 18)?;
+        }
     }
     Ok(())
 }
@@ -314,6 +319,23 @@ fn mount_cut_off(how_long: Duration) -> Result<(), Violation> {
 /// A mount changes something while its last transaction is on its way, and others get on.
 pub const CHANGE_DURING_COMMIT: Story =
     Story { name: "a change is made during a commit", tell: feeds::change_during_commit };
+
+/// Nothing goes wrong, and older roots are read, slowly, while mounts write and merge.
+pub const READ_WHILE_WRITTEN: Story =
+    Story { name: "roots are read that are long left behind", tell: read_while_written };
+
+fn read_while_written() -> Result<(), Violation> {
+    let (mut world, log) = readers::quiet(12);
+    run(&mut world, MINUTE)?;
+    match log.borrow().whole {
+        0..2 => Err(Violation {
+            at: world.now(),
+            checker: "story",
+            what: format!("hardly a root was read: {:?}", log.borrow()),
+        }),
+        _ => Ok(()),
+    }
+}
 
 fn run(world: &mut World, how_long: Duration) -> Result<(), Violation> {
     world.run_until(how_long, |_| false).map(|_| ())

@@ -74,6 +74,7 @@ impl Mount<'_> {
             | Kind::Fence
             | Kind::Clients
             | Kind::Waits
+            | Kind::Pin
             | Kind::LockTell
             | Kind::Recover
             | Kind::Recall

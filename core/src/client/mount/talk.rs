@@ -117,6 +117,7 @@ impl<'m> Mount<'m> {
     /// Deals with connections and messages.
     pub(super) fn step_talk(&mut self, now: Instant) {
         self.way.link.step(now);
+        self.way.step(now);
         while let Some(end) = self.way.poll_lost(now) {
             self.on_lost(now, end);
         }
@@ -197,7 +198,8 @@ impl<'m> Mount<'m> {
                     | ServerAnswer::Status(_)
                     | ServerAnswer::Fence
                     | ServerAnswer::Clients(_)
-                    | ServerAnswer::Waits(_) => Taken::Recorded,
+                    | ServerAnswer::Waits(_)
+                    | ServerAnswer::Pin(_) => Taken::Recorded,
                     ServerAnswer::Orphans(unused) => {
                         self.orphans.answered(|at| unused.contains(at));
                         Taken::Recorded
@@ -372,9 +374,12 @@ impl<'m> Mount<'m> {
             }
             Kind::Transaction => self.on_commit_refused(now, error),
             Kind::Farewell => self.on_farewell_failed(later),
-            Kind::LockAsk | Kind::Status | Kind::Fence | Kind::Clients | Kind::Waits => {
-                return Err(Violation);
-            }
+            Kind::LockAsk
+            | Kind::Status
+            | Kind::Fence
+            | Kind::Clients
+            | Kind::Waits
+            | Kind::Pin => return Err(Violation),
             Kind::CompactReady | Kind::Compacted => {
                 self.on_compaction_answered(now, kind, Some(error))?;
             }

@@ -4,12 +4,18 @@
 //!    looking --a leader is known--> connecting --connected--> greeting --welcomed--> up
 //!       ^                               |                        |                   |
 //!       +-------- after a pause --------+------------------------+-------------------+
+//!       +-------- at once, when a later term than theirs is seen to listen ----------+
 //! ```
 //!
 //! # Invariants
 //!
-//! * One connection to a leader at a time. An attempt that takes too long, or at one who leads no
-//!   more, is given up, and should it succeed after all, its connection is closed.
+//! * One connection to a leader at a time. An attempt that takes too long is given up, and should
+//!   it succeed after all, its connection is closed.
+//! * Nobody is waited for who is overtaken: an attempt, a greeting and a connection end when the
+//!   blocks show that a later term listens. The old connection is closed before the new leader is
+//!   connected to.
+//! * While a server has welcomed the mount, and is heard, no block is read. When it is in doubt,
+//!   they are read until it is heard again.
 //! * A leader that was tried in vain is tried again only when its block shows that it lives, and a
 //!   new one at once.
 //! * As long as there is no server, the mount knocks at all voters.
@@ -135,6 +141,20 @@ impl<'m> Way<'m> {
         self.watcher.look();
     }
 
+    /// Looks for another leader while the one that has welcomed the mount is not heard, and lets go
+    /// of one that is overtaken.
+    pub(super) fn step(&mut self, now: Instant) {
+        match self.link.doubt_at() {
+            Some(at) if at <= now && !self.over => self.watcher.look(),
+            Some(_) => self.watcher.rest(),
+            None => {}
+        }
+        if self.is_overtaken() {
+            self.attempt = None;
+            self.link.disconnect();
+        }
+    }
+
     /// Takes what has happened to connections.
     pub(super) fn handle(&mut self, now: Instant, event: &Event<'m>) {
         match *event {
@@ -238,9 +258,6 @@ impl<'m> Way<'m> {
             self.attempt = None;
             self.on_lost(now);
         }
-        if self.is_overtaken() {
-            self.attempt = None;
-        }
         if self.over || self.attempt.is_some() || !self.link.is_idle() || self.dial_at() > now {
             return None;
         }
@@ -257,11 +274,13 @@ impl<'m> Way<'m> {
         self.watcher.leader().filter(|leader| self.tried != Some(*leader))
     }
 
-    /// Whether another leads now than who was connected to last: an attempt at one whose host is
-    /// gone is not waited for.
+    /// Whether another leads now than who was connected to last, or has welcomed the mount: one
+    /// whose host is gone is not waited for.
     fn is_overtaken(&self) -> bool {
-        let newer = |tried: Leader| self.watcher.leader().is_some_and(|now| now.term > tried.term);
-        self.tried.is_some_and(newer)
+        let tried = self.tried.map(|tried| tried.term);
+        let current = if self.link.is_up() { Some(self.link.term()) } else { tried };
+        let leads = self.watcher.leader().map(|leader| leader.term);
+        current.is_some_and(|current| leads.is_some_and(|leads| leads > current))
     }
 
     /// When it may be connected to: a leader that was never tried, at once.
@@ -295,6 +314,7 @@ impl<'m> Way<'m> {
             dial,
             self.attempt.map(|at| at.deadline),
             self.link.poll_timeout(),
+            self.link.doubt_at().filter(|_| !self.watcher.is_looking()),
             self.watcher.poll_timeout(),
             self.knocks.poll_timeout(),
         ];

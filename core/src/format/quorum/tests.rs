@@ -32,6 +32,7 @@ fn golden_ballot(name: &str) -> Option<Ballot> {
         host: HostId(*b"a host's number."),
         boot: BootId(*b"one boot of it.."),
         endpoint: Some(at("192.0.2.7:12345")),
+        leaving: false,
     };
     Some(match name {
         "blank" => return None,
@@ -50,6 +51,7 @@ fn golden_ballot(name: &str) -> Option<Ballot> {
             endpoint: None,
             ..ballot
         },
+        "leaving" => Ballot { leaving: true, ..ballot },
         "stopped" => Ballot { state: State::Stopped, endpoint: None, ..ballot },
         _ => panic!("no ballot called {name}"),
     })
@@ -83,7 +85,7 @@ fn golden_blocks_decode_and_encode() {
         assert_eq!(hex, hex_again, "{name}");
         names.push(name);
     }
-    assert_eq!(names, ["blank", "idle", "claiming", "listening", "stopped"]);
+    assert_eq!(names, ["blank", "idle", "claiming", "listening", "leaving", "stopped"]);
 }
 
 #[test]
@@ -127,9 +129,12 @@ fn each_meaningless_field_has_its_refusal() {
         let block = emitted(Some(&ballot), Slot(2));
         assert_eq!(parse(&block, &VOLUME, BASE, Slot(2)), Err(why), "{ballot:?}");
     }
-    for (at, why) in
-        [(146, Corruption::Value), (200, Corruption::Reserved), (4000, Corruption::Reserved)]
-    {
+    for (at, why) in [
+        (146, Corruption::Value),
+        (148, Corruption::Value),
+        (149, Corruption::Reserved),
+        (4000, Corruption::Reserved),
+    ] {
         let mut block = emitted(Some(&listening), Slot(2));
         block.0[at] = 6;
         block::seal(&mut block, &VOLUME, Magic::Quorum, Slot(2).blkno(BASE), 41);
@@ -140,15 +145,15 @@ fn each_meaningless_field_has_its_refusal() {
 fn ballots() -> impl Strategy<Value = Ballot> {
     let numbers = (1..u64::MAX, 0..1000u64, 0..1000u64, any::<u64>(), any::<u64>());
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-    (0..7u8, 0..6u8, numbers, ids, 1..=LEASE_MS_MAX, any::<u32>(), 1..=u16::MAX).prop_map(
+    let rest = (any::<u32>(), 1..=u16::MAX, any::<bool>());
+    (0..7u8, 0..6u8, numbers, ids, 1..=LEASE_MS_MAX, rest).prop_map(
         |(
             slot,
             state,
             (seq, held, more, config_gen, unmount_barrier),
             ids,
             lease_ms,
-            mounts,
-            port,
+            (mounts, port, leaving),
         )| {
             let state = State::parse(state).unwrap();
             let term_of = |round| if round == 0 { Term::NONE } else { Term::new(round, slot) };
@@ -174,6 +179,7 @@ fn ballots() -> impl Strategy<Value = Ballot> {
                 boot: BootId(ids.2),
                 endpoint: (state == State::Listening)
                     .then_some(Endpoint { addr: ids.3.into(), port }),
+                leaving,
             }
         },
     )
@@ -191,7 +197,7 @@ proptest! {
     #[test]
     fn sealed_nonsense_is_refused_or_means_exactly_itself(
         ballot in ballots(),
-        flips in proptest::collection::vec((32usize..148, any::<u8>()), 0..4),
+        flips in proptest::collection::vec((32usize..149, any::<u8>()), 0..4),
     ) {
         let mut block = emitted(Some(&ballot), ballot.slot);
         for (at, byte) in flips {

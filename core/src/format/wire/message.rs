@@ -12,9 +12,10 @@
 //! | | status | nothing | [`Status`] |
 //! | | compact ready | [`CompactReady`] | nothing, when what earlier compactions had is given back |
 //! | | compacted | [`Compacted`] | nothing, when it is durable |
-//! | | fence | a client | nothing, when it is durable that nothing of it is waited for |
+//! | | fence | [`Gone`] | nothing, when it is durable that nothing of it is waited for |
 //! | | clients | from which number on | [`ClientList`]; none is the end |
 //! | | waits | how many to pass over | [`WaitList`]; none is the end |
+//! | | pin | [`PinRequest`] | [`Pin`], a new one when a root that it can be used for is durable |
 //! | server | lock tell | a lock's grant, revoke or refusal, [`LockTell`] | nothing, at once |
 //! | | recover | first key | [`HeldLocks`] from there on; none is the end |
 //! | | in use | nameless [`Inos`] | those that the client uses, [`InoSet`] |
@@ -38,8 +39,10 @@
 //! What this module deliberately doesn't know: what a key, a lock or a run is good for.
 
 mod compact;
+mod gone;
 mod lock;
 mod orphan;
+mod pin;
 mod space;
 mod status;
 
@@ -49,8 +52,10 @@ pub use compact::{
     CompactReadyRecord, CompactRecord, CompactRunRecord, CompactSpaceRecord, Compacted,
     CompactedRecord, OUTPUTS_MAX,
 };
+pub use gone::{Gone, GoneRecord};
 pub use lock::{HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, LockRecord, LockTell};
 pub use orphan::{INOS_MAX, InoSet, Inos};
+pub use pin::{Pin, PinRecord, PinRequest, PinRequestRecord};
 pub use space::{
     Extent, ExtentRecord, Extents, FREED_MAX, LOAN_EXTENTS_MAX, Loan, LoanRecord, LoanRequest,
     LoanRequestRecord, ManifestRoot, Pool, RETURNED_MAX, RUNS_MAX, Recall, RecallRecord, RootNow,
@@ -147,11 +152,13 @@ pub enum ClientRequest<'p> {
     /// [`Kind::Compacted`].
     Compacted(Compacted<'p>),
     /// [`Kind::Fence`].
-    Fence(ClientId),
+    Fence(Gone),
     /// [`Kind::Clients`]: from this one on.
     Clients(ClientId),
     /// [`Kind::Waits`]: without the first so many.
     Waits(u64),
+    /// [`Kind::Pin`].
+    Pin(PinRequest),
 }
 
 /// What the server answers.
@@ -183,6 +190,8 @@ pub enum ServerAnswer<'p> {
     Clients(ClientList<'p>),
     /// [`Kind::Waits`].
     Waits(WaitList<'p>),
+    /// [`Kind::Pin`].
+    Pin(Pin),
 }
 
 /// What the server asks.
@@ -231,6 +240,7 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Fence(_) => Kind::Fence,
             ClientRequest::Clients(_) => Kind::Clients,
             ClientRequest::Waits(_) => Kind::Waits,
+            ClientRequest::Pin(_) => Kind::Pin,
         }
     }
 
@@ -246,9 +256,10 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             Kind::Status => empty(payload, ClientRequest::Status)?,
             Kind::CompactReady => ClientRequest::CompactReady(CompactReady::parse(payload)?),
             Kind::Compacted => ClientRequest::Compacted(Compacted::parse(payload)?),
-            Kind::Fence => ClientRequest::Fence((*whole::<U64>(payload)?).into()),
+            Kind::Fence => ClientRequest::Fence(Gone::parse(payload)?),
             Kind::Clients => ClientRequest::Clients((*whole::<U64>(payload)?).into()),
             Kind::Waits => ClientRequest::Waits(whole::<U64>(payload)?.get()),
+            Kind::Pin => ClientRequest::Pin(PinRequest::parse(payload)?),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -263,10 +274,10 @@ impl<'p> Payload<'p> for ClientRequest<'p> {
             ClientRequest::Loan(loan) => loan.emit(to),
             ClientRequest::CompactReady(ready) => to.put(&ready.record()),
             ClientRequest::Compacted(compacted) => compacted.emit(to),
-            ClientRequest::Fence(client) | ClientRequest::Clients(client) => {
-                to.put(&U64::new(client.0));
-            }
+            ClientRequest::Fence(gone) => gone.emit(to),
+            ClientRequest::Clients(client) => to.put(&U64::new(client.0)),
             ClientRequest::Waits(skip) => to.put(&U64::new(*skip)),
+            ClientRequest::Pin(request) => to.put(&request.record()),
             ClientRequest::Root
             | ClientRequest::Statfs
             | ClientRequest::Farewell
@@ -291,6 +302,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Fence => Kind::Fence,
             ServerAnswer::Clients(_) => Kind::Clients,
             ServerAnswer::Waits(_) => Kind::Waits,
+            ServerAnswer::Pin(_) => Kind::Pin,
         }
     }
 
@@ -309,6 +321,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             Kind::Fence => empty(payload, ServerAnswer::Fence)?,
             Kind::Clients => ServerAnswer::Clients(ClientList::parse(payload)?),
             Kind::Waits => ServerAnswer::Waits(WaitList::parse(payload)?),
+            Kind::Pin => ServerAnswer::Pin(Pin::parse(payload)?),
             Kind::LockTell | Kind::Recover | Kind::Recall | Kind::InUse | Kind::Compact => {
                 return Err(Malformed::Kind);
             }
@@ -325,6 +338,7 @@ impl<'p> Payload<'p> for ServerAnswer<'p> {
             ServerAnswer::Status(status) => to.put(&status.record()),
             ServerAnswer::Clients(clients) => clients.emit(to),
             ServerAnswer::Waits(waits) => waits.emit(to),
+            ServerAnswer::Pin(pin) => to.put(&pin.record()),
             ServerAnswer::LockAsk
             | ServerAnswer::Farewell
             | ServerAnswer::CompactReady
@@ -364,7 +378,8 @@ impl<'p> Payload<'p> for ServerRequest<'p> {
             | Kind::Compacted
             | Kind::Fence
             | Kind::Clients
-            | Kind::Waits => return Err(Malformed::Kind),
+            | Kind::Waits
+            | Kind::Pin => return Err(Malformed::Kind),
         })
     }
 
@@ -409,7 +424,8 @@ impl<'p> Payload<'p> for ClientAnswer<'p> {
             | Kind::Compacted
             | Kind::Fence
             | Kind::Clients
-            | Kind::Waits => return Err(Malformed::Kind),
+            | Kind::Waits
+            | Kind::Pin => return Err(Malformed::Kind),
         })
     }
 
@@ -470,7 +486,9 @@ impl Kind {
             Kind::Recall => size_of::<RecallRecord>(),
             Kind::CompactReady => size_of::<CompactReadyRecord>(),
             Kind::Compacted => Compacted::BYTES_MAX,
-            Kind::Fence | Kind::Clients | Kind::Waits => size_of::<U64>(),
+            Kind::Fence => Gone::BYTES,
+            Kind::Clients | Kind::Waits => size_of::<U64>(),
+            Kind::Pin => size_of::<PinRequestRecord>(),
             Kind::Compact => Compact::BYTES_MAX,
         }
     }
@@ -487,6 +505,7 @@ impl Kind {
             Kind::Status => size_of::<StatusRecord>(),
             Kind::Clients => ClientList::BYTES_MAX,
             Kind::Waits => WaitList::BYTES_MAX,
+            Kind::Pin => size_of::<PinRecord>(),
             Kind::Recover => HeldLocks::BYTES_MAX,
             Kind::LockAsk
             | Kind::LockTell

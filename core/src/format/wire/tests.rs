@@ -9,10 +9,11 @@ use super::message::{
     AT_ONCE_MAX, COMPACT_CHANGE_MAX, COMPACT_INPUTS_MAX, COMPACT_UPPERS_MAX, ClientAnswer,
     ClientList, ClientRequest, ClientStanding, ClientStatusRecord, Compact, CompactReady,
     CompactRunRecord, CompactSpaceRecord, Compacted, Emitter, Extent, ExtentRecord, Extents,
-    FREED_MAX, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet, Inos,
-    LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell, LockWaitRecord, ManifestRoot,
-    OUTPUTS_MAX, Outcome, Payload, Pool, RETURNED_MAX, RUNS_MAX, Recall, RootNow, RunRecord,
-    ServerAnswer, ServerRequest, Statfs, Status, Transaction, TransactionDone, USED_MAX, WaitList,
+    FREED_MAX, Gone, HELD_LOCKS_MAX, HeldLocks, HeldLocksRecord, HeldRecord, INOS_MAX, InoSet,
+    Inos, LOAN_EXTENTS_MAX, Loan, LoanRequest, LockRecord, LockTell, LockWaitRecord, ManifestRoot,
+    OUTPUTS_MAX, Outcome, Payload, Pin, PinRequest, Pool, RETURNED_MAX, RUNS_MAX, Recall, RootNow,
+    RunRecord, ServerAnswer, ServerRequest, Statfs, Status, Transaction, TransactionDone, USED_MAX,
+    WaitList,
 };
 use super::{
     BODY_BYTES_MAX, ErrorCode, Frame, FrameHeader, Kind, Malformed, Message, PAYLOAD_BYTES_MAX,
@@ -182,7 +183,7 @@ fn client_requests<'p>(
     extents: Extents<'p>,
     runs: &'p [RunRecord],
     inos: Inos<'p>,
-) -> [(&'static str, ClientRequest<'p>); 14] {
+) -> [(&'static str, ClientRequest<'p>); 18] {
     let transaction =
         Transaction::new(12, Seq(0x99), CommitNo(0x1121), runs, extents, extents).unwrap();
     let loan = LoanRequest {
@@ -193,6 +194,8 @@ fn client_requests<'p>(
         run_ids: 100,
         returned: extents,
     };
+    let term = Term::new(5, 1);
+    let renew = PinRequest::Renew { term, number: 0x77, commit: Some(CommitNo(0x1124)) };
     [
         ("request lockask", ClientRequest::LockAsk(lock(LockRecord::RELEASE))),
         ("request orphans", ClientRequest::Orphans(inos)),
@@ -208,10 +211,18 @@ fn client_requests<'p>(
             "request compacted failed",
             ClientRequest::Compacted(Compacted::failed(0x56, ErrorCode::NoSpace)),
         ),
-        ("request fence", ClientRequest::Fence(ClientId(0x1234))),
+        ("request fence", ClientRequest::Fence(gone(None))),
+        ("request fence witness", ClientRequest::Fence(gone(Some([0xa7; 16])))),
         ("request clients", ClientRequest::Clients(ClientId(0x1235))),
         ("request waits", ClientRequest::Waits(0x20)),
+        ("request pin", ClientRequest::Pin(PinRequest::New)),
+        ("request pin renew", ClientRequest::Pin(renew)),
+        ("request pin end", ClientRequest::Pin(PinRequest::End { term, number: 0x77 })),
     ]
+}
+
+fn gone(nonce: Option<[u8; 16]>) -> Gone {
+    Gone { client: ClientId(0x1234), nonce }
 }
 
 const CLIENTS: &[ClientStatusRecord] = &[ClientStatusRecord {
@@ -238,7 +249,7 @@ const WAITS: &[LockWaitRecord] = &[LockWaitRecord {
     reserved: [0; 14],
 }];
 
-fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 13] {
+fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 14] {
     let (seq_next, seq_stable) = (Seq(0xaa), Seq(0x98));
     let done = TransactionDone { number: 12, seq_next, seq_stable, root: root(), lent };
     let statfs = Statfs { blocks: 1 << 30, blocks_free: 1 << 29, ino_next: Ino(0x1234) };
@@ -254,6 +265,8 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 13] {
         lock_waiters: 10,
         blocks_quarantined: 512,
     };
+    let (term, commit) = (Term::new(5, 1), CommitNo(0x1123));
+    let pin = Pin { term, number: 0x77, commit, lease_ms: 15_000 };
     [
         ("answer lockask", ServerAnswer::LockAsk),
         ("answer orphans", ServerAnswer::Orphans(InoSet(0b010))),
@@ -271,6 +284,7 @@ fn server_answers(lent: Extents<'_>) -> [(&'static str, ServerAnswer<'_>); 13] {
         ("answer fence", ServerAnswer::Fence),
         ("answer clients", ServerAnswer::Clients(ClientList::new(CLIENTS).unwrap())),
         ("answer waits", ServerAnswer::Waits(WaitList::new(WAITS).unwrap())),
+        ("answer pin", ServerAnswer::Pin(pin)),
     ]
 }
 

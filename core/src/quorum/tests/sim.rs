@@ -188,6 +188,13 @@ enum Step {
     Checking(CheckToken),
 }
 
+/// What becomes of the reads of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    Fail,
+    Hang,
+}
+
 /// The write after which a node is to be stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Prey {
@@ -217,6 +224,8 @@ pub(super) struct Node<'m> {
     stalls_io: bool,
     /// Added to a delay of each request until then.
     slow_until: u64,
+    /// Its reads of the voters' blocks end like this until then.
+    reads_until: (u64, Reads),
     /// Requests fail until then, one in this many.
     errors_until: u64,
     errors_one_in: u64,
@@ -258,6 +267,7 @@ impl Node<'_> {
     pub(super) fn mend(&mut self) {
         self.ambush = None;
         self.slow_until = 0;
+        self.reads_until.0 = 0;
         self.errors_until = 0;
     }
 
@@ -314,6 +324,7 @@ impl<'m> Sim<'m> {
                 blind: false,
                 stalls_io: false,
                 slow_until: 0,
+                reads_until: (0, Reads::Fail),
                 errors_until: 0,
                 errors_one_in: 1,
                 offset: rng.below(1000 * SECOND),
@@ -428,6 +439,7 @@ impl<'m> Sim<'m> {
         it.blind = false;
         it.paused_until = 0;
         it.slow_until = 0;
+        it.reads_until.0 = 0;
         it.errors_until = 0;
         it.ambush = None;
         it.start += 1;
@@ -494,6 +506,11 @@ impl<'m> Sim<'m> {
 
     pub(super) fn slow(&mut self, node: usize, length: u64) {
         self.nodes[node].slow_until = self.now + length;
+    }
+
+    /// Only what it reads of the voters' blocks ends like this.
+    pub(super) fn spoil_reads(&mut self, node: usize, length: u64, how: Reads) {
+        self.nodes[node].reads_until = (self.now + length, how);
     }
 
     pub(super) fn fail_io(&mut self, node: usize, length: u64, one_in: u64) {
@@ -633,13 +650,17 @@ impl<'m> Sim<'m> {
         let id = self.seq;
         let it = &mut self.nodes[node];
         it.requests += u64::from(matches!(op, Op::Voter(_)));
-        let fails = it.errors_until > self.now && self.rng.one_in(it.errors_one_in);
+        let is_read = matches!(op, Op::Voter(BlockRequest { op: BlockOp::Read(..), .. }));
+        let (spoilt, how) = (is_read && it.reads_until.0 > self.now, it.reads_until.1);
+        let fails = it.errors_until > self.now && self.rng.one_in(it.errors_one_in)
+            || spoilt && how == Reads::Fail;
+        let hangs = if spoilt && how == Reads::Hang { it.reads_until.0 - self.now } else { 0 };
         let slow = it.slow_until > self.now;
         let mut delay = self.rng.between(MS / 5, 3 * MS);
         if slow || self.hiccups && self.rng.one_in(500) {
             delay += self.rng.below(1200 * MS);
         }
-        let complete = self.now + delay;
+        let complete = self.now + delay + hangs;
         let mut effect = self.now + self.rng.below(delay);
         let mut covers = Vec::new();
         let write = match &op {
@@ -856,7 +877,7 @@ impl<'m> Sim<'m> {
                     Loss::LeaseOver => self.counts.leases_over += 1,
                     Loss::LaterClaim(_) => self.counts.later_claims += 1,
                     Loss::Outranked(_) => self.counts.outranked += 1,
-                    Loss::Outnumbered(_) | Loss::Refused(_) => {}
+                    Loss::Outnumbered(_) | Loss::Refused(_) | Loss::Blind => {}
                 }
                 self.nodes[node].listening = None;
                 let owner = self.nodes[node].owner.as_mut().unwrap();

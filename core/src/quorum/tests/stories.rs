@@ -3,7 +3,7 @@
 extern crate std;
 
 use super::super::*;
-use super::sim::{BASE, MS, Memory, Prey, SECOND, Sim, VOLUME};
+use super::sim::{BASE, MS, Memory, Prey, Reads, SECOND, Sim, VOLUME};
 use crate::format::Term;
 use crate::format::quorum::{Ballot, Slot, State, parse};
 use crate::mutant::{Mutant, activate};
@@ -425,6 +425,35 @@ fn a_disk_error_on_a_renewal_is_survived_and_a_dead_disk_ends_the_term() {
     assert!(spent < 300, "{spent} requests to a dead disk");
     let trouble = sim.nodes[0].voter.as_ref().unwrap().trouble();
     assert!(trouble.is_some());
+}
+
+/// The renewals of a leader get through, and its readings of the blocks don't: it could stay in
+/// office for ever and answer nothing, and nobody deposes one that renews.
+#[test]
+fn a_leader_that_is_denied_its_readings_lets_one_lead_that_is_not() {
+    for how in [Reads::Fail, Reads::Hang] {
+        let mut memory = Memory::new(2);
+        let mut sim = Sim::new(&mut memory, 2, 14);
+        sim.start(0);
+        assert_eq!(sim.run_until_led(), 0);
+        sim.start(1);
+        let now = sim.now + 5 * SECOND;
+        sim.run_until(now);
+        let term = sim.term(0).unwrap();
+        sim.spoil_reads(0, 2 * SECOND, how);
+        let now = sim.now + 4 * SECOND;
+        sim.run_until(now);
+        assert_eq!(sim.term(0), Some(term), "what passes ends no term");
+        sim.spoil_reads(0, 100 * SECOND, how);
+        let end = sim.now + 10 * SECOND;
+        assert!(!sim.run_while(end, |sim| sim.listening() != Some(1)), "{how:?}");
+        assert!(sim.has_noticed(0, Notice::Deposed(term, Loss::Blind)));
+        let later = sim.term(1).unwrap();
+        let answers = sim.answers_of(later);
+        let now = sim.now + 3 * SECOND;
+        sim.run_until(now);
+        assert!(sim.answers_of(later) > answers, "commits are answered again");
+    }
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::quorum::timing::{Timing, earlier, ms};
 use core::time::Duration;
 use outrider_hal::{BlockResult, Instant};
 
+/// Readings at the same interval, before it doubles, while it is watched closely.
+const ALERT_SCANS: u32 = 2;
+
 impl Voter<'_> {
     pub(super) fn scan_due(&self) -> Option<Instant> {
         if self.scan.number() == 0 {
@@ -20,8 +23,11 @@ impl Voter<'_> {
         }
         let timing = &self.config.timing;
         let began = self.scan.began();
-        let interval = if began < self.alert_until { timing.retry_ms } else { timing.scan_ms };
-        let usual = began.plus(ms(interval).max(timing.pause(self.reads_failed)));
+        let interval = match began < self.alert_until {
+            true => timing.close(self.alert_scans / ALERT_SCANS),
+            false => ms(timing.scan_ms),
+        };
+        let usual = began.plus(interval.max(timing.pause(self.reads_failed)));
         let later = |at: Instant| (at > began).then_some(at);
         match &self.phase {
             Phase::Watching { .. } => {
@@ -29,6 +35,7 @@ impl Voter<'_> {
                 earlier(Some(usual), quiet)
             }
             Phase::Joining { .. } => Some(usual),
+            Phase::Following { .. } | Phase::Leading(_) if self.is_look_due() => Some(began),
             Phase::Following { claim_at } => {
                 let quiet = self.others().filter_map(|ballot| {
                     let active = ballot.state.is_active();
@@ -57,6 +64,11 @@ impl Voter<'_> {
         }
     }
 
+    /// Whether a scan is wanted that shows who else is leaving.
+    fn is_look_due(&self) -> bool {
+        self.leaving_scan.is_some_and(|scan| self.scan.number() < scan)
+    }
+
     /// What the other slots' voters say.
     pub(super) fn others(&self) -> impl Iterator<Item = &Ballot> {
         let own = self.config.slot;
@@ -74,6 +86,13 @@ impl Voter<'_> {
             self.config.voters.contains(*slot) && !self.scan.sight(*slot).is_certain()
         };
         Slot::ALL.into_iter().find(unknown)
+    }
+
+    /// Whether the device has failed to read a configured voter's block.
+    fn is_denied(&self) -> bool {
+        let configured = Slot::ALL.into_iter().filter(|slot| self.config.voters.contains(*slot));
+        let mut sights = configured.map(|slot| self.scan.sight(slot));
+        sights.any(|sight| matches!(sight, Sight::Unreadable(_)))
     }
 
     pub(super) fn on_scan(&mut self, now: Instant) {
@@ -342,6 +361,12 @@ impl Voter<'_> {
     }
 
     fn on_scan_leading(&mut self, now: Instant) {
+        let (began, unreadable) = (self.scan.began(), self.is_denied());
+        if let Phase::Leading(office) = &mut self.phase
+            && !unreadable
+        {
+            office.read_at = office.read_at.max(began);
+        }
         let Phase::Leading(Office { term, check, outnumbered_since, .. }) = self.phase else {
             return;
         };
@@ -384,6 +409,9 @@ impl Voter<'_> {
             Phase::Leading(office) if now >= office.lease_end => {
                 self.depose(now, Loss::LeaseOver);
             }
+            Phase::Leading(office) if now.since(office.read_at) >= self.config.timing.blind() => {
+                self.depose(now, Loss::Blind);
+            }
             Phase::Looking { lease_end, .. } | Phase::Taking { lease_end, .. }
                 if now >= *lease_end && !is_active(Mutant::ClaimWithoutLease) =>
             {
@@ -409,9 +437,11 @@ impl Voter<'_> {
         };
         let refusal = match loss {
             Loss::Refused(refusal) => Some(refusal),
-            Loss::LeaseOver | Loss::LaterClaim(_) | Loss::Outnumbered(_) | Loss::Outranked(_) => {
-                None
-            }
+            Loss::LeaseOver
+            | Loss::LaterClaim(_)
+            | Loss::Outnumbered(_)
+            | Loss::Outranked(_)
+            | Loss::Blind => None,
         };
         self.withdraw(now);
         self.phase = Phase::Draining { term, refusal };

@@ -18,6 +18,7 @@ pub(super) struct Sent {
     state: State,
     term: Term,
     unmount_barrier: u64,
+    leaving: bool,
     at: Instant,
 }
 
@@ -63,7 +64,8 @@ impl<'m> Voter<'m> {
         let show = self.show()?;
         let barrier_due =
             matches!(self.phase, Phase::Leading(_)) && self.unmount_barrier > self.barrier_durable;
-        let due = if self.shown == Some((show.state, show.term)) && !barrier_due {
+        let told = self.leaving_shown == self.leaving;
+        let due = if self.shown == Some((show.state, show.term)) && !barrier_due && told {
             self.written_at.plus(ms(show.again_ms?))
         } else {
             Instant::default()
@@ -104,8 +106,8 @@ impl<'m> Voter<'m> {
         ballot.emit(block, &self.config.volume, self.config.base);
         self.seq = ballot.seq;
         self.written_at = now;
-        let Ballot { state, term, unmount_barrier, .. } = ballot;
-        self.writing = Writing::Write(Sent { state, term, unmount_barrier, at: now });
+        let Ballot { state, term, unmount_barrier, leaving, .. } = ballot;
+        self.writing = Writing::Write(Sent { state, term, unmount_barrier, leaving, at: now });
         let blkno = self.config.slot.blkno(self.config.base);
         Some(self.request(WRITE, BlockOp::Write(blkno, block)))
     }
@@ -134,6 +136,7 @@ impl<'m> Voter<'m> {
             host: self.identity.host,
             boot: self.identity.boot,
             endpoint: self.office().and_then(|office| office.endpoint),
+            leaving: self.leaving,
         }
     }
 
@@ -148,6 +151,7 @@ impl<'m> Voter<'m> {
                 self.writes_failed = 0;
                 self.shown = Some((sent.state, sent.term));
                 self.barrier_durable = self.barrier_durable.max(sent.unmount_barrier);
+                self.on_leaving_shown(sent.leaving);
                 if matches!(self.trouble, Some(Trouble::OwnWrite(_))) {
                     self.trouble = None;
                 }
@@ -157,6 +161,14 @@ impl<'m> Voter<'m> {
                 self.on_write_failed(now, error);
             }
             (Writing::Idle | Writing::FlushDue(_), _) => unreachable!("no such request is out"),
+        }
+    }
+
+    /// The own block durably shows whether this voter is leaving.
+    fn on_leaving_shown(&mut self, leaving: bool) {
+        self.leaving_shown = leaving;
+        if leaving && self.leaving && self.leaving_scan.is_none() {
+            self.leaving_scan = Some(self.scan.number() + 1);
         }
     }
 
@@ -229,6 +241,7 @@ impl<'m> Voter<'m> {
             listening: false,
             check: None,
             outnumbered_since: None,
+            read_at: now,
         });
         self.notify(Notice::Elected(term));
     }
