@@ -24,8 +24,8 @@ type Memory = Vec<MaybeUninit<Block>>;
 const KEPT_MAX: usize = 16;
 
 std::thread_local! {
-    /// Memory of hosts that are gone, for the hosts of the next world: what the system gives anew it
-    /// has to clear first.
+    /// Memory of hosts that are gone, for the hosts of the next world: what the system gives anew
+    /// it has to clear first.
     static KEPT: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -31,8 +31,10 @@ pub struct Scenario {
     pub demands: fn() -> FaultSet,
     /// What must have been done over enough seeds, of what a run's report counts.
     pub demanded_work: &'static [&'static str],
-    /// What a proof counts, beside each of these faults so often as [`FAULT_GOAL`] says.
+    /// What a proof counts, and how much of it there is to be.
     pub goals: &'static [(&'static str, u64)],
+    /// How often each of these faults must have happened in a proof, where that is counted too.
+    pub fault_goal: Option<u64>,
     /// Makes the world of a seed.
     pub world: fn(u64) -> World,
     /// How long faults go on.
@@ -51,9 +53,6 @@ pub const ALL: &[Scenario] = &[
     mount::SCENARIO,
     register::SCENARIO,
 ];
-
-/// How often each fault that a scenario demands must have happened in a proof.
-pub const FAULT_GOAL: u64 = 1_000;
 
 /// What came of a run.
 #[derive(Debug, Clone)]
@@ -77,10 +76,13 @@ impl Scenario {
 
     /// All that a proof counts, and how much of it there is to be.
     pub fn all_goals(&self) -> impl Iterator<Item = (String, u64)> {
-        let faults = (self.demands)();
-        let faults = Fault::ALL.iter().filter(move |fault| faults.has(**fault));
+        let demanded = (self.demands)();
+        let faults = self.fault_goal.into_iter().flat_map(move |goal| {
+            let faults = Fault::ALL.iter().filter(move |fault| demanded.has(**fault));
+            faults.map(move |fault| (format!("{fault:?}"), goal))
+        });
         let work = self.goals.iter().map(|(what, count)| ((*what).to_owned(), *count));
-        work.chain(faults.map(|fault| (format!("{fault:?}"), FAULT_GOAL)))
+        work.chain(faults)
     }
 
     /// Runs a world of this scenario: faults first, then none until it has settled.

@@ -54,6 +54,7 @@ pub const SCENARIO: Scenario = Scenario {
     demands,
     demanded_work: &[],
     goals: &[],
+    fault_goal: Some(1_000),
     world,
     faulty: MINUTE,
     settles_within: MINUTE,

@@ -68,6 +68,7 @@ pub const SCENARIO: Scenario = Scenario {
     demands,
     demanded_work: &[BEGUN, COMPLETED, LOST, EVICTED, ABANDONED],
     goals: &[("operations in rounds", 10_000_000), ("rounds linearizable", 10_000)],
+    fault_goal: None,
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(6),

@@ -26,6 +26,7 @@ pub const SCENARIO: Scenario = Scenario {
     demands: FaultSet::harmless,
     demanded_work: &[WHOLE, LOST],
     goals: &[],
+    fault_goal: None,
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(4),

@@ -56,6 +56,7 @@ pub const SCENARIO: Scenario = Scenario {
     demands,
     demanded_work: &[],
     goals: &[],
+    fault_goal: None,
     world,
     faulty: MINUTE.saturating_mul(2),
     settles_within: MINUTE.saturating_mul(6),

@@ -37,6 +37,7 @@ pub const SCENARIO: Scenario = Scenario {
     demands,
     demanded_work: &[],
     goals: &[],
+    fault_goal: Some(1_000),
     world,
     faulty: Duration::from_secs(2),
     settles_within: MINUTE,

@@ -97,6 +97,7 @@ pub const SCENARIO: Scenario = Scenario {
         ("evictions begun", 1_000),
         ("wake-ups with queued I/O", 1_000),
     ],
+    fault_goal: None,
     world,
     faulty: MINUTE,
     settles_within: MINUTE.saturating_mul(4),

@@ -8,8 +8,8 @@
 //! * A fence tells of success only when it is so: nothing of the machine gets to the device any
 //!   more before it is started anew, as another client. Everything else that comes of it proves
 //!   nothing: it fails, having cut the machine off or not, or nobody hears of it any more.
-//! * How many machines there are, how long anything lasts, what befalls them how often, and how much
-//!   room servers have is drawn anew for each seed.
+//! * How many machines there are, how long anything lasts, what befalls them how often, and how
+//!   much room servers have is drawn anew for each seed.
 //!
 //! What this module deliberately doesn't know: what servers make of it. The checkers look at that.
 
@@ -49,6 +49,7 @@ pub const SCENARIO: Scenario = Scenario {
         (FAILED, 1_000),
         (LATE, 1_000),
     ],
+    fault_goal: Some(1_000),
     world,
     faulty: MINUTE.saturating_mul(2),
     settles_within: MINUTE.saturating_mul(4),
