@@ -315,8 +315,8 @@ impl<'m> Check<'m> {
         self.root.as_ref().filter(|_| !matches!(self.phase, Phase::Fixed(_)))
     }
 
-    /// Somebody has kept what the [root](Self::root) leads to from being used again since before the
-    /// ring was read, and goes on with that. To be said in each attempt anew.
+    /// Somebody has kept what the [root](Self::root) leads to from being used again since before
+    /// the ring was read, and goes on with that. To be said in each attempt anew.
     pub fn pin(&mut self) {
         self.is_pinned = true;
     }

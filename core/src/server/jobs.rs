@@ -83,8 +83,8 @@ impl Tidying {
         (self.is_over, self.is_behind) = (true, false);
     }
 
-    /// Lists from this one on were kept until this commit, and aren't any more. While there are some
-    /// that were kept before, these are no newer than they are.
+    /// Lists from this one on were kept until this commit, and aren't any more. While there are
+    /// some that were kept before, these are no newer than they are.
     pub(super) fn on_released(&mut self, first: FreedKey, commit: CommitNo) {
         if self.from.commit.get() >= self.released.0 {
             self.released = commit;
