@@ -48,7 +48,6 @@
 //!   random elections do.
 //! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests
 //!   of damage notice it.
-//! * [`Mutant::FenceFailureIsProof`]: machines of the simulator have nobody who fences.
 //! * [`Mutant::TransactionBeforeFlush`]: a cut of power at every write of small workloads shows it.
 //!
 //! # Invariants
@@ -59,7 +58,7 @@
 //! decision is taken, in the core.
 
 use crate::scenario::stories::{self, Story};
-use crate::scenario::{Scenario, mount, readers, register, server};
+use crate::scenario::{Scenario, mount, readers, register, server, storm};
 use outrider_core::mutant::Mutant;
 
 /// Where the story of a mistake is told.
@@ -85,6 +84,7 @@ pub struct Hunt {
 #[must_use]
 pub fn hunt(mutant: Mutant) -> Hunt {
     let server = |seeds| Some((&server::SCENARIO, seeds));
+    let storm = |seeds| Some((&storm::SCENARIO, seeds));
     let register = |seeds| Some((&register::SCENARIO, seeds));
     let (seeds, told) = match mutant {
         Mutant::SharedRoots => (server(200), Told::Story(stories::LEADER_STOPPED_AT_ROOT)),
@@ -124,9 +124,9 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         Mutant::EvictionFreesLoans | Mutant::GoneWithoutProof => {
             (server(50), Told::Story(stories::MOUNT_STOPPED))
         }
-        Mutant::FenceFailureIsProof => (None, Told::Story(stories::MOUNT_NOT_FENCED)),
+        Mutant::FenceFailureIsProof => (storm(20), Told::Story(stories::MOUNT_NOT_FENCED)),
         Mutant::ReleaseBeforeDurable => (register(20), Told::Story(stories::FAIR_READING)),
-        Mutant::AnswerAfterLease => (register(300), Told::Story(stories::MOUNT_CUT_OFF)),
+        Mutant::AnswerAfterLease => (register(600), Told::Story(stories::MOUNT_CUT_OFF)),
         Mutant::EvictionByLease => (register(20), Told::Story(stories::MOUNT_CUT_OFF_BRIEFLY)),
         Mutant::StableTooEarly => {
             (Some((&mount::SCENARIO, 40)), Told::Story(stories::CHANGE_DURING_COMMIT))
@@ -135,7 +135,7 @@ pub fn hunt(mutant: Mutant) -> Hunt {
             server(250),
             Told::Core("a_leader_that_answers_before_it_rereads_the_claims_loses_a_commit"),
         ),
-        Mutant::ClaimWithoutLook => (server(400), Told::Core("each_mutant_is_caught_by_some_seed")),
+        Mutant::ClaimWithoutLook => (storm(600), Told::Core("each_mutant_is_caught_by_some_seed")),
         Mutant::LeaseFromCompletion => (None, Told::Core("each_mutant_is_caught_by_some_seed")),
         Mutant::ClaimWithoutLease => {
             (None, Told::Core("a_claim_is_a_lease_and_nothing_comes_of_it_after_its_end"))
