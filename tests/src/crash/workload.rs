@@ -211,6 +211,8 @@ impl Beginning {
             let look = [Step::Stat { path: Vec::new() }];
             make(&mut mount, &look).and(make(&mut model, &look)).map_err(|e| format!("{e:?}"))?;
         }
+        // What is under way when the recording begins is on no image of it.
+        cluster.rest()?;
         cluster.world().borrow_mut().disk_mut().record();
         let mut states = vec![state(&model)?];
         for (number, act) in acts.iter().enumerate() {
