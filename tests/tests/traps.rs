@@ -373,7 +373,7 @@ fn a_leader_that_goes_while_a_lock_is_taken_back_loses_no_change() {
         call(&one, &Op::Setattr { ino, handle: None, set }).unwrap();
         let before = transactions(&one);
         let id = other.begin(&asked(START, &Op::Getattr { ino }, &[]));
-        run(&one, MOMENT * 12 * turn as u32);
+        run(&one, MOMENT * 24 * turn as u32);
         let over = |at: &Platform| at.has_ended(id);
         times[match other.world.borrow().guest(other.host).is_some_and(over) {
             true => 2,

@@ -94,7 +94,7 @@ impl ServerLimits {
     pub const fn of(cluster: &ClusterLimits) -> ServerLimits {
         let clients = cluster.clients.get();
         let clients_max = if clients > u16::MAX as u32 { u16::MAX } else { clients as u16 };
-        let (half_open_max, readers_max) = (8, 4);
+        let (half_open_max, guests_max, readers_max) = (8, 4, 2);
         let requests = ServerLimits::requests(clients_max, half_open_max);
         ServerLimits {
             cache: block::Limits {
@@ -112,7 +112,7 @@ impl ServerLimits {
             links: LinksLimits {
                 clients_max,
                 // Readers, and programs that ask for a report.
-                guests_max: readers_max + 4,
+                guests_max,
                 half_open_max,
                 session: SessionLimits { asks_max: 16, answers_max: 64 },
                 line: LineLimits::MIN,
