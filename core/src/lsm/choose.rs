@@ -537,7 +537,7 @@ impl Chooser {
             return Ok(());
         };
         self.skipped += 1;
-        if self.skipped > 2 * field.level_runs[usize::from(level)] {
+        if self.skipped > field.level_runs[usize::from(level)].saturating_mul(2) {
             self.phase = Phase::Level(level - 1);
             return Ok(());
         }
