@@ -238,7 +238,7 @@ mod tests {
     use super::TcpNetwork;
     use embedded_io::{Read, ReadReady, Write, WriteReady};
     use outrider_hal::{Endpoint, NetError, Network, StreamId};
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
     use std::time::{Duration, Instant};
 
     /// Tries until something is there, for at most ten seconds.
@@ -259,9 +259,10 @@ mod tests {
 
     fn listening() -> (TcpNetwork, Endpoint) {
         let mut network = TcpNetwork::new().unwrap();
-        let at = free_endpoint();
-        network.listen(at).unwrap();
-        (network, at)
+        // The system chooses the port: one that was free a moment ago may be in use.
+        network.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let at = network.listener.as_ref().unwrap().local_addr().unwrap();
+        (network, at.into())
     }
 
     fn pair() -> (TcpNetwork, StreamId, TcpNetwork, StreamId) {

@@ -50,9 +50,13 @@ pub(super) struct Wire(Shared);
 impl Wire {
     /// Leads from one address to another.
     pub(super) fn new(from: SocketAddr, to: SocketAddr) -> Result<Wire, Failure> {
-        let fail = |error: std::io::Error| Failure(format!("a wire at {from}: {error}"));
-        let listener = TcpListener::bind(from).map_err(fail)?;
-        listener.set_nonblocking(true).map_err(fail)?;
+        let wire = TcpListener::bind(from).and_then(|listener| Wire::of(listener, to));
+        wire.map_err(|error| Failure(format!("a wire at {from}: {error}")))
+    }
+
+    /// Leads from where this listens to an address.
+    fn of(listener: TcpListener, to: SocketAddr) -> std::io::Result<Wire> {
+        listener.set_nonblocking(true)?;
         let shared = Shared(Arc::new(AtomicU8::new(Weather::Fair as u8)));
         let theirs = shared.clone();
         thread::spawn(move || accept_all(&listener, to, &theirs));
@@ -129,16 +133,16 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use super::{Weather, Wire};
-    use crate::tools::free_ports;
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::Duration;
 
     #[test]
     fn it_passes_on_holds_back_and_ends() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports(1).unwrap()[0]));
-        let wire = Wire::new(at, server.local_addr().unwrap()).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = listener.local_addr().unwrap();
+        let wire = Wire::of(listener, server.local_addr().unwrap()).unwrap();
         let mut client = TcpStream::connect(at).unwrap();
         let (mut served, _) = server.accept().unwrap();
         let mut byte = [0];
