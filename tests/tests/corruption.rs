@@ -13,6 +13,7 @@ use outrider_core::error::Corruption;
 use outrider_core::format::block::{Magic, Promise, header, open, seal};
 use outrider_core::format::item::FileKind;
 use outrider_core::format::layout::SUPER_BLKNO;
+use outrider_core::format::root::RootBlock;
 use outrider_core::format::super_block::{Super, SuperError, Unverified};
 use outrider_core::format::{BLOCK_BYTES, Block};
 use outrider_tests::crash::parts::{Part, Place, parts};
@@ -26,6 +27,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
+use zerocopy::FromBytes;
 
 /// A volume that lost power while it was in use.
 struct Sample {
@@ -295,6 +297,23 @@ fn nothing_that_is_well_sealed_makes_anybody_panic_or_hang() {
         }
     }
     told.print("forged blocks");
+}
+
+/// The numbers of runs only decide when to merge.
+#[test]
+fn a_root_may_be_wrong_about_its_numbers_of_runs() {
+    let sample = sample();
+    let root = sample.places.iter().find(|place| place.part == Part::Root).unwrap();
+    for claimed in [0, 1 << 32, 1 << 63, u64::MAX] {
+        let mut image = sample.image.clone();
+        root.forge(&mut image, &sample.volume, |block| {
+            RootBlock::mut_from_bytes(&mut block.0).unwrap().level_runs.fill(claimed.into());
+        });
+        let context = format!("{claimed} runs in each level");
+        assert!(!check(&image, &sample.volume).is_empty(), "{context}");
+        let seen = survives(&context, || files(image, &sample.volume, 9));
+        assert_eq!(seen.as_ref(), Ok(&sample.tree), "{context}");
+    }
 }
 
 /// Changes a byte, or eight from there on.

@@ -381,10 +381,11 @@ impl Change<'_> {
         }
         for run in self.add {
             manifest.put(run.key().as_bytes(), run.entry.as_bytes(), update, cache);
-            level_runs[usize::from(run.level)] += 1;
+            let count = &mut level_runs[usize::from(run.level)];
+            *count = count.saturating_add(1);
         }
+        // A count that a root got wrong is not worth a halt: merging is all it decides.
         for run in self.remove {
-            // A count that a root got wrong is not worth a halt: merging is all it decides.
             let count = &mut level_runs[usize::from(run.level)];
             *count = count.saturating_sub(1);
         }

@@ -528,7 +528,7 @@ pub(super) fn transaction(
     trees.open_seqs.put(new.as_bytes(), value.as_bytes(), &mut update, cache);
     kept.write(trees, &mut update, cache);
     trees.next_seq = seq_next.next();
-    trees.level_runs[0] += request.runs().len() as u64;
+    trees.level_runs[0] = trees.level_runs[0].saturating_add(request.runs().len() as u64);
     for _ in &keys {
         cx.store.next_freed_list();
     }
