@@ -7,7 +7,9 @@
 //! * Free extents are disjoint and never touch: what is given back is joined with its neighbours.
 //! * [`free_blocks`](FreeSpace::free_blocks) is changed in the same apply as the trees, and nowhere
 //!   else.
-//! * Giving back what is free already is found out when it is planned, and changes nothing.
+//! * Giving back what is free already is found out when it is planned, and changes nothing. So is a
+//!   count that a root got wrong, as soon as it can't be: a volume that says more than it has, or
+//!   less than nothing, is not written any more.
 //!
 //! A plan takes one extent or gives one, because the second of two might have to change what the
 //! first will have made.
@@ -146,6 +148,9 @@ impl FreeSpace {
         pins: &mut Pins<'_>,
     ) -> Result<Take, Stop> {
         assert!(!part.is_empty() && part.start() >= whole.start() && part.end() <= whole.end());
+        if part.len() > self.free_blocks {
+            return Err(self.miscounted());
+        }
         let take = Take { whole, part };
         let (left, right) = take.rests();
         self.by_length.plan_delete(LengthKey::of(&whole).as_bytes(), plan, cache, pins)?;
@@ -194,6 +199,12 @@ impl FreeSpace {
         part
     }
 
+    /// There are more free blocks than their count says, or fewer.
+    fn miscounted(&self) -> Stop {
+        let blkno = self.by_block.root().node.blkno();
+        Error::Corrupt { blkno, what: Corruption::Value }.into()
+    }
+
     fn put_block(&mut self, extent: &Extent, update: &mut Reservation, cache: &mut Cache<'_>) {
         let length = Length::new(extent.len());
         self.by_block.put(BlockKey::of(extent).as_bytes(), length.as_bytes(), update, cache);
@@ -220,6 +231,9 @@ impl FreeSpace {
         }
         if next.is_some_and(|next| next.start() < extent.end()) {
             return Err(Error::Exists.into());
+        }
+        if extent.len() > self.volume_blocks.saturating_sub(self.free_blocks) {
+            return Err(self.miscounted());
         }
         let after = next.filter(|next| next.start() == extent.end());
         let give = Give { extent, before, after };

@@ -316,6 +316,25 @@ fn a_root_may_be_wrong_about_its_numbers_of_runs() {
     }
 }
 
+/// A count that can't be stops whoever goes by it, before it is written again.
+#[test]
+fn a_root_that_is_wrong_about_its_free_blocks_makes_nobody_panic() {
+    let sample = sample();
+    let root = sample.places.iter().find(|place| place.part == Part::Root).unwrap();
+    let mut told = Told::default();
+    for claimed in [0, 1, 63, 255, 1000, sample.volume.blocks() - 1, sample.volume.blocks()] {
+        let mut image = sample.image.clone();
+        root.forge(&mut image, &sample.volume, |block| {
+            RootBlock::mut_from_bytes(&mut block.0).unwrap().free_blocks = claimed.into();
+        });
+        let context = format!("{claimed} free blocks");
+        let seen = survives(&context, || look(&image, &sample.volume, true));
+        assert_eq!(seen[1], 1, "{context}: the check finds it");
+        told.add(root.part, seen);
+    }
+    told.print("wrong counts of free blocks");
+}
+
 /// Changes a byte, or eight from there on.
 fn forge(block: &mut Block, byte: usize, turn: usize) {
     let end = (byte + 8).min(BLOCK_BYTES);

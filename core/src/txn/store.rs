@@ -448,7 +448,10 @@ impl<'m> Store<'m> {
         match self.settling.run(self.commit, trees, cache, pins, kept) {
             Ok(reserve) => {
                 self.exhausted = self.settling.is_exhausted();
-                self.seal_root(reserve);
+                if let Err(what) = self.seal_root(reserve) {
+                    self.fail(Error::Corrupt { blkno: self.root_blkno, what });
+                    return More::No;
+                }
                 self.cache.release(&mut self.pins);
                 self.pins.begin(self.job);
                 self.cache.write_back();
@@ -480,8 +483,9 @@ impl<'m> Store<'m> {
         }
     }
 
-    /// Fixes what the root of this commit says. The trees may change again afterwards.
-    fn seal_root(&mut self, reserve: Reserve) {
+    /// Fixes what the root of this commit says. The trees may change again afterwards. A root that
+    /// nobody would accept comes of trees that contradict each other.
+    fn seal_root(&mut self, reserve: Reserve) -> Result<(), Corruption> {
         let mut fields = RootBlock::empty();
         self.trees.store(&mut fields);
         fields.term = self.term.into();
@@ -492,9 +496,9 @@ impl<'m> Store<'m> {
         let volume = self.volume.volume();
         let buffer = self.root_buffer.as_deref_mut().expect("no root is being written");
         self.root_blkno = Root::seal(&fields, &volume, self.commit, buffer);
-        let sealed = Root::open(buffer, &volume, self.root_blkno, self.volume.blocks());
-        self.sealed = Some(sealed.expect("a root of our own making is valid"));
+        self.sealed = Some(Root::open(buffer, &volume, self.root_blkno, self.volume.blocks())?);
         self.reserve = reserve;
+        Ok(())
     }
 
     fn step_writing(&mut self) -> More {
