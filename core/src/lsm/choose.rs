@@ -5,7 +5,7 @@
 //!     | too many runs?                                                  | too many runs?
 //!     v                                                                 v
 //!   Upper ----> Lowers ----> Deeper ----> a Choice        Collect ----> Lowers, or a Choice
-//!     ^           | one is busy: the next upper
+//!     ^           | one is busy, or others are looked at before: the next upper
 //!     +-----------+
 //!
 //!   Sweep(0): Collect ---> Lowers ---> Deeper ----------------------------> a Choice
@@ -48,8 +48,10 @@
 //!   the order number of the newest of them, so that it is newer than what they were newer than.
 //!   Which ones, the module `join` decides. Only if none can be, the oldest go down although they
 //!   are less.
-//! * In the levels below a cursor goes round: each run has its turn. Busy ones are passed over, and
-//!   so are those that overlap a busy run of the level below; then the level above has its turn.
+//! * In the levels below some runs are looked at, and the one goes down for which the least must be
+//!   written again; now and then it is the turn of the run under a cursor, which goes round. The
+//!   module `turns` has the rules. Busy ones are passed over, and so are those that overlap a busy
+//!   run of the level below; when none is left, the level above has its turn.
 //! * Runs that are on top of a merge are not counted any more: they are about to leave their level.
 //! * What is chosen has at most [`LOWERS_MAX`] runs of the level below. If the keys of the
 //!   uppers go on behind the last of these, what lies there stays in its level: the tail.
@@ -90,8 +92,10 @@
 //! What this module deliberately doesn't know: who merges, and where space comes from.
 
 mod join;
+mod turns;
 
 use self::join::Join;
+use self::turns::{Contest, Turns, Verdict};
 use super::manifest::{self, CHANGE_MAX, Change, Manifest, Rank, Run};
 use super::range::KeyRange;
 use crate::block::{Cache, Pins};
@@ -289,11 +293,8 @@ pub struct Field<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Level(u8),
-    /// Looking for a run of this level that isn't busy; whether the cursor went round.
-    Upper {
-        level: u8,
-        wrapped: bool,
-    },
+    /// Looking for a run of this level that isn't busy.
+    Upper(u8),
     /// Going through level 0.
     Collect,
     /// Going through the level below the uppers.
@@ -314,13 +315,17 @@ pub struct Chooser {
     /// With how much patience a sweep is looked for, if one is.
     sweep: Option<u64>,
     /// Where the next upper run of each level is looked for.
-    cursors: [KeyBytes; LEVELS],
+    turns: Turns,
+    /// Those that were looked at for this choice; whether one of them was taken.
+    contest: Contest,
+    decided: bool,
     phase: Phase,
     merges: u64,
     /// Where the walk goes on.
     at: ManifestKey,
-    /// Uppers that were passed over in this level.
-    skipped: u64,
+    /// Runs of this level that the walk has met, and whether it began again at the least keys.
+    met: u64,
+    wrapped: bool,
     /// Runs of level 0 from this order on came after the walk began.
     order_end: u64,
     /// The oldest runs of level 0, oldest first; and whether there are more.
@@ -343,11 +348,14 @@ impl Chooser {
         Chooser {
             policy,
             sweep: None,
-            cursors: [Key::MIN.into(); LEVELS],
+            turns: Turns::new(),
+            contest: Contest::none(),
+            decided: false,
             phase: Phase::Level(DEEPEST),
             merges: 0,
             at: start_of(0),
-            skipped: 0,
+            met: 0,
+            wrapped: false,
             order_end: 0,
             oldest: Vec::new(),
             choice: Choice::NOTHING,
@@ -397,8 +405,8 @@ impl Chooser {
         let mark = pins.mark();
         let chosen = match self.phase {
             Phase::Level(level) => self.enter_level(level, field),
-            Phase::Upper { level, wrapped } => {
-                self.find_upper(level, wrapped, field, cache, pins)?;
+            Phase::Upper(level) => {
+                self.find_upper(level, field, cache, pins)?;
                 Chosen::Step
             }
             Phase::Collect => self.collect(field, cache, pins)?,
@@ -425,9 +433,10 @@ impl Chooser {
             }
             self.begin_collecting(field);
         } else if runs > self.policy.runs_max(level) {
-            let rank = Rank { order: 0, first: self.cursors[usize::from(level)] };
-            (self.at, self.skipped) = (manifest::key(level, &rank), 0);
-            self.phase = Phase::Upper { level, wrapped: false };
+            let (contest, first) = self.turns.begin(level);
+            (self.contest, self.decided) = (contest, false);
+            self.at = manifest::key(level, &Rank { order: 0, first });
+            (self.met, self.wrapped, self.phase) = (0, false, Phase::Upper(level));
         } else {
             self.phase = Phase::Level(level - 1);
         }
@@ -471,9 +480,7 @@ impl Chooser {
         self.at = manifest::key_after(&run.key()).unwrap_or(start_of(level + 1));
         let promises = self.lets_go(&[run], &[]) || run.entry.blocks() < CRUMBS;
         if promises && !field.busy.contains(&run.id()) {
-            self.choice.uppers.clear();
-            self.choice.uppers.push(run).expect("there is room for one");
-            self.merge_down(level);
+            self.take_upper(level, run);
         }
         Ok(())
     }
@@ -503,53 +510,81 @@ impl Chooser {
             // Level 0 has no other choice.
             (0, None) => return Chosen::Nothing,
             (_, Some(_)) => Phase::Below(level),
-            (_, None) => Phase::Upper { level, wrapped: false },
+            (_, None) => Phase::Upper(level),
         };
         Chosen::Step
     }
 
     /// The lowers are chosen: goes on with the levels below, unless it is a sweep that is not worth
-    /// while.
+    /// while, or others are to be looked at before.
     fn end_lowers(&mut self) -> Chosen {
+        let is_contest = self.choice.target > 1 && !self.decided;
         if self.sweep.is_some() && !self.is_worth_while() {
             return self.decline();
+        }
+        if self.sweep.is_none() && is_contest && !self.weigh() {
+            return Chosen::Step;
         }
         self.phase = Phase::Deeper(self.choice.target + 1);
         Chosen::Step
     }
 
-    /// Looks at the run of this level under the cursor.
+    /// Whether it is this run that goes down, of those that were looked at.
+    fn weigh(&mut self) -> bool {
+        let level = self.choice.target - 1;
+        let below = self.choice.lowers.iter().map(|run| run.entry.blocks()).sum();
+        let run = self.choice.uppers.last().expect("it was looked at");
+        let verdict = self.contest.weigh(run, below);
+        match verdict {
+            Verdict::Next => self.phase = Phase::Upper(level),
+            Verdict::Before => self.end_looking(level),
+            Verdict::Take => self.turns.taken(&self.contest),
+        }
+        verdict == Verdict::Take
+    }
+
+    /// There are no more to be looked at: takes the best, if there is one.
+    fn end_looking(&mut self, level: u8) {
+        let Some(best) = self.contest.best().filter(|_| !self.decided) else {
+            self.phase = Phase::Level(level - 1);
+            return;
+        };
+        self.turns.taken(&self.contest);
+        self.decided = true;
+        self.take_upper(level, best);
+    }
+
+    /// Looks at the next run of this level.
     fn find_upper(
         &mut self,
         level: u8,
-        wrapped: bool,
         field: &Field<'_>,
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
     ) -> Result<(), Stop> {
+        let all_met = self.met >= field.level_runs[usize::from(level)];
         let run = field.manifest.next(&self.at, cache, pins)?.filter(|run| run.level == level);
-        let Some(run) = run else {
-            if wrapped || self.skipped > field.level_runs[usize::from(level)] {
-                self.phase = Phase::Level(level - 1);
+        let Some(run) = run.filter(|_| !all_met) else {
+            if self.wrapped || all_met {
+                self.end_looking(level);
             } else {
-                (self.at, self.phase) = (start_of(level), Phase::Upper { level, wrapped: true });
+                (self.at, self.wrapped) = (start_of(level), true);
             }
             return Ok(());
         };
-        self.skipped += 1;
-        if self.skipped > field.level_runs[usize::from(level)].saturating_mul(2) {
-            self.phase = Phase::Level(level - 1);
-            return Ok(());
-        }
+        self.met += 1;
         self.at = manifest::key_after(&run.key()).unwrap_or(self.at);
         if !field.busy.contains(&run.id()) {
-            let next = super::range::after(&run.range().first);
-            self.cursors[usize::from(level)] = next.unwrap_or(Key::MIN.into());
-            self.choice.uppers.clear();
-            self.choice.uppers.push(run).expect("there is room for one");
-            self.merge_down(level);
+            self.take_upper(level, run);
         }
         Ok(())
+    }
+
+    /// Goes on with what lies below this run of this level.
+    fn take_upper(&mut self, level: u8, run: Run) {
+        self.choice.uppers.clear();
+        self.choice.uppers.push(run).expect("there is room for one");
+        self.merge_down(level);
     }
 
     /// The uppers are chosen: goes on with the level below.

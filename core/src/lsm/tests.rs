@@ -4,6 +4,7 @@ extern crate std;
 
 mod heads;
 mod sweeps;
+mod turns;
 
 use super::KeyRange;
 use super::build::{BuildSpace, Refused, RunBuilder, blocks_for, filter_blocks};
