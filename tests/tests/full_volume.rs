@@ -22,7 +22,7 @@ use std::time::Duration;
 const BLOCKS: u64 = 1 << 14;
 const SERVER: HostId = HostId(0);
 /// The time in which a volume that is left alone comes to rest.
-const SETTLED: Duration = Duration::from_secs(120);
+const SETTLED: Duration = Duration::from_secs(300);
 /// Bytes of the longest file.
 const LEN_MAX: u64 = 40_000;
 /// Blocks that mounts may have more than at first.
