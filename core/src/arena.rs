@@ -28,6 +28,15 @@ pub struct Arena<'m> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArenaFull;
 
+/// Lends memory for ever to be carved: what is in it counts for nothing.
+#[must_use]
+pub fn lend(memory: &'static mut [u8]) -> &'static mut [MaybeUninit<u8>] {
+    let lent = core::ptr::from_mut(memory) as *mut [MaybeUninit<u8>];
+    // SAFETY: a `MaybeUninit<u8>` has the layout of a `u8`. Where bytes become uninitialised nobody
+    // meets them as `u8`: the borrow that is given away here lasts for ever.
+    unsafe { &mut *lent }
+}
+
 impl<'m> Arena<'m> {
     /// An arena that carves this region, which must be aligned to [`REGION_ALIGN`].
     pub fn new(region: &'m mut [MaybeUninit<u8>]) -> Result<Arena<'m>, ArenaFull> {

@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 use outrider_hal::{BLOCK_BYTES, Block};
+use rustix::mm::{Advice, madvise};
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
@@ -60,6 +61,7 @@ impl Region {
         let memory = kept.unwrap_or_else(|| {
             let mut memory = Vec::with_capacity(blocks);
             memory.resize_with(blocks, MaybeUninit::uninit);
+            ask_for_huge_pages(&mut memory);
             memory
         });
         Region { memory, lease: Rc::new(()) }
@@ -92,6 +94,13 @@ impl Region {
         let memory = unsafe { std::slice::from_raw_parts_mut(start, bytes) };
         (memory, lease)
     }
+}
+
+/// Where there are none it is only slower.
+fn ask_for_huge_pages(memory: &mut Memory) {
+    let bytes = memory.len() * BLOCK_BYTES;
+    // SAFETY: this range is the Vec's own, and the advice changes nothing that is in it.
+    let _ = unsafe { madvise(memory.as_mut_ptr().cast(), bytes, Advice::LinuxHugepage) };
 }
 
 impl Drop for Region {
