@@ -285,6 +285,7 @@ impl State {
         let good = !matches!(result, Err(OpError::Io | OpError::Interrupted));
         if good {
             self.good_until = self.exchanged;
+            self.history.borrow_mut().good(self.life, self.good_until);
         }
         if let Some(ticket) = request.ticket.take() {
             self.history.borrow_mut().end(ticket, Some(&result));

@@ -3,10 +3,10 @@
 //!
 //! # Invariants
 //!
-//! * A server whose clock stood still counts as one that may not act, and so does one that took
-//!   office after its clock had jumped, as it hasn't waited for its predecessor's lease: nobody can
-//!   notice that by itself, and what is done then is harmless for another reason, which is what the
-//!   looks at roots and blocks are about.
+//! * A server whose clock stood still in its term, from when it stood for it on, counts as one that
+//!   may not act, and so does one that took office after its clock had jumped, as it hasn't waited
+//!   for its predecessor's lease: nobody can notice that by itself, and what is done then is
+//!   harmless for another reason, which is what the looks at roots and blocks are about.
 //! * Roots are looked at whenever one of their blocks has changed, so between any two steps of
 //!   nodes.
 //!
@@ -22,6 +22,7 @@ use outrider_core::format::layout::{ROOT_BLKNO, ROOT_PAIRS};
 use outrider_core::format::root::Root;
 use outrider_core::format::super_block::Super;
 use outrider_core::format::{CommitNo, Term};
+use outrider_core::quorum::Role;
 use outrider_core::server::Server;
 use outrider_hal::{Block, BlockNo, Instant};
 use std::collections::BTreeMap;
@@ -38,8 +39,10 @@ struct Clock {
     seen: (Time, Instant),
     /// When it was seen to have jumped ahead.
     jumped: Option<Time>,
-    /// The last term that was seen.
+    /// The last term that was seen: of the leader it is, or wants to become.
     term: Option<Term>,
+    /// The last in which it served.
+    served: Option<Term>,
     /// What the server makes of leases in that term is wrong.
     wrong: bool,
 }
@@ -94,7 +97,7 @@ impl Leaders {
     fn check_office(&mut self, world: &World, host: HostId) -> Result<(), String> {
         let Some(server) = world.guest::<Server<'static>>(host) else { return Ok(()) };
         let (boots, seen) = (world.boots(host), (world.now(), world.clock(host)));
-        let fresh = Clock { boots, seen, jumped: None, term: None, wrong: false };
+        let fresh = Clock { boots, seen, jumped: None, term: None, served: None, wrong: false };
         let clock = self.clocks.entry(host).or_insert(fresh);
         if clock.boots != boots {
             *clock = fresh;
@@ -102,17 +105,29 @@ impl Leaders {
         if has_jumped(clock.seen, seen) {
             clock.jumped = Some(seen.0);
         }
-        let term = server.serving();
-        if term > self.served {
+        let served = server.serving();
+        if served > self.served {
             self.failovers += u64::from(self.served.is_some());
-            self.served = term;
+            self.served = served;
         }
-        if term != clock.term {
-            let jumped = clock.jumped.is_some_and(|at| seen.0.since(at) < FOLLOWED);
-            (clock.term, clock.wrong) = (term, jumped);
-        }
+        // What passed until this step passed in the term of the one before.
         clock.wrong |= is_slow(clock.seen, seen);
         clock.seen = seen;
+        let term = match server.voter().role() {
+            Role::Standing(term) | Role::Leading(term) | Role::Draining(term) => Some(term),
+            Role::Starting
+            | Role::Following
+            | Role::Stopping
+            | Role::Stopped
+            | Role::Refused(_) => None,
+        };
+        if term != clock.term {
+            (clock.term, clock.wrong) = (term, false);
+        }
+        if served != clock.served {
+            clock.served = served;
+            clock.wrong |= clock.jumped.is_some_and(|at| seen.0.since(at) < FOLLOWED);
+        }
         let Some(term) = self.acts(world, host) else { return Ok(()) };
         let other = world.hosts().filter(|other| *other != host);
         match other.filter_map(|other| self.acts(world, other)).next() {

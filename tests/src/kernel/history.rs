@@ -9,6 +9,9 @@
 //!   that before the mount's lease is over, so a round is checked up to the last moment at which
 //!   each mount that played in it is known to have had its lease. What was answered later counts as
 //!   unknown.
+//! * So a round that is over is checked when all who played in it are known to have had their lease
+//!   at its end, or have left, or as soon as one of them has died; one that was asleep meanwhile may
+//!   not know yet that it has.
 //!
 //! What this module deliberately doesn't know: how an order is looked for.
 
@@ -48,7 +51,10 @@ struct Round {
     being_made: bool,
     operations: Vec<Operation>,
     under_way: usize,
+    /// Who played and hasn't left.
     lives: BTreeSet<Life>,
+    /// When its last operation ended.
+    ended: u64,
 }
 
 /// How much was checked.
@@ -73,6 +79,10 @@ pub struct History {
     clock: i64,
     round: u32,
     rounds: BTreeMap<u32, Round>,
+    /// The last moment at which each mount is known to have had its lease.
+    good: BTreeMap<Life, u64>,
+    /// Nothing happens to mounts any more.
+    closed: bool,
     checked: Checked,
     wrong: Option<String>,
 }
@@ -157,7 +167,7 @@ impl History {
         let ended = self.moment();
         let Some(round) = self.rounds.get_mut(&ticket.round) else { return };
         let operation = &mut round.operations[ticket.at];
-        operation.ended = ended;
+        (operation.ended, round.ended) = (ended, ended);
         if let Some(result) = result.filter(|result| **result != Err(OpError::Io)) {
             operation.outcome = Outcome::Known(result.clone());
         }
@@ -172,16 +182,35 @@ impl History {
         }
     }
 
+    /// Checks a round, if it is over and nobody who played in it can have died before its end.
     fn check_if_over(&mut self, round: u32) {
-        let over = |at: &Round| round < self.round && at.under_way == 0;
+        let good = |life: &Life, until| self.good.get(life).is_some_and(|good| *good >= until);
+        let over = |at: &Round| {
+            let sure = self.closed || at.lives.iter().all(|life| good(life, at.ended));
+            round < self.round && at.under_way == 0 && sure
+        };
         if self.rounds.get(&round).is_some_and(over) {
             self.judge(round, u64::MAX);
         }
     }
 
-    /// Ends all rounds.
+    fn check_all(&mut self) {
+        let rounds: Vec<u32> = self.rounds.keys().copied().collect();
+        rounds.into_iter().for_each(|round| self.check_if_over(round));
+    }
+
+    /// Ends all rounds: from now on no mount dies.
     pub fn close(&mut self) {
+        self.closed = true;
         self.end_round(self.round);
+        self.check_all();
+    }
+
+    /// This mount had its lease at this moment.
+    pub fn good(&mut self, life: Life, until: u64) {
+        if self.good.insert(life, until) < Some(until) {
+            self.check_all();
+        }
     }
 
     /// A mount has made all that it did durable, and ended.
@@ -189,6 +218,7 @@ impl History {
         for round in self.rounds.values_mut() {
             round.lives.remove(&life);
         }
+        self.check_all();
     }
 
     /// A mount has ended, which had its lease at this moment.
@@ -280,6 +310,35 @@ mod tests {
         assert!(history.wrong().is_none(), "it isn't over");
         history.close();
         assert!(history.wrong().is_some(), "nobody had made it");
+    }
+
+    #[test]
+    fn a_round_waits_for_whoever_may_have_died() {
+        let begun = || {
+            let mut history = begun();
+            let good = ask(&mut history, ONE, &rmdir(), &ABSENT);
+            // Somebody else sees what it can't have seen, had the first not died.
+            ask(&mut history, OTHER, &rmdir(), &REMOVED);
+            history.end_round(0);
+            assert!(history.wrong().is_none() && history.checked().rounds == 0);
+            let now = history.moment();
+            history.good(OTHER, now);
+            assert!(history.wrong().is_none() && history.checked().rounds == 0);
+            (history, good)
+        };
+        let (mut history, good) = begun();
+        history.died(ONE, good);
+        assert!(history.wrong().is_none());
+        assert_eq!((history.checked().cut, history.checked().rounds), (1, 1));
+        let (mut history, good) = begun();
+        history.good(ONE, good);
+        assert!(history.wrong().is_none());
+        let now = history.moment();
+        history.good(ONE, now);
+        assert!(history.wrong().is_some(), "it hadn't died");
+        let (mut history, _) = begun();
+        history.left(ONE);
+        assert!(history.wrong().is_some(), "it had left");
     }
 
     #[test]
