@@ -10,8 +10,8 @@
 //!   each mount that played in it is known to have had its lease. What was answered later counts as
 //!   unknown.
 //! * So a round that is over is checked when all who played in it are known to have had their lease
-//!   at its end, or have left, or as soon as one of them has died; one that was asleep meanwhile may
-//!   not know yet that it has.
+//!   at its end, or have left, or as soon as one of them has died. One that was asleep meanwhile
+//!   may not know yet that it has.
 //!
 //! What this module deliberately doesn't know: how an order is looked for.
 
