@@ -43,6 +43,8 @@ pub mod calls;
 pub mod history;
 pub mod linear;
 pub mod sema;
+#[cfg(test)]
+mod tests;
 pub mod threads;
 
 /// Bytes that one READ or WRITE moves at most: as `max_pages` of a mount would say.
@@ -362,14 +364,18 @@ impl Kernel {
             && state.inodes.keys().all(|ino| *ino == ROOT)
     }
 
-    /// What it is doing, for people.
+    /// What it is doing, for people: requests, and locks that are held or waited for.
     #[must_use]
     pub fn describe(&self) -> String {
         let state = self.0.borrow();
         let requests = state.requests.values().map(|at| (&at.call.op, &at.stage));
         let requests: Vec<_> = requests.collect();
         let lookups: u64 = state.inodes.values().map(|inode| inode.lookups).sum();
-        format!("{requests:?}, {lookups} lookups, {} forgets", state.forgets.len())
+        let inodes = state.inodes.iter().map(|(ino, inode)| (Some(*ino), &inode.sema));
+        let semas = inodes.chain([(None, &state.rename)]);
+        let locks: Vec<_> = semas.filter(|(_, sema)| !sema.is_idle()).collect();
+        let forgets = state.forgets.len();
+        format!("{requests:?}, {lookups} lookups, {forgets} forgets, locks {locks:?}")
     }
 
     /// Time goes on, by a little.

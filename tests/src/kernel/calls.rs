@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! * Locks are taken in Linux's order: that of renames between directories; directories, the upper
-//!   one first; then what is named in them, by number.
+//!   one first; then what is named in them: directories, then files, by number.
 //! * A name that is known is asked for again before it is believed, and its inode is used only if
 //!   the answer is the same.
 //! * A path that leads to an inode that has gone is walked once more, from the start.
@@ -521,13 +521,9 @@ impl Process {
             if replaced.as_ref().is_some_and(|(other, _)| other.ino == pin.ino) {
                 return Ok(());
             }
-            let across = dir.ino != to_dir.ino;
-            let mut locked = vec![(pin.ino, attr.kind)];
-            locked.extend(replaced.as_ref().map(|(pin, attr)| (pin.ino, attr.kind)));
-            locked.retain(|(_, kind)| across || *kind != FileKind::Directory);
-            locked.sort_unstable_by_key(|(ino, _)| *ino);
             let mut held = Vec::new();
-            for (ino, _) in locked {
+            let across = dir.ino != to_dir.ino;
+            for ino in rename_locks(across, mode, (&pin, &attr), replaced.as_ref()) {
                 held.push(self.kernel.lock(Some(ino), Hold::Exclusive).await);
             }
             let op = Op::Rename {
@@ -638,4 +634,27 @@ impl Process {
 
 fn how(flags: OpenFlags) -> OpenHow {
     OpenHow { access: OpenAccess::ReadWrite, truncate: flags.truncate, strip: false }
+}
+
+/// What a rename locks below the two directories, in this order: directories first, as whoever
+/// makes a link to a file has the lock of a directory and wants that of the file. A directory that
+/// stays in the one where it is isn't locked.
+fn rename_locks(
+    across: bool,
+    mode: RenameMode,
+    (pin, attr): (&Pin, &Attr),
+    replaced: Option<&(Pin, Attr)>,
+) -> Vec<Ino> {
+    let is_file = |attr: &Attr| attr.kind != FileKind::Directory;
+    let mut locked = Vec::new();
+    if across || is_file(attr) {
+        locked.push((is_file(attr), pin.ino));
+    }
+    if let Some((pin, attr)) = replaced
+        && (across || mode != RenameMode::Exchange || is_file(attr))
+    {
+        locked.push((is_file(attr), pin.ino));
+    }
+    locked.sort_unstable();
+    locked.into_iter().map(|(_, ino)| ino).collect()
 }
