@@ -146,7 +146,7 @@ impl History {
         self.checked.overlaps += at.under_way as u64;
         at.under_way += 1;
         at.operations.push(Operation {
-            mount: life.host,
+            mount: life,
             op: op.clone(),
             data: data.to_vec(),
             now,

@@ -15,8 +15,8 @@
 //!
 //! What this module deliberately doesn't know: where operations come from.
 
+use super::history::Life;
 use crate::model::{Asked, Done, Model, ROOT, User};
-use crate::trace::HostId;
 use outrider_core::client::op::{Attr, EntryReader, Handle, Op, OpError, Reply};
 use outrider_core::format::Ino;
 use outrider_core::format::item::{FileKind, Time};
@@ -39,8 +39,8 @@ pub enum Outcome {
 /// An operation that somebody has asked for.
 #[derive(Debug, Clone)]
 pub struct Operation {
-    /// Where.
-    pub mount: HostId,
+    /// Where: a machine that mounts again gives out the same handles again.
+    pub mount: Life,
     /// What.
     pub op: Op,
     /// What came with it.
@@ -75,7 +75,7 @@ struct State {
     /// The model's numbers of inodes that were told, and the other way round.
     inos: BTreeMap<Ino, Ino>,
     told: BTreeMap<Ino, Ino>,
-    handles: BTreeMap<(HostId, Handle), (Ino, Handle)>,
+    handles: BTreeMap<(Life, Handle), (Ino, Handle)>,
 }
 
 /// One operation has been executed; which are left to be tried instead.
@@ -230,6 +230,7 @@ fn describe(operations: &[&Operation], frame: &Frame) -> String {
     let mut text = String::from("nothing of this can come next:");
     for at in &frame.candidates {
         let Operation { mount, op, begun, ended, outcome, now, .. } = operations[*at];
+        let Life { host, number } = mount;
         let mut model = (*frame.state).clone();
         let expected = model.execute(operations[*at]).map(|expected| match expected {
             Ok(done) => format!("{:?}", done.reply),
@@ -242,7 +243,8 @@ fn describe(operations: &[&Operation], frame: &Frame) -> String {
         };
         let _ = write!(
             text,
-            "\n  {mount} {begun}..{ended} at {}: {op:?}\n    gave {outcome}\n    not {expected:?}",
+            "\n  {host}, mount {number}, {begun}..{ended} at {}: {op:?}\n    gave {outcome}\n    \
+             not {expected:?}",
             now.sec
         );
     }

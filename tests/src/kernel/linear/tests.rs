@@ -1,7 +1,7 @@
 //! Histories that could have happened, and histories that could not.
 
 use super::{Operation, Outcome, Verdict, check};
-use crate::kernel::history::DIR_PERMISSIONS;
+use crate::kernel::history::{DIR_PERMISSIONS, Life};
 use crate::model::Done;
 use crate::trace::HostId;
 use outrider_core::client::op::{
@@ -42,7 +42,8 @@ fn file(size: u64, changed: i64) -> Attr {
 
 /// An operation between two moments, whose time is that at which it began.
 fn operation(host: u16, op: Op, (begun, ended): (u64, u64), outcome: Outcome) -> Operation {
-    let (mount, now, data) = (HostId(host), at(begun as i64), b"data".to_vec());
+    let mount = Life { host: HostId(host), number: 1 };
+    let (now, data) = (at(begun as i64), b"data".to_vec());
     Operation { mount, op, data, now, room: None, begun, ended, outcome }
 }
 
@@ -184,4 +185,20 @@ fn only_what_has_no_name_and_is_not_open_is_stale() {
     assert!(!is_right(&[&removed[..], &[getattr(1, (8, 9))]].concat()), "it is open there");
     let remote = [&made[..], &[unlink(2, (6, 9), known(Reply::Empty)), getattr(2, (7, 8))]];
     assert!(is_right(&remote.concat()), "it may have gone already");
+}
+
+#[test]
+fn what_a_mount_had_open_is_not_what_the_next_one_there_opens() {
+    let next = |operation: Operation| {
+        let mount = Life { number: 2, ..operation.mount };
+        Operation { mount, ..operation }
+    };
+    let how = OpenHow { access: OpenAccess::ReadWrite, truncate: false, strip: false };
+    let open = operation(1, Op::Open { ino: FILE, how }, (6, 7), known(Reply::Opened(Handle(5))));
+    let made = [create(1, (2, 3), created()), lookup(2, (4, 5), found(0, 2))];
+    assert!(is_right(&[&made[..], &[next(open.clone())]].concat()));
+    assert!(!is_right(&[&made[..], &[open]].concat()), "that one is open");
+    let removed = [&made[..], &[unlink(2, (6, 7), known(Reply::Empty))]].concat();
+    let getattr = operation(1, Op::Getattr { ino: FILE }, (8, 9), failed(OpError::Stale));
+    assert!(is_right(&[&removed[..], &[next(getattr)]].concat()), "it isn't open there any more");
 }
