@@ -22,6 +22,10 @@
 //! * Locks are taken and held as Linux holds them: a directory's while a name in it is looked up
 //!   for the first time, made, moved or removed, or the directory is listed; a file's while it is
 //!   written, resized or synced.
+//! * A directory that is in use lies in another up to the root, also when its name isn't known any
+//!   more. It comes to lie in another only while nobody moves names between directories, and
+//!   nobody changes names in the one that it is in: so whoever holds locks of two directories has
+//!   taken the upper one first.
 //!
 //! What this module deliberately doesn't know: what calls are made, and what they should give.
 
@@ -32,6 +36,7 @@ use history::{History, Life, Ticket};
 use outrider_core::client::fs::ROOT;
 use outrider_core::client::op::{Attr, NameBuf, Op, OpError};
 use outrider_core::format::Ino;
+use outrider_core::format::item::FileKind;
 use outrider_hal::Instant;
 use sema::{Hold, Sema};
 use std::cell::RefCell;
@@ -112,6 +117,9 @@ struct Inode {
     pins: u32,
     /// `i_rwsem`.
     sema: Sema,
+    /// The directory in which this one lies, from when it was found there until nobody uses it:
+    /// `d_parent` of the only dentry that a directory has. Nothing else has one here.
+    parent: Option<Ino>,
 }
 
 /// How much was done.
@@ -201,7 +209,9 @@ struct Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.kernel.0.borrow_mut().inode(self.ino).pins -= 1;
+        let mut state = self.kernel.0.borrow_mut();
+        state.inode(self.ino).pins -= 1;
+        state.release(self.ino);
     }
 }
 
@@ -219,6 +229,8 @@ impl State {
     fn drop_name(&mut self, dir: Ino, name: &NameBuf) {
         if let Some(ino) = self.names.remove(&(dir, name.clone())) {
             self.drop_below(ino);
+            self.release(ino);
+            self.release(dir);
         }
     }
 
@@ -230,25 +242,67 @@ impl State {
         }
     }
 
-    fn is_used(&self, ino: Ino) -> bool {
-        let pinned = self.inodes.get(&ino).is_some_and(|at| at.pins > 0 || !at.sema.is_idle());
-        let named = self.names.iter().any(|((dir, _), at)| *dir == ino || *at == ino);
-        ino == ROOT || pinned || named
+    /// The name is this inode's, which, if it is a directory, has no other.
+    fn give_name(&mut self, dir: Ino, name: &NameBuf, ino: Ino, kind: FileKind) {
+        if kind == FileKind::Directory {
+            self.names.retain(|_, at| *at != ino);
+        }
+        self.names.insert((dir, name.clone()), ino);
+        if kind == FileKind::Directory
+            && let Some(left) = self.inode(ino).parent.replace(dir)
+        {
+            self.release(left);
+        }
     }
 
-    /// Whether the directory is `ino`, or lies below it, as far as the kernel knows.
-    fn is_within(&self, mut dir: Ino, ino: Ino) -> bool {
-        for _ in 0..=self.names.len() {
-            if dir == ino {
-                return true;
-            }
-            let above = self.names.iter().find(|(_, at)| **at == dir);
-            match above {
-                Some(((above, _), _)) => dir = *above,
-                None => return false,
-            }
+    /// Whether a name in the directory is known, or a directory that is in use lies in it.
+    fn has_below(&self, dir: Ino) -> bool {
+        self.names.keys().any(|(at, _)| *at == dir)
+            || self.inodes.values().any(|inode| inode.parent == Some(dir))
+    }
+
+    /// Whether a process uses it, or a name leads to it or on from it.
+    fn is_held(&self, ino: Ino) -> bool {
+        let pinned = self.inodes.get(&ino).is_some_and(|inode| inode.pins > 0);
+        ino == ROOT
+            || pinned
+            || self.names.values().any(|named| *named == ino)
+            || self.has_below(ino)
+    }
+
+    /// A directory that nobody uses any more lies nowhere, and so on upwards.
+    fn release(&mut self, ino: Ino) {
+        let mut at = ino;
+        while !self.is_held(at)
+            && let Some(above) = self.inodes.get_mut(&at).and_then(|inode| inode.parent.take())
+        {
+            at = above;
         }
-        false
+    }
+
+    fn is_used(&self, ino: Ino) -> bool {
+        let locked = self.inodes.get(&ino).is_some_and(|inode| !inode.sema.is_idle());
+        locked || self.is_held(ino)
+    }
+
+    /// Whether the directory is `ino`, or lies below it.
+    fn is_within(&self, dir: Ino, ino: Ino) -> bool {
+        let above = |at: &Ino| self.inodes.get(at).and_then(|inode| inode.parent);
+        std::iter::successors(Some(dir), above).any(|at| at == ino)
+    }
+
+    /// Whether a directory that was found in `dir` may come to lie there: `d_splice_alias`, which
+    /// waits for no lock.
+    fn check_move(&self, dir: Ino, ino: Ino) -> Result<(), OpError> {
+        if self.is_within(dir, ino) {
+            return Err(OpError::Loop);
+        }
+        let parent = self.inodes.get(&ino).and_then(|inode| inode.parent);
+        let left = parent.filter(|parent| *parent != dir).and_then(|left| self.inodes.get(&left));
+        match left {
+            Some(left) if !self.rename.is_idle() || !left.sema.is_open() => Err(OpError::Stale),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Forgets an inode, if it isn't used.
@@ -267,7 +321,10 @@ impl State {
     fn shrink(&mut self, chance: Chance) {
         let names: Vec<_> = self.names.keys().cloned().collect();
         for (dir, name) in names {
-            let leaf = |ino: &Ino| !self.names.keys().any(|(at, _)| at == ino);
+            // An open file may have been opened by another name.
+            let in_use = |inode: &Inode| inode.parent.is_some() && inode.pins > 0;
+            let leaf =
+                |ino: &Ino| !self.has_below(*ino) && !self.inodes.get(ino).is_some_and(in_use);
             if self.names.get(&(dir, name.clone())).is_some_and(leaf) && self.rng.chance(chance) {
                 self.drop_name(dir, &name);
             }

@@ -212,15 +212,11 @@ impl Process {
         let mut state = self.kernel.0.borrow_mut();
         state.count_lookup(attr);
         if attr.kind == FileKind::Directory {
-            // A directory has one name. One that would lie in itself was moved meanwhile.
-            if state.is_within(dir.ino, attr.ino) {
-                return failed(OpError::Loop);
-            }
-            state.names.retain(|_, ino| *ino != attr.ino);
+            state.check_move(dir.ino, attr.ino).map_err(Failure::Op)?;
         }
         if state.names.get(&(dir.ino, name.clone())) != Some(&attr.ino) {
             state.drop_name(dir.ino, name);
-            state.names.insert((dir.ino, name.clone()), attr.ino);
+            state.give_name(dir.ino, name, attr.ino, attr.kind);
         }
         drop(state);
         Ok((self.kernel.pin(attr.ino), *attr))
@@ -535,16 +531,14 @@ impl Process {
             };
             self.ask(op).await?;
             let mut state = self.kernel.0.borrow_mut();
-            let other = state.names.get(&(to_dir.ino, to_name.clone())).copied();
-            match other {
-                Some(_) if mode != RenameMode::Exchange => state.drop_name(to_dir.ino, to_name),
-                _ => {}
-            }
             state.names.remove(&(dir.ino, name.clone()));
-            state.names.insert((to_dir.ino, to_name.clone()), pin.ino);
-            if let (RenameMode::Exchange, Some(other)) = (mode, other) {
-                state.names.insert((dir.ino, name.clone()), other);
+            match (mode, &replaced) {
+                (RenameMode::Exchange, Some((other, attr))) => {
+                    state.give_name(dir.ino, name, other.ino, attr.kind);
+                }
+                (_, _) => state.drop_name(to_dir.ino, to_name),
             }
+            state.give_name(to_dir.ino, to_name, pin.ino, attr.kind);
             Ok(())
         })
         .await
@@ -583,9 +577,7 @@ impl Process {
         }
         let mut held = vec![self.kernel.lock(None, Hold::Exclusive).await];
         let to_above = self.kernel.0.borrow().is_within(dir.ino, to_dir.ino);
-        let above = self.kernel.0.borrow().is_within(to_dir.ino, dir.ino);
-        let to_first = to_above || (!above && to_dir.ino < dir.ino);
-        let order = if to_first { [to_dir, dir] } else { [dir, to_dir] };
+        let order = if to_above { [to_dir, dir] } else { [dir, to_dir] };
         for pin in order {
             held.push(self.lock(pin, Hold::Exclusive).await);
         }

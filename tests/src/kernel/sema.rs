@@ -56,6 +56,12 @@ impl Sema {
         }
     }
 
+    /// Whether a reader that doesn't wait would be let in.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.writer && self.queue.is_empty()
+    }
+
     /// Whether nobody holds it or waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -74,7 +80,9 @@ mod tests {
         sema.wait(2, Hold::Shared);
         assert!(!sema.enter(2), "1 came first");
         assert!(sema.enter(1) && sema.enter(2));
+        assert!(sema.is_open());
         sema.wait(3, Hold::Exclusive);
+        assert!(!sema.is_open());
         sema.wait(4, Hold::Shared);
         assert!(!sema.enter(3) && !sema.enter(4));
         sema.leave(Hold::Shared);

@@ -5,11 +5,12 @@ use super::calls::{OpenFlags, Path, Process};
 use super::history::{History, Life};
 use super::threads::Threads;
 use super::{Failure, Kernel, Pid, Request, Stage};
-use crate::model::{Asked, Done, Model, User};
+use crate::model::{Asked, Done, Model, ROOT, User};
 use crate::platform::LENT_BYTES;
-use crate::rng::Rng;
+use crate::rng::{Chance, Rng};
 use crate::trace::HostId;
-use outrider_core::client::op::{NameBuf, Op, OpError, RenameMode};
+use outrider_core::client::op::{NameBuf, NewMode, Op, OpError, RenameMode, Reply};
+use outrider_core::format::Ino;
 use outrider_core::format::item::Time;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -98,6 +99,51 @@ impl Bench {
         }
         assert_eq!(self.threads.count(), 0, "wait for ever: {}", self.kernel.describe());
     }
+
+    fn find(&mut self, path: &[NameBuf]) -> Result<Ino, OpError> {
+        path.iter().try_fold(ROOT, |dir, name| {
+            match self.execute(&Op::Lookup { dir, name: name.clone() }, &[])?.reply {
+                Reply::Entry(attr) => Ok(attr.ino),
+                other => panic!("not an entry: {other:?}"),
+            }
+        })
+    }
+
+    /// The directory of a path's last name, and that name.
+    fn place(&mut self, path: &Path) -> Result<(Ino, NameBuf), OpError> {
+        let (name, above) = path.split_last().unwrap();
+        Ok((self.find(above)?, name.clone()))
+    }
+
+    /// Another mount makes a directory.
+    fn elsewhere_mkdir(&mut self, path: &Path) -> Result<(), OpError> {
+        let (dir, name) = self.place(path)?;
+        let mode = NewMode { permissions: 0o755, umask: 0 };
+        self.execute(&Op::Mkdir { dir, name, mode }, &[]).map(|_| ())
+    }
+
+    /// Another mount moves a name.
+    fn elsewhere_rename(
+        &mut self,
+        from: &Path,
+        to: &Path,
+        mode: RenameMode,
+    ) -> Result<(), OpError> {
+        let (dir, name) = self.place(from)?;
+        let (to_dir, to_name) = self.place(to)?;
+        self.execute(&Op::Rename { dir, name, to_dir, to_name, mode }, &[]).map(|_| ())
+    }
+
+    /// A directory `p/c`, of which `c` is the older one, and something in it.
+    fn with_young_parent() -> Bench {
+        let mut bench = Bench::new(1);
+        for name in ["c", "p"] {
+            bench.elsewhere_mkdir(&path(name)).unwrap();
+        }
+        bench.elsewhere_rename(&path("c"), &path("p/c"), RenameMode::Replace).unwrap();
+        bench.elsewhere_mkdir(&path("p/c/x")).unwrap();
+        bench
+    }
 }
 
 /// Opens a file, which is made if it isn't there, and closes it.
@@ -110,6 +156,64 @@ async fn create(process: &Process, path: &Path) -> Result<(), Failure> {
 async fn rename(process: Process, from: &str, to: &str, mode: RenameMode) {
     // Whether it succeeds is the model's to say.
     let _ = process.rename(&path(from), &path(to), mode).await;
+}
+
+/// `p/c/x` is moved to `p/y` while `p/c` is removed. In between, the kernel loses the name of
+/// `p/c`.
+fn rename_beside_rmdir(lose_name: impl FnOnce(&mut Bench)) {
+    let mut bench = Bench::with_young_parent();
+    let mover = bench.spawn(|at| rename(at, "p/c/x", "p/y", RenameMode::Replace));
+    bench.serve(mover, 2);
+    lose_name(&mut bench);
+    let remover = bench.spawn(|at| async move {
+        let removed = at.remove(&path("p/c"), true).await;
+        assert_eq!(removed, Err(Failure::Op(OpError::NotEmpty)), "its turn came first");
+    });
+    bench.serve(remover, 1);
+    // The remover has the lock of `p` and asks for `c`; the mover now takes its locks.
+    bench.serve(mover, 1);
+    bench.serve(remover, 1);
+    bench.serve_all();
+}
+
+#[test]
+fn a_directory_in_use_is_below_its_parent_when_memory_is_taken_back() {
+    rename_beside_rmdir(|bench| bench.kernel.0.borrow_mut().shrink(Chance::ALWAYS));
+}
+
+#[test]
+fn a_directory_in_use_is_below_its_parent_when_its_name_was_gone_for_a_while() {
+    rename_beside_rmdir(|bench| {
+        bench.elsewhere_rename(&path("p/c"), &path("away"), RenameMode::Replace).unwrap();
+        let looker = bench.spawn(|at| async move {
+            assert!(at.stat(&path("p/c")).await.is_err());
+        });
+        bench.serve(looker, 3);
+        bench.elsewhere_rename(&path("away"), &path("p/c"), RenameMode::Replace).unwrap();
+    });
+}
+
+#[test]
+fn no_directory_is_found_elsewhere_while_a_name_moves_between_two() {
+    let mut bench = Bench::new(1);
+    for name in ["a", "a/d", "a/d/x"] {
+        bench.elsewhere_mkdir(&path(name)).unwrap();
+    }
+    bench.spawn(|at| async move { assert_eq!(at.stat(&path("a/d")).await, Ok(())) });
+    bench.serve_all();
+    // The maker has the lock of `a`, for which the mover waits: as `d` lies in it.
+    let maker = bench.spawn(|at| async move { assert!(at.mkdir(&path("a/z")).await.is_ok()) });
+    bench.serve(maker, 2);
+    let mover = bench.spawn(|at| rename(at, "a/d/x", "a/y", RenameMode::Replace));
+    bench.serve(mover, 3);
+    bench.elsewhere_rename(&path("a/d"), &path("d"), RenameMode::Replace).unwrap();
+    let looker = bench.spawn(|at| async move {
+        assert_eq!(at.stat(&path("d")).await, Err(Failure::Op(OpError::Stale)));
+    });
+    bench.serve(looker, 2);
+    bench.serve_all();
+    bench.spawn(|at| async move { assert_eq!(at.stat(&path("d")).await, Ok(())) });
+    bench.serve_all();
 }
 
 #[test]
@@ -133,4 +237,65 @@ fn an_exchange_locks_the_directory_before_the_file() {
     bench.serve(mover, 3);
     bench.serve(linker, 1);
     bench.serve_all();
+}
+
+/// What one process does. What comes of a call is the model's to say.
+async fn make_calls(process: Process, mut rng: Rng) {
+    for _ in 0..12 {
+        let (from, to) = (random_path(&mut rng), random_path(&mut rng));
+        let _ = match rng.below(20) {
+            0..4 => process.mkdir(&from).await.map(|_| ()),
+            4..6 => process.remove(&from, true).await,
+            6 => process.remove(&from, false).await,
+            7 => process.link(&from, &to).await,
+            8..12 => process.rename(&from, &to, RenameMode::Replace).await,
+            12..15 => process.rename(&from, &to, RenameMode::Exchange).await,
+            15 => process.stat(&from).await,
+            16..18 => process.list(&from).await.map(|_| ()),
+            _ => create(&process, &from).await,
+        };
+    }
+    process.exit();
+}
+
+fn random_path(rng: &mut Rng) -> Path {
+    let names = ["a", "b"];
+    let mut random = Path::new();
+    while random.is_empty() || random.len() < 4 && rng.below(2) == 0 {
+        random.extend(path(names[rng.below(2) as usize]));
+    }
+    random
+}
+
+/// Other mounts move directories, memory is taken back, and answers come in any order.
+fn every_call_ends(seed: u64) {
+    let mut bench = Bench::new(seed);
+    let mut rng = Rng::new(seed).fork("bench");
+    for _ in 0..5 {
+        let calls = Rng::new(rng.number());
+        bench.spawn(|at| make_calls(at, calls));
+    }
+    loop {
+        let asked = bench.asked(|_| true);
+        let Some(id) = rng.pick(&asked) else { break };
+        bench.answer(*id);
+        let (from, to) = (random_path(&mut rng), random_path(&mut rng));
+        // What can't be done isn't done.
+        match rng.below(40) {
+            0..3 => drop(bench.elsewhere_rename(&from, &to, RenameMode::Replace)),
+            3 => drop(bench.elsewhere_rename(&from, &to, RenameMode::Exchange)),
+            4 => drop(bench.elsewhere_mkdir(&from)),
+            5..8 => bench.kernel.0.borrow_mut().shrink(Chance(500_000)),
+            _ => {}
+        }
+    }
+    assert_eq!(bench.threads.count(), 0, "seed {seed}: {}", bench.kernel.describe());
+    bench.kernel.shrink_all();
+    let state = bench.kernel.0.borrow();
+    assert!(state.inodes.keys().all(|ino| *ino == ROOT), "seed {seed}: inodes are left");
+}
+
+#[test]
+fn whatever_is_moved_every_call_ends() {
+    (0..15_000).for_each(every_call_ends);
 }
