@@ -7,6 +7,8 @@
 //!   commit takes out of the free tree. None of these last is written in this commit, because no
 //!   durable root names them yet.
 //! * It fits the root: at most [`RESERVE_EXTENTS`] pieces.
+//! * When nothing is free, what a leader might have written who is proven gone is taken too: a
+//!   volume whose leaders died one after the other gets its space back though no request has room.
 //! * Settling ends. A tree's node is copied once in a commit, so each round of changes frees fewer
 //!   blocks than the one before, down to none; and each list that is put away takes more pieces
 //!   than putting it away makes.
@@ -18,10 +20,12 @@
 //! What this module deliberately doesn't know: how a commit is written.
 
 use super::kept::Kept;
+use super::takeover::Gone;
 use super::trees::Trees;
 use crate::block::{Cache, Extent as SpaceExtent, Margin, Pins};
+use crate::btree::Tree;
 use crate::error::{Corruption, Error, Stop};
-use crate::format::records::{FreedKey, LIST_MAX, list};
+use crate::format::records::{FreedKey, LIST_MAX, OwnerKind, QuarantineKey, list};
 use crate::format::root::{Extent, RESERVE_EXTENTS};
 use crate::format::run::SEGMENT_BLOCKS;
 use crate::format::{BlockNo, CommitNo};
@@ -106,6 +110,15 @@ pub struct Settling {
     lists: u32,
 }
 
+/// What is known of those who led before.
+#[derive(Debug, Clone, Default)]
+pub struct Earlier {
+    /// Leaders of rounds before this one.
+    pub than: u64,
+    /// Which of them are gone.
+    pub gone: Gone,
+}
+
 impl Settling {
     /// Lists of extents freed by this commit so far: the number of the next one.
     #[must_use]
@@ -134,6 +147,7 @@ impl Settling {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
+        earlier: &Earlier,
     ) -> Result<Reserve, Stop> {
         loop {
             if kept.version(commit) == 0 {
@@ -151,11 +165,11 @@ impl Settling {
             } else if !space.kept().is_empty() {
                 match is_short {
                     false => self.put_away_kept(commit, trees, cache, pins, kept)?,
-                    true if may_fill => self.fill_up_beside(trees, cache, pins, kept)?,
+                    true if may_fill => self.fill_up_beside(trees, cache, pins, kept, earlier)?,
                     true => kept.give_up(),
                 }
             } else if is_short && may_fill {
-                self.fill_up(RESERVE_TARGET, trees, cache, pins, kept)?;
+                self.fill_up(RESERVE_TARGET, trees, cache, pins, kept, earlier)?;
             } else {
                 return self.collect(cache).ok_or(Error::NoSpace.into());
             }
@@ -237,16 +251,18 @@ impl Settling {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
+        earlier: &Earlier,
     ) -> Result<(), Stop> {
-        match self.fill_up(RESERVE_TARGET, trees, cache, pins, kept) {
+        match self.fill_up(RESERVE_TARGET, trees, cache, pins, kept, earlier) {
             Err(Stop::Fail(Error::NoSpace)) => kept.give_up(),
             filled => drop(filled?),
         }
         Ok(())
     }
 
-    /// Takes an extent of at most this many blocks for the next commit: a free one, or one that was
-    /// freed by an earlier commit. If nothing else is free, nothing is kept any more.
+    /// Takes an extent for the next commit: a free one of at most this many blocks, one of what
+    /// earlier leaders might have written who are gone, or one that was freed by an earlier commit.
+    /// If nothing else is free, nothing is kept any more.
     pub fn fill_up(
         &mut self,
         blocks: u64,
@@ -254,6 +270,7 @@ impl Settling {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
+        earlier: &Earlier,
     ) -> Result<Option<Extent>, Stop> {
         let taken = match trees.free.find(blocks, cache, pins)? {
             Some(whole) => {
@@ -263,10 +280,13 @@ impl Settling {
                 let mut update = cache.reserve_closing(&plan, pins)?;
                 Some(trees.free.take(take, &mut update, cache))
             }
-            None => {
-                kept.give_up();
-                take_freed(trees, cache, pins)?
-            }
+            None => match take_quarantined(earlier, trees, cache, pins)? {
+                Some(extent) => Some(extent),
+                None => {
+                    kept.give_up();
+                    take_freed(trees, cache, pins)?
+                }
+            },
         };
         match taken {
             Some(extent) => self.taken.push(extent).expect("asked only while there is room"),
@@ -300,26 +320,71 @@ fn take_freed(
     cache: &mut Cache<'_>,
     pins: &mut Pins<'_>,
 ) -> Result<Option<Extent>, Stop> {
-    let node = trees.freed.root().node.blkno();
-    let corrupt = |what| Error::Corrupt { blkno: node, what };
     let Some(item) = trees.freed.first(cache, pins)? else { return Ok(None) };
+    let leaf = item.leaf;
+    let corrupt = |what| Error::Corrupt { blkno: leaf, what };
     let key = *FreedKey::ref_from_bytes(item.key).map_err(|_| corrupt(Corruption::Bounds))?;
-    let extents: Vec<Extent, LIST_MAX> =
-        Vec::from_slice(list(item.value).map_err(corrupt)?).expect("a list is bounded");
+    let extents = list(item.value).map_err(corrupt)?;
+    let extents = Vec::from_slice(extents).expect("a list is bounded");
+    take_last(&mut trees.freed, key.as_bytes(), &extents, cache, pins).map(Some)
+}
+
+/// Takes the last extent of the first list of what earlier leaders might have written who are gone.
+/// None: there are no such lists.
+fn take_quarantined(
+    earlier: &Earlier,
+    trees: &mut Trees,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Option<Extent>, Stop> {
+    if earlier.gone.acting().is_none() {
+        return Ok(None);
+    }
+    let kind = OwnerKind::Round as u8;
+    let mut from = QuarantineKey { kind, owner: 0.into(), part: 0.into() };
+    let mark = pins.mark();
+    loop {
+        let item = trees.quarantine.next(from.as_bytes(), cache, pins)?;
+        let Some(item) = item else { return Ok(None) };
+        let leaf = item.leaf;
+        let corrupt = |what| Error::Corrupt { blkno: leaf, what };
+        let key = QuarantineKey::ref_from_bytes(item.key);
+        let key = *key.map_err(|_| corrupt(Corruption::Bounds))?;
+        let round = key.owner.get();
+        if key.kind != kind || round >= earlier.than {
+            return Ok(None);
+        }
+        if earlier.gone.has(round) {
+            let extents = list(item.value).map_err(corrupt)?;
+            let extents = Vec::from_slice(extents).expect("a list is bounded");
+            let tree = &mut trees.quarantine;
+            return take_last(tree, key.as_bytes(), &extents, cache, pins).map(Some);
+        }
+        from = QuarantineKey { owner: (round + 1).into(), part: 0.into(), ..key };
+        pins.drop_to(mark);
+    }
+}
+
+/// Takes the last of these extents, which this tree has at this key.
+fn take_last(
+    tree: &mut Tree,
+    key: &[u8],
+    extents: &Vec<Extent, LIST_MAX>,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Extent, Stop> {
     let (last, rest) = extents.split_last().expect("a list is not empty");
     let mut plan = cache.plan();
-    if rest.is_empty() {
-        trees.freed.plan_delete(key.as_bytes(), &mut plan, cache, pins)?;
-    } else {
-        let bytes = size_of_val(rest);
-        trees.freed.plan_replace(key.as_bytes(), bytes, &mut plan, cache, pins)?;
+    match rest.is_empty() {
+        true => tree.plan_delete(key, &mut plan, cache, pins)?,
+        false => tree.plan_replace(key, size_of_val(rest), &mut plan, cache, pins)?,
     }
     let mut update = cache.reserve_closing(&plan, pins)?;
     match rest.is_empty() {
-        true => trees.freed.delete(key.as_bytes(), &mut update, cache),
-        false => trees.freed.put(key.as_bytes(), rest.as_bytes(), &mut update, cache),
+        true => tree.delete(key, &mut update, cache),
+        false => tree.put(key, rest.as_bytes(), &mut update, cache),
     }
-    Ok(Some(*last))
+    Ok(*last)
 }
 
 /// Joins ascending extents that touch.
