@@ -110,6 +110,15 @@ pub struct Settling {
     lists: u32,
 }
 
+/// What a commit has freed: this pile of it goes onto a list.
+#[derive(Debug, Clone, Copy)]
+enum Pile {
+    /// What nobody reads.
+    Freed,
+    /// What is kept for readers.
+    Kept,
+}
+
 /// What is known of those who led before.
 #[derive(Debug, Clone, Default)]
 pub struct Earlier {
@@ -161,10 +170,10 @@ impl Settling {
             let is_short = blocks < RESERVE_MIN;
             let may_fill = !self.exhausted && !self.taken.is_full();
             if freed && (pieces > PIECES_MAX || blocks > RESERVE_MAX) {
-                self.put_away(commit, trees, cache, pins)?;
+                self.put_away(Pile::Freed, commit, trees, cache, pins, kept)?;
             } else if !space.kept().is_empty() {
                 match is_short {
-                    false => self.put_away_kept(commit, trees, cache, pins, kept)?,
+                    false => self.put_away(Pile::Kept, commit, trees, cache, pins, kept)?,
                     true if may_fill => self.fill_up_beside(trees, cache, pins, kept, earlier)?,
                     true => kept.give_up(),
                 }
@@ -184,34 +193,10 @@ impl Settling {
         cache.space().available() + freed + taken
     }
 
-    /// Puts a list of freed extents into their tree.
+    /// Puts a list of extents of this pile into the tree of freed extents.
     fn put_away(
         &mut self,
-        commit: CommitNo,
-        trees: &mut Trees,
-        cache: &mut Cache<'_>,
-        pins: &mut Pins<'_>,
-    ) -> Result<(), Stop> {
-        let key = FreedKey { commit: commit.0.into(), part: self.lists.into() };
-        let count = cache.space().freed().len().min(LIST_MAX);
-        let mut plan = cache.plan();
-        let bytes = count * size_of::<Extent>();
-        trees.freed.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
-        let mut update = cache.reserve_closing(&plan, pins)?;
-        let mut extents: Vec<Extent, LIST_MAX> = Vec::new();
-        while extents.len() < count {
-            let extent = cache.space().pop_freed().expect("counted");
-            extents.push(Extent::new(extent.blkno, extent.blocks)).expect("counted");
-        }
-        extents.reverse();
-        self.lists += 1;
-        trees.freed.put(key.as_bytes(), extents.as_bytes(), &mut update, cache);
-        Ok(())
-    }
-
-    /// Puts a list of what is kept into the tree of freed extents, and notes it.
-    fn put_away_kept(
-        &mut self,
+        pile: Pile,
         commit: CommitNo,
         trees: &mut Trees,
         cache: &mut Cache<'_>,
@@ -219,27 +204,40 @@ impl Settling {
         kept: &mut Kept<'_>,
     ) -> Result<(), Stop> {
         let key = FreedKey { commit: commit.0.into(), part: self.lists.into() };
-        let count = cache.space().kept().len().min(LIST_MAX);
+        let space = cache.space();
+        let piled = match pile {
+            Pile::Freed => space.freed().len(),
+            Pile::Kept => space.kept().len(),
+        };
+        let count = piled.min(LIST_MAX);
         let mut plan = cache.plan();
         let bytes = count * size_of::<Extent>();
         trees.freed.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
-        let mut update = match cache.reserve_closing(&plan, pins) {
+        let mut update = match (cache.reserve_closing(&plan, pins), pile) {
             // Readers come last.
-            Err(Stop::Fail(Error::NoSpace)) => {
+            (Err(Stop::Fail(Error::NoSpace)), Pile::Kept) => {
                 kept.give_up();
                 return Ok(());
             }
-            reserved => reserved?,
+            (reserved, Pile::Freed | Pile::Kept) => reserved?,
         };
         let mut extents: Vec<Extent, LIST_MAX> = Vec::new();
         while extents.len() < count {
-            let extent = cache.space().pop_kept().expect("counted");
+            let space = cache.space();
+            let extent = match pile {
+                Pile::Freed => space.pop_freed(),
+                Pile::Kept => space.pop_kept(),
+            };
+            let extent = extent.expect("counted");
             extents.push(Extent::new(extent.blkno, extent.blocks)).expect("counted");
         }
         extents.reverse();
         self.lists += 1;
         trees.freed.put(key.as_bytes(), extents.as_bytes(), &mut update, cache);
-        kept.note(&key, &extents);
+        match pile {
+            Pile::Freed => {}
+            Pile::Kept => kept.note(&key, &extents),
+        }
         Ok(())
     }
 
