@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::{env, fmt, fs};
 
 /// Why a chore failed, in one line that says what to do where something can be done.
@@ -66,16 +68,21 @@ pub(crate) fn build_test_program(name: &str) -> Result<PathBuf, Failure> {
     Ok(target().join("debug").join(name))
 }
 
-/// Ports of 127.0.0.1 that nobody used a moment ago.
+/// Ports of 127.0.0.1 that nobody used a moment ago, and that the system gives to nobody who leaves
+/// the choice to it, as everybody who connects to something does.
 pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
-    let fail = |error: std::io::Error| Failure(format!("no free port: {error}"));
-    // All are held before any is let go, so no two are the same.
-    let listeners = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(fail)?;
-    let port = |listener: &TcpListener| listener.local_addr().map(|addr| addr.port());
-    listeners.iter().map(port).collect::<Result<_, _>>().map_err(fail)
+    const PORTS: Range<u16> = 10_000..32_000;
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side look in different places.
+    let first = std::process::id().wrapping_mul(61);
+    let asked = || first.wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed).into());
+    let port = |nth: u32| PORTS.start + (nth % u32::from(PORTS.end - PORTS.start)) as u16;
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let free: Vec<u16> = PORTS.map(|_| port(asked())).filter(is_free).take(count).collect();
+    if free.len() < count {
+        return Err(Failure::new("no free port"));
+    }
+    Ok(free)
 }
 
 /// Whether something is mounted at this directory or below. Asks the system, and not the mount,

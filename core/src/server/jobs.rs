@@ -148,6 +148,7 @@ impl Server<'_> {
         // If all slots are taken, there is a next time. One job after the other, in turns.
         let one_is_on_it = self.table.slots.iter().any(on_space);
         if quarantined {
+            self.store.earlier_gone(self.gone());
             let begun = !one_is_on_it && self.table.begin(RELEASE, ClientId(0)).is_ok();
             let pause = if begun { RELEASE_EVERY } else { RELEASE_RETRY };
             self.release_at = Some(now.plus(pause));

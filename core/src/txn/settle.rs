@@ -7,6 +7,8 @@
 //!   commit takes out of the free tree. None of these last is written in this commit, because no
 //!   durable root names them yet.
 //! * It fits the root: at most [`RESERVE_EXTENTS`] pieces.
+//! * When nothing is free, what a leader might have written who is proven gone is taken too: a
+//!   volume whose leaders died one after the other gets its space back though no request has room.
 //! * Settling ends. A tree's node is copied once in a commit, so each round of changes frees fewer
 //!   blocks than the one before, down to none; and each list that is put away takes more pieces
 //!   than putting it away makes.
@@ -18,10 +20,12 @@
 //! What this module deliberately doesn't know: how a commit is written.
 
 use super::kept::Kept;
+use super::takeover::Gone;
 use super::trees::Trees;
 use crate::block::{Cache, Extent as SpaceExtent, Margin, Pins};
+use crate::btree::Tree;
 use crate::error::{Corruption, Error, Stop};
-use crate::format::records::{FreedKey, LIST_MAX, list};
+use crate::format::records::{FreedKey, LIST_MAX, OwnerKind, QuarantineKey, list};
 use crate::format::root::{Extent, RESERVE_EXTENTS};
 use crate::format::run::SEGMENT_BLOCKS;
 use crate::format::{BlockNo, CommitNo};
@@ -106,6 +110,24 @@ pub struct Settling {
     lists: u32,
 }
 
+/// What a commit has freed: this pile of it goes onto a list.
+#[derive(Debug, Clone, Copy)]
+enum Pile {
+    /// What nobody reads.
+    Freed,
+    /// What is kept for readers.
+    Kept,
+}
+
+/// What is known of those who led before.
+#[derive(Debug, Clone, Default)]
+pub struct Earlier {
+    /// Leaders of rounds before this one.
+    pub than: u64,
+    /// Which of them are gone.
+    pub gone: Gone,
+}
+
 impl Settling {
     /// Lists of extents freed by this commit so far: the number of the next one.
     #[must_use]
@@ -134,6 +156,7 @@ impl Settling {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
+        earlier: &Earlier,
     ) -> Result<Reserve, Stop> {
         loop {
             if kept.version(commit) == 0 {
@@ -147,15 +170,15 @@ impl Settling {
             let is_short = blocks < RESERVE_MIN;
             let may_fill = !self.exhausted && !self.taken.is_full();
             if freed && (pieces > PIECES_MAX || blocks > RESERVE_MAX) {
-                self.put_away(commit, trees, cache, pins)?;
+                self.put_away(Pile::Freed, commit, trees, cache, pins, kept)?;
             } else if !space.kept().is_empty() {
                 match is_short {
-                    false => self.put_away_kept(commit, trees, cache, pins, kept)?,
-                    true if may_fill => self.fill_up_beside(trees, cache, pins, kept)?,
+                    false => self.put_away(Pile::Kept, commit, trees, cache, pins, kept)?,
+                    true if may_fill => self.fill_up_beside(trees, cache, pins, kept, earlier)?,
                     true => kept.give_up(),
                 }
             } else if is_short && may_fill {
-                self.fill_up(RESERVE_TARGET, trees, cache, pins, kept)?;
+                self.fill_up(RESERVE_TARGET, trees, cache, pins, kept, earlier)?;
             } else {
                 return self.collect(cache).ok_or(Error::NoSpace.into());
             }
@@ -170,34 +193,10 @@ impl Settling {
         cache.space().available() + freed + taken
     }
 
-    /// Puts a list of freed extents into their tree.
+    /// Puts a list of extents of this pile into the tree of freed extents.
     fn put_away(
         &mut self,
-        commit: CommitNo,
-        trees: &mut Trees,
-        cache: &mut Cache<'_>,
-        pins: &mut Pins<'_>,
-    ) -> Result<(), Stop> {
-        let key = FreedKey { commit: commit.0.into(), part: self.lists.into() };
-        let count = cache.space().freed().len().min(LIST_MAX);
-        let mut plan = cache.plan();
-        let bytes = count * size_of::<Extent>();
-        trees.freed.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
-        let mut update = cache.reserve_closing(&plan, pins)?;
-        let mut extents: Vec<Extent, LIST_MAX> = Vec::new();
-        while extents.len() < count {
-            let extent = cache.space().pop_freed().expect("counted");
-            extents.push(Extent::new(extent.blkno, extent.blocks)).expect("counted");
-        }
-        extents.reverse();
-        self.lists += 1;
-        trees.freed.put(key.as_bytes(), extents.as_bytes(), &mut update, cache);
-        Ok(())
-    }
-
-    /// Puts a list of what is kept into the tree of freed extents, and notes it.
-    fn put_away_kept(
-        &mut self,
+        pile: Pile,
         commit: CommitNo,
         trees: &mut Trees,
         cache: &mut Cache<'_>,
@@ -205,27 +204,40 @@ impl Settling {
         kept: &mut Kept<'_>,
     ) -> Result<(), Stop> {
         let key = FreedKey { commit: commit.0.into(), part: self.lists.into() };
-        let count = cache.space().kept().len().min(LIST_MAX);
+        let space = cache.space();
+        let piled = match pile {
+            Pile::Freed => space.freed().len(),
+            Pile::Kept => space.kept().len(),
+        };
+        let count = piled.min(LIST_MAX);
         let mut plan = cache.plan();
         let bytes = count * size_of::<Extent>();
         trees.freed.plan_insert(key.as_bytes(), bytes, &mut plan, cache, pins)?;
-        let mut update = match cache.reserve_closing(&plan, pins) {
+        let mut update = match (cache.reserve_closing(&plan, pins), pile) {
             // Readers come last.
-            Err(Stop::Fail(Error::NoSpace)) => {
+            (Err(Stop::Fail(Error::NoSpace)), Pile::Kept) => {
                 kept.give_up();
                 return Ok(());
             }
-            reserved => reserved?,
+            (reserved, Pile::Freed | Pile::Kept) => reserved?,
         };
         let mut extents: Vec<Extent, LIST_MAX> = Vec::new();
         while extents.len() < count {
-            let extent = cache.space().pop_kept().expect("counted");
+            let space = cache.space();
+            let extent = match pile {
+                Pile::Freed => space.pop_freed(),
+                Pile::Kept => space.pop_kept(),
+            };
+            let extent = extent.expect("counted");
             extents.push(Extent::new(extent.blkno, extent.blocks)).expect("counted");
         }
         extents.reverse();
         self.lists += 1;
         trees.freed.put(key.as_bytes(), extents.as_bytes(), &mut update, cache);
-        kept.note(&key, &extents);
+        match pile {
+            Pile::Freed => {}
+            Pile::Kept => kept.note(&key, &extents),
+        }
         Ok(())
     }
 
@@ -237,16 +249,18 @@ impl Settling {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
+        earlier: &Earlier,
     ) -> Result<(), Stop> {
-        match self.fill_up(RESERVE_TARGET, trees, cache, pins, kept) {
+        match self.fill_up(RESERVE_TARGET, trees, cache, pins, kept, earlier) {
             Err(Stop::Fail(Error::NoSpace)) => kept.give_up(),
             filled => drop(filled?),
         }
         Ok(())
     }
 
-    /// Takes an extent of at most this many blocks for the next commit: a free one, or one that was
-    /// freed by an earlier commit. If nothing else is free, nothing is kept any more.
+    /// Takes an extent for the next commit: a free one of at most this many blocks, one of what
+    /// earlier leaders might have written who are gone, or one that was freed by an earlier commit.
+    /// If nothing else is free, nothing is kept any more.
     pub fn fill_up(
         &mut self,
         blocks: u64,
@@ -254,6 +268,7 @@ impl Settling {
         cache: &mut Cache<'_>,
         pins: &mut Pins<'_>,
         kept: &mut Kept<'_>,
+        earlier: &Earlier,
     ) -> Result<Option<Extent>, Stop> {
         let taken = match trees.free.find(blocks, cache, pins)? {
             Some(whole) => {
@@ -263,10 +278,13 @@ impl Settling {
                 let mut update = cache.reserve_closing(&plan, pins)?;
                 Some(trees.free.take(take, &mut update, cache))
             }
-            None => {
-                kept.give_up();
-                take_freed(trees, cache, pins)?
-            }
+            None => match take_quarantined(earlier, trees, cache, pins)? {
+                Some(extent) => Some(extent),
+                None => {
+                    kept.give_up();
+                    take_freed(trees, cache, pins)?
+                }
+            },
         };
         match taken {
             Some(extent) => self.taken.push(extent).expect("asked only while there is room"),
@@ -300,26 +318,71 @@ fn take_freed(
     cache: &mut Cache<'_>,
     pins: &mut Pins<'_>,
 ) -> Result<Option<Extent>, Stop> {
-    let node = trees.freed.root().node.blkno();
-    let corrupt = |what| Error::Corrupt { blkno: node, what };
     let Some(item) = trees.freed.first(cache, pins)? else { return Ok(None) };
+    let leaf = item.leaf;
+    let corrupt = |what| Error::Corrupt { blkno: leaf, what };
     let key = *FreedKey::ref_from_bytes(item.key).map_err(|_| corrupt(Corruption::Bounds))?;
-    let extents: Vec<Extent, LIST_MAX> =
-        Vec::from_slice(list(item.value).map_err(corrupt)?).expect("a list is bounded");
+    let extents = list(item.value).map_err(corrupt)?;
+    let extents = Vec::from_slice(extents).expect("a list is bounded");
+    take_last(&mut trees.freed, key.as_bytes(), &extents, cache, pins).map(Some)
+}
+
+/// Takes the last extent of the first list of what earlier leaders might have written who are gone.
+/// None: there are no such lists.
+fn take_quarantined(
+    earlier: &Earlier,
+    trees: &mut Trees,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Option<Extent>, Stop> {
+    if earlier.gone.acting().is_none() {
+        return Ok(None);
+    }
+    let kind = OwnerKind::Round as u8;
+    let mut from = QuarantineKey { kind, owner: 0.into(), part: 0.into() };
+    let mark = pins.mark();
+    loop {
+        let item = trees.quarantine.next(from.as_bytes(), cache, pins)?;
+        let Some(item) = item else { return Ok(None) };
+        let leaf = item.leaf;
+        let corrupt = |what| Error::Corrupt { blkno: leaf, what };
+        let key = QuarantineKey::ref_from_bytes(item.key);
+        let key = *key.map_err(|_| corrupt(Corruption::Bounds))?;
+        let round = key.owner.get();
+        if key.kind != kind || round >= earlier.than {
+            return Ok(None);
+        }
+        if earlier.gone.has(round) {
+            let extents = list(item.value).map_err(corrupt)?;
+            let extents = Vec::from_slice(extents).expect("a list is bounded");
+            let tree = &mut trees.quarantine;
+            return take_last(tree, key.as_bytes(), &extents, cache, pins).map(Some);
+        }
+        from = QuarantineKey { owner: (round + 1).into(), part: 0.into(), ..key };
+        pins.drop_to(mark);
+    }
+}
+
+/// Takes the last of these extents, which this tree has at this key.
+fn take_last(
+    tree: &mut Tree,
+    key: &[u8],
+    extents: &Vec<Extent, LIST_MAX>,
+    cache: &mut Cache<'_>,
+    pins: &mut Pins<'_>,
+) -> Result<Extent, Stop> {
     let (last, rest) = extents.split_last().expect("a list is not empty");
     let mut plan = cache.plan();
-    if rest.is_empty() {
-        trees.freed.plan_delete(key.as_bytes(), &mut plan, cache, pins)?;
-    } else {
-        let bytes = size_of_val(rest);
-        trees.freed.plan_replace(key.as_bytes(), bytes, &mut plan, cache, pins)?;
+    match rest.is_empty() {
+        true => tree.plan_delete(key, &mut plan, cache, pins)?,
+        false => tree.plan_replace(key, size_of_val(rest), &mut plan, cache, pins)?,
     }
     let mut update = cache.reserve_closing(&plan, pins)?;
     match rest.is_empty() {
-        true => trees.freed.delete(key.as_bytes(), &mut update, cache),
-        false => trees.freed.put(key.as_bytes(), rest.as_bytes(), &mut update, cache),
+        true => tree.delete(key, &mut update, cache),
+        false => tree.put(key, rest.as_bytes(), &mut update, cache),
     }
-    Ok(Some(*last))
+    Ok(*last)
 }
 
 /// Joins ascending extents that touch.

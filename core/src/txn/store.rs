@@ -32,7 +32,7 @@
 //! What this module deliberately doesn't know: who asks for changes, and how claims are read.
 
 use super::kept::{Keeping, Kept};
-use super::settle::{self, MARGIN, RESERVE_MIN, RESERVE_TARGET, Reserve, Settling};
+use super::settle::{self, Earlier, MARGIN, RESERVE_MIN, RESERVE_TARGET, Reserve, Settling};
 use super::takeover::{Gone, Outcome, TakeoverJob, usable_round};
 use super::trees::Trees;
 use crate::arena::{Arena, ArenaFull};
@@ -124,6 +124,8 @@ pub struct Store<'m> {
     commit: CommitNo,
     takeover: [u64; TAKEOVER_ROUNDS],
     settling: Settling,
+    /// Those who led before this term.
+    earlier: Earlier,
     /// What the next commit may write, once this one's blocks are written.
     reserve: Reserve,
     takeover_job: TakeoverJob,
@@ -200,6 +202,7 @@ impl<'m> Store<'m> {
             commit: CommitNo(0),
             takeover: [0; TAKEOVER_ROUNDS],
             settling: Settling::default(),
+            earlier: Earlier::default(),
             reserve: Reserve::new(),
             takeover_job: TakeoverJob::default(),
             commit_wanted: false,
@@ -253,6 +256,7 @@ impl<'m> Store<'m> {
         let own = root.takeover(used).expect("it is usable");
         self.commit = root.commit().next();
         self.takeover = shifted(root, term);
+        self.earlier = Earlier { than: term.round(), gone: gone.clone() };
         self.takeover_job = TakeoverJob::begin(term, self.commit, gone.clone(), used);
         self.term = term;
         if is_active(Mutant::TakeoverOutsideReserve) && root.term() != Term::NONE {
@@ -323,6 +327,13 @@ impl<'m> Store<'m> {
         self.cache.space().keep_to(self.kept.version(self.commit));
     }
 
+    /// These leaders of earlier rounds are proven gone: what they might have written can be used.
+    pub fn earlier_gone(&mut self, gone: Gone) {
+        if gone != self.earlier.gone {
+            (self.earlier.gone, self.exhausted) = (gone, false);
+        }
+    }
+
     /// Ends the open commit as soon as the one before it is confirmed.
     pub fn commit(&mut self) {
         self.commit_wanted = true;
@@ -371,7 +382,7 @@ impl<'m> Store<'m> {
         (self.root, self.sealed, self.wanted, self.event) = (None, None, None, None);
         (self.commit_wanted, self.exhausted, self.runnable) = (false, false, false);
         self.term = Term::NONE;
-        self.settling = Settling::default();
+        (self.settling, self.earlier) = (Settling::default(), Earlier::default());
         self.reserve.clear();
         self.kept.reset();
         self.cache.space().keep_to(0);
@@ -445,7 +456,7 @@ impl<'m> Store<'m> {
     fn step_settling(&mut self) -> More {
         let (trees, cache) = (&mut self.trees, &mut self.cache);
         let (pins, kept) = (&mut self.pins, &mut self.kept);
-        match self.settling.run(self.commit, trees, cache, pins, kept) {
+        match self.settling.run(self.commit, trees, cache, pins, kept, &self.earlier) {
             Ok(reserve) => {
                 self.exhausted = self.settling.is_exhausted();
                 if let Err(what) = self.seal_root(reserve) {

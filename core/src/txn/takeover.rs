@@ -26,7 +26,7 @@
 //! What this module deliberately doesn't know: how a commit is written.
 
 use super::kept::Kept;
-use super::settle::{RESERVE_TARGET, Settling};
+use super::settle::{Earlier, RESERVE_TARGET, Settling};
 use super::trees::Trees;
 use crate::block::{Cache, Pins};
 use crate::error::Stop;
@@ -48,7 +48,7 @@ use zerocopy::{FromBytes, IntoBytes};
 /// so in its own slot: it claims that round, or leads it. A slot that has resigned, or has claimed
 /// a later round since, has nothing of the earlier one in flight, whether it is the same voter or
 /// another that was started in its place: that is what a voter answers for when it writes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gone {
     known: bool,
     acting: Vec<u64, SLOTS>,
@@ -174,7 +174,8 @@ impl TakeoverJob {
                     let rounds = self.term.round() - root.term().round();
                     let rounds = rounds.min(TAKEOVER_ROUNDS as u64);
                     let blocks = RESERVE_TARGET + rounds * TAKEOVER_BLOCKS;
-                    let taken = settling.fill_up(blocks, trees, cache, pins, kept)?;
+                    let earlier = Earlier { than: self.term.round(), gone: self.gone.clone() };
+                    let taken = settling.fill_up(blocks, trees, cache, pins, kept, &earlier)?;
                     return Ok(Outcome::Done(taken));
                 }
             };

@@ -6,7 +6,7 @@ extern crate std;
 
 mod readers;
 
-use super::settle::FREE_MIN;
+use super::settle::{FREE_MIN, RESERVE_MIN};
 use super::store::{Store, StoreEvent, TakeoverError};
 use super::takeover::Gone;
 use super::trees::Trees;
@@ -754,6 +754,40 @@ fn any_number_of_rounds_may_come_to_nothing() {
     });
     let refused = refused.take(1000).flatten().next();
     assert_eq!(refused, Some(StoreEvent::Refused(TakeoverError::Round)));
+}
+
+fn reserved(leader: &Leader) -> u64 {
+    leader.store.root().unwrap().reserve().iter().map(Extent::len).sum()
+}
+
+/// Leaders die one after the other, and take the reserves of all with them. When it is known that
+/// they are gone, the last one needs no room for a request to get that space.
+#[test]
+fn what_leaders_leave_behind_who_are_gone_fills_the_reserve() {
+    let mut world = World::new(6);
+    let (disk, rng) = (&mut world.disk, &mut world.rng);
+    let mut round = 0;
+    let mut leader = loop {
+        round += 1;
+        let mut leader = loaded(round, disk, rng);
+        leader.store.take_over(Term::new(round, 0), &Gone::NOBODY).unwrap();
+        let commit = first_commit(&mut leader, disk, rng);
+        leader.store.confirm(commit);
+        if reserved(&leader) < RESERVE_MIN {
+            break leader;
+        }
+    };
+    assert!(!leader.store.is_commit_wanted(), "nothing is free");
+    leader.store.earlier_gone(Gone::NOBODY);
+    assert!(!leader.store.is_commit_wanted(), "nothing is known");
+    leader.store.earlier_gone(Gone::all_but([round - 1]));
+    while reserved(&leader) < RESERVE_MIN {
+        assert!(leader.store.is_commit_wanted(), "{} blocks", reserved(&leader));
+        leader.store.commit();
+        let commit = first_commit(&mut leader, disk, rng);
+        leader.store.confirm(commit);
+    }
+    census(disk, newest_root(disk).fields());
 }
 
 /// Goes on until the root of the next commit is to be written: that write, which is kept.

@@ -5,9 +5,11 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,9 +44,17 @@ pub(crate) fn memory_dir() -> TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
-/// A port of this host that nobody uses.
+/// A port of this host that nobody uses, and that the system gives to nobody who leaves the choice
+/// to it, as everybody who connects to something does.
 pub(crate) fn unused_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const PORTS: Range<u16> = 10_000..32_000;
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side look in different places.
+    let first = std::process::id().wrapping_mul(61);
+    let asked = || first.wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed).into());
+    let port = |nth: u32| PORTS.start + (nth % u32::from(PORTS.end - PORTS.start)) as u16;
+    let mut ports = PORTS.map(|_| port(asked()));
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// Waits until there is something, and fails when there never is.
