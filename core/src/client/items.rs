@@ -332,7 +332,7 @@ impl<'m> ItemCache<'m> {
             if self.index.find(&entry.key).is_some() {
                 let flags = self.slots[entry.id as usize].flags;
                 assert!(flags & DIRTY == 0, "invalidated while dirty");
-                self.drop_item(entry.id);
+                self.drop_item(&entry.key, entry.id);
             }
             self.counters.items_invalidated += 1;
         }
@@ -411,23 +411,23 @@ impl<'m> ItemCache<'m> {
         id
     }
 
-    /// Removes an item that is on no list.
-    fn free_slot(&mut self, id: u32) {
+    /// Removes the item of this key, which is on no list.
+    fn free_slot(&mut self, key: &Key, id: u32) {
+        self.index.remove(key).expect("every item is in the index");
         let slot = &mut self.slots[id as usize];
-        self.values.forfeit(slot.head);
-        self.index.remove(&slot.key).expect("every item is in the index");
+        self.values.forfeit(slot.head, slot.len);
         slot.head = self.free;
         self.free = id;
         self.free_count += 1;
     }
 
-    /// Removes a clean item.
-    fn drop_item(&mut self, id: u32) {
+    /// Removes the clean item of this key.
+    fn drop_item(&mut self, key: &Key, id: u32) {
         match self.slots[id as usize].flags & PROTECTED {
             0 => self.probation.remove(self.links, id),
             _ => self.protected.remove(self.links, id),
         }
-        self.free_slot(id);
+        self.free_slot(key, id);
     }
 
     /// Chunks of an item's value.

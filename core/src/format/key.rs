@@ -70,7 +70,8 @@ impl KeyBytes {
 
     /// Numbers of the same order as the bytes, which compare without a call. The 5 bytes that are
     /// in both are equal when the second one counts.
-    fn numbers(&self) -> (u128, u128) {
+    #[must_use]
+    pub(crate) fn numbers(&self) -> (u128, u128) {
         let bytes = self.as_bytes();
         let (first, last) = (bytes.first_chunk::<16>(), bytes.last_chunk::<16>());
         let number = |chunk: Option<&[u8; 16]>| u128::from_be_bytes(*chunk.expect("27 bytes"));

@@ -27,6 +27,7 @@
 use super::build::{BuildSpace, FILTER_BLOCKS_MAX, Refused, RunBuilder, Sealed, filter_blocks};
 use super::choose::{Choice, LOWERS_MAX, UPPERS_MAX};
 use super::manifest::{CHANGE_MAX, Change, Run};
+use super::range::KeyRange;
 use crate::arena::{Arena, ArenaFull};
 use crate::block::{Cache, FrameId, Pins};
 use crate::error::{Corruption, Error, Stop};
@@ -76,6 +77,18 @@ struct Source {
     /// The next item.
     block: u16,
     item: u16,
+}
+
+/// The next item of a source.
+struct Head<'c> {
+    /// Which of the sources, and the items of its present block.
+    source: usize,
+    items: Items<'c>,
+    /// The keys that the present input may have.
+    range: KeyRange,
+    item: (&'c KeyBytes, Value<'c>),
+    /// The item's key as numbers, which are compared with those of all other sources.
+    order: (u128, u128),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,27 +299,24 @@ impl<'m> Merge<'m> {
         if frames.is_empty() {
             return Ok(self.end());
         }
-        let of = |number: usize, frame: FrameId| {
-            let items = Items::opened(cache.block(frame));
-            (number, items, items.get(self.sources[number].item))
-        };
-        let mut heads: Vec<_, { UPPERS_MAX + 1 }> =
-            frames.iter().map(|&(number, frame)| of(number, frame)).collect();
+        let mut heads: Vec<Head<'_>, { UPPERS_MAX + 1 }> =
+            frames.iter().map(|&(number, frame)| self.head(number, cache.block(frame))).collect();
         for _ in 0..budget {
             // Of equal keys that of the first source: the newest.
-            let first = heads.iter().min_by_key(|(_, _, (key, _))| *key);
-            let &(number, _, (key, value)) = first.expect("not empty");
-            self.check(number, key)?;
+            let first = heads.iter().min_by_key(|head| head.order).expect("not empty");
+            self.check(first)?;
+            let (order, (key, value)) = (first.order, first.item);
             if let Some(progress) = self.take(key, &value) {
                 return Ok(progress);
             }
             self.last = Some(*key);
             let mut block_ends = false;
-            for (number, items, head) in heads.iter_mut().filter(|(_, _, head)| head.0 == key) {
-                if self.advance(*number, items.count()) {
+            for head in heads.iter_mut().filter(|head| head.order == order) {
+                if self.advance(head.source, head.items.count()) {
                     block_ends = true;
                 } else {
-                    *head = items.get(self.sources[*number].item);
+                    head.item = head.items.get(self.sources[head.source].item);
+                    head.order = head.item.0.numbers();
                 }
             }
             if block_ends {
@@ -316,17 +326,28 @@ impl<'m> Merge<'m> {
         Ok(Progress::Step)
     }
 
+    /// The next item of a source, which is in this block.
+    fn head<'c>(&self, number: usize, block: &'c Block) -> Head<'c> {
+        let source = &self.sources[number];
+        let (items, range) = (Items::opened(block), self.inputs[source.input].range());
+        let item = items.get(source.item);
+        Head { source: number, items, range, order: item.0.numbers(), item }
+    }
+
     /// Whether the next key of this source can be: checksums say who wrote a block, not that it was
     /// right.
-    fn check(&self, number: usize, key: &KeyBytes) -> Result<(), Error> {
-        let source = &self.sources[number];
-        let input = &self.inputs[source.input];
-        let blkno = input.place().items(source.block).blkno;
+    fn check(&self, head: &Head<'_>) -> Result<(), Error> {
+        let key = head.item.0;
+        let corrupt = |what| {
+            let source = &self.sources[head.source];
+            let blkno = self.inputs[source.input].place().items(source.block).blkno;
+            Err(Error::Corrupt { blkno, what })
+        };
         if self.last.is_some_and(|last| last >= *key) {
-            return Err(Error::Corrupt { blkno, what: Corruption::Order });
+            return corrupt(Corruption::Order);
         }
-        if !input.range().contains(key) {
-            return Err(Error::Corrupt { blkno, what: Corruption::Mismatch });
+        if !head.range.contains(key) {
+            return corrupt(Corruption::Mismatch);
         }
         Ok(())
     }

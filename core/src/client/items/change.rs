@@ -198,7 +198,7 @@ impl ItemCache<'_> {
                 self.rewrite(id, Some(value));
             }
             None => {
-                assert!(self.ranges.find(key).is_some(), "created without being known absent");
+                debug_assert!(self.ranges.find(key).is_some(), "the plan has looked at that");
                 self.add_dirty(key, 0, value);
             }
         }
@@ -215,7 +215,7 @@ impl ItemCache<'_> {
         assert!(slot.flags & DIRTY != 0, "an item that is nowhere else is dirty");
         self.dirty_items -= 1;
         self.dirty_chunks -= self.chunks(id);
-        self.free_slot(id);
+        self.free_slot(key, id);
     }
 
     fn write_blind(&mut self, key: &Key, value: Option<&[u8]>) {
@@ -258,7 +258,7 @@ impl ItemCache<'_> {
         let old_marks = marks(slot.flags);
         slot.flags = slot.flags & !(TOMBSTONE | PROTECTED) | tombstone | self.open.bit();
         let value = value.unwrap_or(&[]);
-        self.values.forfeit(slot.head);
+        self.values.forfeit(slot.head, slot.len);
         slot.head = self.values.store(value);
         slot.len = value.len() as u16;
         if marks(slot.flags) != old_marks {

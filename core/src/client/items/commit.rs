@@ -38,8 +38,8 @@
 use super::index::Entry;
 use super::key::{FIRST, successor};
 use super::{
-    BLIND, DIRTY, DIRTY_EVEN, DIRTY_ODD, ItemCache, Key, More, PERSISTENT, Range, TOMBSTONE, Value,
-    marks,
+    BLIND, DIRTY, DIRTY_EVEN, DIRTY_ODD, ItemCache, Key, LIVE, More, PERSISTENT, Range, TOMBSTONE,
+    Value,
 };
 use crate::format::CommitNo;
 use crate::mutant::{Mutant, is_active};
@@ -211,30 +211,33 @@ impl ItemCache<'_> {
         let Phase::Ending { durable, .. } = self.phase else {
             return;
         };
-        let slot = &mut self.slots[entry.id as usize];
-        if slot.flags & bit == 0 {
+        // What is to be done, the index says: nothing has to wait for the slot.
+        if entry.marks & bit == 0 {
             return;
         }
+        let slot = &mut self.slots[entry.id as usize];
         slot.flags &= !bit;
         let Some(root) = durable else {
             slot.flags |= open;
-            self.index.mark(&entry.key, marks(slot.flags));
+            self.index.mark(&entry.key, entry.marks & !bit | open);
             return;
         };
-        let flags = slot.flags;
-        if flags & open != 0 {
-            self.index.mark(&entry.key, marks(flags));
+        if entry.marks & open != 0 {
+            self.index.mark(&entry.key, entry.marks & !bit);
             return;
+        }
+        let mut marks = entry.marks & !bit;
+        if is_active(Mutant::WriteOnlyItemsKept) {
+            slot.flags &= !BLIND;
+            marks = super::marks(slot.flags);
         }
         self.dirty_items -= 1;
         self.dirty_chunks -= self.chunks(entry.id);
         self.expire_fills_under(&entry.key, root);
-        let flags = if is_active(Mutant::WriteOnlyItemsKept) { flags & !BLIND } else { flags };
-        self.slots[entry.id as usize].flags = flags;
-        if flags & (TOMBSTONE | BLIND) != 0 {
-            self.free_slot(entry.id);
+        if marks & LIVE == 0 {
+            self.free_slot(&entry.key, entry.id);
         } else {
-            self.index.mark(&entry.key, marks(flags));
+            self.index.mark(&entry.key, marks);
             self.probation.push(self.links, entry.id);
         }
     }

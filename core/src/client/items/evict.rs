@@ -82,18 +82,31 @@ impl ItemCache<'_> {
         };
         let key = self.slots[victim as usize].key;
         let Some(range) = self.ranges.find(&key) else {
-            self.drop_item(victim);
+            self.drop_item(&key, victim);
             self.counters.items_evicted += 1;
             return true;
         };
         let (first, bound_first) = self.window_first(&key, &range);
         let (last, bound_last) = self.window_last(&key, &range);
         self.ranges.subtract(&Range { first: bound_first, last: bound_last });
-        while let Some(entry) = self.first_in(&Range { first, last }, ANY) {
-            self.drop_item(entry.id);
-            self.counters.items_evicted += 1;
+        let mut item = (key, victim);
+        if first < last {
+            item = self.item_from(&first);
         }
-        true
+        loop {
+            self.drop_item(&item.0, item.1);
+            self.counters.items_evicted += 1;
+            if item.0 == last {
+                return true;
+            }
+            item = self.item_from(&item.0);
+        }
+    }
+
+    /// The first item of what is left of a window, from this key on.
+    fn item_from(&self, key: &Key) -> (Key, u32) {
+        let entry = self.index.ceil(key, ANY).expect("a window ends with an item");
+        (entry.key, entry.id)
     }
 
     fn window_size(&self) -> u32 {

@@ -55,7 +55,20 @@ impl Node {
     }
 
     fn marks(&self) -> u8 {
-        self.used().iter().fold(0, |marks, entry| marks | entry.marks)
+        self.marks_among(u8::MAX)
+    }
+
+    /// The union of all marks, if it can't be more than `most`: then a look at a few entries is
+    /// enough, as a rule.
+    fn marks_among(&self, most: u8) -> u8 {
+        let mut marks = 0;
+        for entry in self.used() {
+            marks |= entry.marks;
+            if marks == most {
+                break;
+            }
+        }
+        marks
     }
 
     /// Position of the first entry at or above the key, in a leaf.
@@ -201,9 +214,9 @@ impl<'m> Index<'m> {
             assert!(!leaf || node.used().get(at).is_none_or(|entry| entry.key != *key));
             if (node.len as usize) < FANOUT {
                 node.insert(at, entry);
-            } else {
-                new = Some(self.split(id, at, entry));
+                continue;
             }
+            new = Some(self.split(id, at, entry));
             if let Some((parent, at)) = path.last() {
                 self.nodes[*parent as usize].entries[*at].marks = self.nodes[id as usize].marks();
             }
@@ -231,7 +244,13 @@ impl<'m> Index<'m> {
             if (self.nodes[child as usize].len as usize) < HALF {
                 self.rebalance(parent, at);
             } else {
-                self.nodes[parent as usize].entries[at].marks = self.nodes[child as usize].marks();
+                let before = self.nodes[parent as usize].entries[at].marks;
+                let marks = self.nodes[child as usize].marks_among(before);
+                if marks == before {
+                    // Neither this level's nodes nor any above have changed.
+                    return Some(found.id);
+                }
+                self.nodes[parent as usize].entries[at].marks = marks;
             }
             child = parent;
         }
@@ -252,12 +271,12 @@ impl<'m> Index<'m> {
         assert!(entry.key == *key);
         entry.marks = marks;
         while let Some((parent, at)) = path.pop() {
-            let marks = self.nodes[child as usize].marks();
-            let entry = &mut self.nodes[parent as usize].entries[at];
-            if entry.marks == marks {
+            let before = self.nodes[parent as usize].entries[at].marks;
+            let marks = self.nodes[child as usize].marks_among(before | marks);
+            if marks == before {
                 return;
             }
-            entry.marks = marks;
+            self.nodes[parent as usize].entries[at].marks = marks;
             child = parent;
         }
     }

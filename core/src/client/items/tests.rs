@@ -65,6 +65,7 @@ impl SplitMix {
 fn audit(cache: &ItemCache<'_>) {
     let (mut items, mut chunks, mut dirty_items, mut dirty_chunks) = (0, 0, 0, 0);
     let mut listed = [BTreeSet::new(), BTreeSet::new()];
+    let mut places: Vec<u32> = cache.values.free_chunks().collect();
     let mut at = Some(FIRST);
     while let Some(entry) = at.and_then(|at| cache.index.ceil(&at, ANY)) {
         let slot = &cache.slots[entry.id as usize];
@@ -72,6 +73,7 @@ fn audit(cache: &ItemCache<'_>) {
         assert_eq!(entry.marks, marks(slot.flags));
         items += 1;
         chunks += chunks_of(slot.len.into());
+        places.extend(cache.values.chunks(slot.head, chunks_of(slot.len.into())));
         if slot.flags & DIRTY != 0 {
             dirty_items += 1;
             dirty_chunks += chunks_of(slot.len.into());
@@ -87,6 +89,9 @@ fn audit(cache: &ItemCache<'_>) {
     let usage = cache.usage();
     assert_eq!(usage.items, items);
     assert_eq!(usage.chunks, chunks);
+    // Each chunk is in one value, or free.
+    places.sort_unstable();
+    assert!(places.iter().copied().eq(0..cache.limits.chunks));
     assert_eq!((usage.dirty_items, usage.dirty_chunks), (dirty_items, dirty_chunks));
     assert!(dirty_items <= cache.limits.dirty_items);
     assert!(dirty_chunks <= cache.limits.dirty_chunks);

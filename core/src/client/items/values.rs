@@ -58,16 +58,29 @@ impl<'m> Values<'m> {
         head
     }
 
-    /// Gives the chunks of a value back.
-    pub(super) fn forfeit(&mut self, head: u32) {
-        let mut id = head;
-        while id != NONE {
-            let next = self.links[id as usize];
-            self.links[id as usize] = self.free;
-            self.free = id;
-            self.free_count += 1;
-            id = next;
+    /// Gives the chunks of a value back, as one piece of the list of free ones. A value of one
+    /// chunk, as most are, is not looked at for that.
+    pub(super) fn forfeit(&mut self, head: u32, len: u16) {
+        let count = chunks_of(usize::from(len));
+        if count > 0 {
+            let last = (1..count).fold(head, |id, _| self.links[id as usize]);
+            self.links[last as usize] = self.free;
+            self.free = head;
+            self.free_count += count;
         }
+    }
+
+    /// The chunks of a value.
+    #[cfg(test)]
+    pub(super) fn chunks(&self, head: u32, count: u32) -> impl Iterator<Item = u32> {
+        let after = |id: &u32| Some(self.links[*id as usize]);
+        core::iter::successors(Some(head), after).take(count as usize)
+    }
+
+    /// The chunks of no value.
+    #[cfg(test)]
+    pub(super) fn free_chunks(&self) -> impl Iterator<Item = u32> {
+        self.chunks(self.free, self.free_count)
     }
 
     /// A stored value.

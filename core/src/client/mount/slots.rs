@@ -237,6 +237,13 @@ impl<'m> Slots<'m> {
         self.states[at].id
     }
 
+    /// Those that are not free. The first free slot is the one that is taken, so these stand close
+    /// together.
+    fn at_work(&self) -> impl Iterator<Item = (usize, &State)> {
+        let states = self.states.iter().enumerate();
+        states.filter(|(_, at)| at.stage != Stage::Free).take(self.used)
+    }
+
     /// The slot of a request at work.
     pub(super) fn find(&self, id: op::RequestId) -> Option<usize> {
         let states = self.states[..self.requests].iter();
@@ -245,15 +252,14 @@ impl<'m> Slots<'m> {
 
     /// The oldest of those whose stage is of this sort.
     pub(super) fn oldest(&self, sort: impl Fn(&Stage) -> bool) -> Option<usize> {
-        let states = self.states.iter().enumerate();
-        let of_sort = states.filter(|(_, at)| at.stage != Stage::Free && sort(&at.stage));
+        let of_sort = self.at_work().filter(|(_, at)| sort(&at.stage));
         of_sort.min_by_key(|(_, at)| at.age).map(|(at, _)| at)
     }
 
     /// The oldest that was ended for a signal, and has not said so.
     pub(super) fn oldest_cut(&self) -> Option<usize> {
-        let states = self.states.iter().enumerate();
-        let cut = states.filter(|(at, state)| state.stage == Stage::Said && self.bodies[*at].cut);
+        let cut =
+            self.at_work().filter(|(at, state)| state.stage == Stage::Said && self.bodies[*at].cut);
         cut.min_by_key(|(_, at)| at.age).map(|(at, _)| at)
     }
 
@@ -295,8 +301,7 @@ impl<'m> Slots<'m> {
 
     /// The oldest that waits for bytes to be set to zero, which has not begun.
     pub(super) fn next_to_zero(&self) -> Option<usize> {
-        let states = self.states.iter().enumerate();
-        let waiting = states.filter(|(at, state)| {
+        let waiting = self.at_work().filter(|(at, state)| {
             state.stage == Stage::Parked(Park::Zeroing) && self.bodies[*at].zero.is_some()
         });
         waiting.min_by_key(|(_, at)| at.age).map(|(at, _)| at)
@@ -304,7 +309,8 @@ impl<'m> Slots<'m> {
 
     /// Lets those run that wait for something of this sort.
     pub(super) fn wake(&mut self, sort: impl Fn(&Park) -> bool) {
-        for state in &mut *self.states {
+        let at_work = self.states.iter_mut().filter(|state| state.stage != Stage::Free);
+        for state in at_work.take(self.used) {
             if let Stage::Parked(park) = &state.stage
                 && sort(park)
             {
@@ -315,12 +321,12 @@ impl<'m> Slots<'m> {
 
     /// Whether any waits for something of this sort.
     pub(super) fn waits(&self, sort: impl Fn(&Park) -> bool) -> bool {
-        self.states.iter().any(|at| matches!(&at.stage, Stage::Parked(park) if sort(park)))
+        self.at_work().any(|(_, at)| matches!(&at.stage, Stage::Parked(park) if sort(park)))
     }
 
     /// The first time that one waits for.
     pub(super) fn next_time(&self) -> Option<Instant> {
-        let times = self.states.iter().filter_map(|at| match at.stage {
+        let times = self.at_work().filter_map(|(_, at)| match at.stage {
             Stage::Parked(Park::Until(at)) => Some(at),
             Stage::Parked(_)
             | Stage::Free
