@@ -406,9 +406,12 @@ impl<'m> Check<'m> {
         match id {
             Id::Super | Id::Spare => match Unverified::new(block).verify(blkno, blocks) {
                 Ok(read) if is_same(&read, &self.volume) => Ok(()),
-                Ok(_) | Err(SuperError::Truncated { .. } | SuperError::UnknownFeatures(_)) => {
-                    Err(Corruption::Mismatch)
-                }
+                Ok(_)
+                | Err(
+                    SuperError::Truncated { .. }
+                    | SuperError::UnknownFeatures(_)
+                    | SuperError::Times { .. },
+                ) => Err(Corruption::Mismatch),
                 Err(SuperError::NoVolume) => Err(Corruption::Kind),
                 Err(SuperError::Corrupt(what)) => Err(what),
             },

@@ -134,8 +134,8 @@ class Volume:
         demand(not any(rest), "super: label")
         limits = struct.unpack_from("<IIIIII", data, 216)
         clients, per_client, locks, lease, recovery, _ = limits
-        demand(all(limits[:5]) and clients <= 4096 and locks >= per_client and recovery >= lease,
-               "super: limits")
+        demand(all(limits) and clients <= 4096 and locks >= per_client, "super: limits")
+        demand(100 <= lease <= 60000 and recovery >= 9000 + 2 * lease, "super: times")
         demand(not any(data[240:248]), "super: limits' reserved bytes")
         voters = {}
         for slot in range(7):

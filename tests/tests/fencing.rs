@@ -38,7 +38,7 @@ impl Drop for Mount {
 
 impl Volume {
     fn make() -> Option<Volume> {
-        Volume::make_with("6000")
+        Volume::make_with("11000")
     }
 
     /// The same with another recovery window.

@@ -51,7 +51,7 @@ fn without_a_server_requests_fail_after_the_time_and_status_says_why() {
     }
     let dir = memory_dir();
     let voter = format!("0,127.0.0.1,{}", unused_port());
-    let args = ["mkfs", "-s", "64M", "--recovery-ms", "6000", "-Q", &voter, "v"];
+    let args = ["mkfs", "-s", "64M", "--recovery-ms", "11000", "-Q", &voter, "v"];
     assert!(command(dir.path(), &args).output().unwrap().status.success());
     let mut server = serve(dir.path());
     let at = dir.path().join("at");

@@ -226,6 +226,8 @@ fn what_is_no_volume_or_no_whole_one_is_refused_and_left_as_it_is() {
     change(|file| file.set_len(40 << 20).unwrap(), 8, "give the device back the size");
     change(|file| file.write_all_at(&[9], 16 * BLOCK + 60).unwrap(), 4, "is damaged (checksum)");
     change(|file| reseal_super(file, 144), 8, "features that this program doesn't know");
+    // The recovery window: 560 ms.
+    change(|file| reseal_super(file, 233), 8, "times that contradict each other");
 }
 
 /// Sets a byte of the super block, and makes its checksum right again.

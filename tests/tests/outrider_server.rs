@@ -256,6 +256,12 @@ fn what_cannot_be_served_is_refused_and_left_as_it_is() {
     let ro_compat = std::mem::offset_of!(outrider_core::format::super_block::SuperBlock, ro_compat);
     altered(ro_compat + 7, 0x80, true);
     volume.refuses(&serve, "can only read; use a newer outrider");
+    let limits = std::mem::offset_of!(outrider_core::format::super_block::SuperBlock, limits);
+    // The recovery window: 48 ms are left of it.
+    altered(limits + 17, 0x75, true);
+    for args in [&serve[..], &["tune", "-L", "x", "v"], &["check", "v"]] {
+        volume.refuses(args, "times that contradict each other");
+    }
     file.write_all_at(&good, at).unwrap();
     file.set_len((64 << 20) - 4096).unwrap();
     volume.refuses(&serve, "give the device back the size it had");

@@ -86,7 +86,7 @@ fn voters_times_and_label_are_changed_and_the_volume_is_served_on() {
     assert_eq!(volume.outrider(&["status", "v"]).status.code(), Some(0));
     server.stop();
     volume.serve("0").stop();
-    volume.succeeds(&["tune", "--recovery-ms", "7000", "--io-lifetime-ms", "9000", "v"]);
+    volume.succeeds(&["tune", "--recovery-ms", "9600", "--io-lifetime-ms", "9000", "v"]);
     assert_eq!(volume.print("super")["limits"]["io_lifetime_ms"], 9000);
     volume.serve("2").stop();
     volume.succeeds(&["check", "v"]);
@@ -102,8 +102,8 @@ fn what_makes_no_sense_is_refused() {
         (&["tune", "-Q", "7,10.0.0.1,7", "v"], "NR is at most 6"),
         (&["tune", "-Q", "0,0.0.0.0,7", "v"], "nobody can connect"),
         (&["tune", "--lease-ms", "99", "v"], "--lease-ms is from 100 to 60000"),
-        (&["tune", "--recovery-ms", "5999", "v"], "--recovery-ms is at least 6000"),
-        (&["tune", "--lease-ms", "40000", "v"], "--recovery-ms is at least 40000"),
+        (&["tune", "--recovery-ms", "10999", "v"], "--recovery-ms is at least 11000"),
+        (&["tune", "--lease-ms", "40000", "v"], "--recovery-ms is at least 89000"),
         (&["tune", "--io-lifetime-ms", "0", "v"], "at least 1"),
         (&["tune", "-L", "x", "--fenced", "x", "v"], "32 hexadecimal digits"),
     ] {

@@ -20,7 +20,7 @@ mod process;
 mod volume;
 
 /// What a mount had that was killed is others' soon.
-const RECOVERY_MS: u32 = 6000;
+const RECOVERY_MS: u32 = 11_000;
 /// Longer than an unmount takes that waits for nobody.
 const PROMPT: Duration = Duration::from_secs(15);
 

@@ -119,6 +119,12 @@ fn read_super(disk: &mut Disk, clock: &mut MachineClock, arena: &mut Arena<'stat
         Err(SuperError::Truncated { volume, device }) => {
             refuse!("the volume has {volume} blocks, and the disk only {device}")
         }
+        Err(SuperError::Times { lease_ms, recovery_ms, io_lifetime_ms }) => {
+            refuse!(
+                "the volume's times contradict each other: a lease of {lease_ms} ms, a recovery \
+                 window of {recovery_ms} ms, {io_lifetime_ms} ms for late I/O"
+            )
+        }
     }
 }
 

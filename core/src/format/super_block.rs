@@ -37,9 +37,18 @@ pub const CLIENTS_MAX: u32 = 4096;
 /// The shortest lease of a leader, in milliseconds: shorter than that, a node that is not scheduled
 /// for a moment loses it.
 pub const LEASE_MS_MIN: u32 = 100;
-/// The shortest time for which a silent mount is waited for, in milliseconds: a connection whose
-/// peer is gone is noticed in less.
-pub const RECOVERY_MS_MIN: u32 = 6_000;
+
+/// The shortest time for which leaders with this lease may wait for a silent mount, both in
+/// milliseconds.
+///
+/// A leader that was stopped, and whose clock was too, may renew the lease of a mount until it
+/// reads the claims again, for as long as that mount has not given up the connection. Its successor
+/// waits for long enough that this lease is over before it evicts the mount, whatever the drift of
+/// their clocks: inequality I8 of `PROOFS.md`.
+#[must_use]
+pub const fn recovery_ms_min(lease_ms: u32) -> u32 {
+    lease_ms.saturating_mul(2).saturating_add(9_000)
+}
 
 record! {
     /// The super block.
@@ -143,16 +152,23 @@ impl ClusterLimits {
         Duration::from_millis(self.recovery_ms.get().into())
     }
 
+    /// Whether the times go together, as the proof of the lease needs them.
+    #[must_use]
+    pub fn times_fit(&self) -> bool {
+        let (lease_ms, recovery_ms) = (self.lease_ms.get(), self.recovery_ms.get());
+        (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms)
+            && recovery_ms >= recovery_ms_min(lease_ms)
+            && self.io_lifetime_ms.get() > 0
+    }
+
     /// Whether these can be worked with: nothing is zero, what one mount may have is at most what
-    /// all may have, and times lie within their bounds.
+    /// all may have, and times go together.
     #[must_use]
     pub fn is_sane(&self) -> bool {
-        let (lease_ms, recovery_ms) = (self.lease_ms.get(), self.recovery_ms.get());
         (1..=CLIENTS_MAX).contains(&self.clients.get())
             && self.locks_per_client.get() > 0
             && self.locks.get() >= self.locks_per_client.get()
-            && (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms)
-            && recovery_ms >= lease_ms.max(RECOVERY_MS_MIN)
+            && self.times_fit()
             && self.reserved == [0; 8]
     }
 }
@@ -206,6 +222,15 @@ pub enum SuperError {
         /// Blocks of the device.
         device: u64,
     },
+    /// Its times contradict each other: with them a mount could answer what is not true any more.
+    Times {
+        /// A leader's lease, in milliseconds.
+        lease_ms: u32,
+        /// The recovery window, in milliseconds.
+        recovery_ms: u32,
+        /// How long file ranges of an evicted mount stay locked, in milliseconds.
+        io_lifetime_ms: u32,
+    },
 }
 
 impl<'a> Unverified<'a> {
@@ -240,6 +265,14 @@ impl<'a> Unverified<'a> {
         let unknown = fields.incompat.get() & !INCOMPAT_KNOWN;
         if unknown != 0 {
             return Err(SuperError::UnknownFeatures(unknown));
+        }
+        let limits = &fields.limits;
+        if !limits.times_fit() {
+            return Err(SuperError::Times {
+                lease_ms: limits.lease_ms.get(),
+                recovery_ms: limits.recovery_ms.get(),
+                io_lifetime_ms: limits.io_lifetime_ms.get(),
+            });
         }
         fields.check().map_err(SuperError::Corrupt)?;
         let blocks = fields.blocks.get();
@@ -329,7 +362,8 @@ impl Super {
     /// generation, or what about it is unusable.
     pub fn changed(&self, changes: &Changes, cluster_key: [u8; 32]) -> Result<Super, Corruption> {
         let mut fields = SuperBlock { cluster_key, ..self.0 };
-        fields.header.seq = (self.generation() + 1).into();
+        let next = self.generation().checked_add(1).ok_or(Corruption::Value)?;
+        fields.header.seq = next.into();
         if let Some(voters) = changes.voters {
             fields.voters = voters.map(|voter| voter.map_or(VoterSlot::EMPTY, VoterSlot::at));
         }
@@ -425,8 +459,8 @@ impl SuperBlock {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{
-        CLIENTS_MAX, ClusterLimits, Identity, LEASE_MS_MAX, LEASE_MS_MIN, RECOVERY_MS_MIN, Super,
-        SuperBlock, SuperError, Unverified,
+        CLIENTS_MAX, Changes, ClusterLimits, Identity, LEASE_MS_MAX, LEASE_MS_MIN, Super,
+        SuperBlock, SuperError, Unverified, recovery_ms_min,
     };
     use crate::crc32c::crc32c;
     use crate::error::Corruption;
@@ -521,16 +555,6 @@ pub(crate) mod tests {
             let wrong = altered(|s| s.limits.clients = clients.into());
             assert_eq!(wrong, corrupt(Corruption::Value));
         }
-        for lease_ms in [0, LEASE_MS_MIN - 1, LEASE_MS_MAX + 1] {
-            let wrong = altered(|s| s.limits.lease_ms = lease_ms.into());
-            assert_eq!(wrong, corrupt(Corruption::Value));
-        }
-        let wrong = altered(|s| s.limits.recovery_ms = (RECOVERY_MS_MIN - 1).into());
-        assert_eq!(wrong, corrupt(Corruption::Value));
-        let shorter = |s: &mut SuperBlock| {
-            (s.limits.lease_ms, s.limits.recovery_ms) = (60_000.into(), 59_999.into());
-        };
-        assert_eq!(altered(shorter), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.voters[2].port = 0.into()), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.voters[2].addr[0] = 0xff), corrupt(Corruption::Value));
         assert_eq!(altered(|s| s.voters[1].reserved[0] = 1), corrupt(Corruption::Reserved));
@@ -540,5 +564,56 @@ pub(crate) mod tests {
         let mut misplaced = Block::ZERO;
         verify(&sealed()).unwrap().seal(&mut misplaced, SUPER_BLKNO.plus(1));
         assert_eq!(verify(&misplaced), corrupt(Corruption::Misdirected));
+    }
+
+    /// Whether a volume of these times is made, made by a change, and read. All three agree.
+    fn is_usable(lease_ms: u32, recovery_ms: u32, io_lifetime_ms: u32) -> bool {
+        let mut new = identity();
+        let limits = &mut new.limits;
+        limits.lease_ms = lease_ms.into();
+        limits.recovery_ms = recovery_ms.into();
+        limits.io_lifetime_ms = io_lifetime_ms.into();
+        let made = Super::new(&new).map(drop);
+        let changes = Changes {
+            lease_ms: Some(lease_ms),
+            recovery_ms: Some(recovery_ms),
+            io_lifetime_ms: Some(io_lifetime_ms),
+            ..Changes::default()
+        };
+        let before = verify(&sealed()).unwrap();
+        assert_eq!(before.changed(&changes, [1; 32]).map(drop), made);
+        let read = altered(|s| s.limits = new.limits).map(drop);
+        let times = SuperError::Times { lease_ms, recovery_ms, io_lifetime_ms };
+        match made {
+            Ok(()) => assert_eq!(read, Ok(())),
+            Err(what) => assert_eq!((what, read), (Corruption::Value, Err(times))),
+        }
+        made.is_ok()
+    }
+
+    #[test]
+    fn times_that_contradict_each_other_are_refused_wherever_they_stand() {
+        for lease_ms in [LEASE_MS_MIN, 101, 1000, 40_000, LEASE_MS_MAX] {
+            let least = recovery_ms_min(lease_ms);
+            assert!(is_usable(lease_ms, least, 1));
+            assert!(is_usable(lease_ms, u32::MAX, u32::MAX));
+            for recovery_ms in [0, 1, lease_ms, least - 1] {
+                assert!(!is_usable(lease_ms, recovery_ms, 60_000), "{lease_ms} {recovery_ms}");
+            }
+            assert!(!is_usable(lease_ms, least, 0));
+        }
+        for lease_ms in [0, LEASE_MS_MIN - 1, LEASE_MS_MAX + 1, u32::MAX / 2, u32::MAX] {
+            assert!(!is_usable(lease_ms, u32::MAX, 60_000), "{lease_ms}");
+        }
+    }
+
+    #[test]
+    fn a_volume_of_the_last_generation_is_not_changed_any_more() {
+        let mut block = Block::ZERO;
+        let mut last = Super::new(&identity()).unwrap();
+        last.0.header.seq = u64::MAX.into();
+        last.seal(&mut block, SUPER_BLKNO);
+        let last = verify(&block).unwrap();
+        assert_eq!(last.changed(&Changes::default(), [1; 32]), Err(Corruption::Value));
     }
 }

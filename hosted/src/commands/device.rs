@@ -13,7 +13,10 @@
 use super::Failure;
 use outrider_core::arena::{Arena, ArenaFull};
 use outrider_core::format::layout::{SUPER_BLKNO, spare_blkno};
-use outrider_core::format::super_block::{Super, SuperError, Unverified};
+use outrider_core::format::quorum::LEASE_MS_MAX;
+use outrider_core::format::super_block::{
+    LEASE_MS_MIN, Super, SuperError, Unverified, recovery_ms_min,
+};
 use outrider_core::node::{Action, Event, More, Node};
 use outrider_hal::{BLOCK_BYTES, Block, BlockDevice, BlockNo, BlockRequest, Clock, Instant};
 use outrider_hosted::clock::BootClock;
@@ -107,7 +110,9 @@ impl Image {
             SuperError::NoVolume => {
                 self.blocks > SUPER_BLKNO.0 && self.read(SUPER_BLKNO)?.0 != [0; BLOCK_BYTES]
             }
-            SuperError::UnknownFeatures(_) | SuperError::Truncated { .. } => false,
+            SuperError::UnknownFeatures(_)
+            | SuperError::Truncated { .. }
+            | SuperError::Times { .. } => false,
         };
         if !damaged {
             return Err(self.explain(error));
@@ -137,6 +142,13 @@ impl Image {
             SuperError::Truncated { volume, device } => format!(
                 "{name} has {device} blocks and its volume {volume}: \
                  give the device back the size it had"
+            ),
+            SuperError::Times { lease_ms, recovery_ms, io_lifetime_ms } => format!(
+                "the super block of {name} has times that contradict each other: a lease of \
+                 {lease_ms} ms (it is from {LEASE_MS_MIN} to {LEASE_MS_MAX}), a recovery window of \
+                 {recovery_ms} ms (with this lease at least {}), {io_lifetime_ms} ms for late I/O \
+                 (at least 1); no outrider writes these",
+                recovery_ms_min(lease_ms)
             ),
         })
     }

@@ -14,7 +14,7 @@ use outrider_core::format::item::Time;
 use outrider_core::format::layout::{BLOCKS_MAX, BLOCKS_MIN, SLOTS};
 use outrider_core::format::quorum::LEASE_MS_MAX;
 use outrider_core::format::super_block::{
-    CLIENTS_MAX, ClusterLimits, Identity, LEASE_MS_MIN, RECOVERY_MS_MIN,
+    CLIENTS_MAX, ClusterLimits, Identity, LEASE_MS_MIN, recovery_ms_min,
 };
 use outrider_core::mkfs::{Mkfs, Recipe};
 use outrider_hal::{BLOCK_BYTES, Endpoint, Entropy};
@@ -57,7 +57,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MS")]
     lease_ms: Option<u32>,
     /// How long the leader waits for a mount that it doesn't hear before it evicts it, in
-    /// milliseconds: at least 6000, and as long as a lease; 30000 if not given.
+    /// milliseconds: at least 9000 and two leases; 30000 if not given.
     ///
     /// A mount that reaches no server goes on for a third of that, and then waits for one.
     #[arg(long, value_name = "MS")]
@@ -214,7 +214,7 @@ pub(super) fn check_times(lease_ms: u32, recovery_ms: u32) -> Result<(), Failure
     if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
         return wrong(format!("--lease-ms is from {LEASE_MS_MIN} to {LEASE_MS_MAX}"));
     }
-    let least = lease_ms.max(RECOVERY_MS_MIN);
+    let least = recovery_ms_min(lease_ms);
     if recovery_ms < least {
         return wrong(format!("--recovery-ms is at least {least} with this lease"));
     }

@@ -45,7 +45,8 @@ pub(crate) struct Options {
     /// How long the leader's lease runs, in milliseconds: from 100 to 60000. See mkfs.
     #[arg(long, value_name = "MS")]
     lease_ms: Option<u32>,
-    /// How long a mount that isn't heard is waited for, in milliseconds: at least 6000. See mkfs.
+    /// How long a mount that isn't heard is waited for, in milliseconds: at least 9000 and two
+    /// leases. See mkfs.
     #[arg(long, value_name = "MS")]
     recovery_ms: Option<u32>,
     /// How long file ranges of an evicted mount stay locked without proof that it writes no more,

@@ -7,8 +7,9 @@ use crate::arena::Arena;
 use crate::arena::tests::region;
 use crate::client::op::{Answer, Caller, Op, OpError, Request, RequestId};
 use crate::format::item::Time;
-use crate::format::super_block::Super;
+use crate::format::quorum::LEASE_MS_MAX;
 use crate::format::super_block::tests::identity;
+use crate::format::super_block::{LEASE_MS_MIN, Super, recovery_ms_min};
 use crate::format::wire::ErrorCode;
 use crate::format::wire::greeting::{Greeting, Machine};
 use crate::format::wire::message::{
@@ -383,4 +384,22 @@ fn who_is_refused_and_then_evicted_parts_too() {
     rig.looks = true;
     rig.run(Duration::from_secs(5));
     assert!(rig.mount.has_parted());
+}
+
+/// Inequality I8 of `PROOFS.md`: a leader that did not notice its pause renews the lease of a mount
+/// for the last time when it has read the claims, which it does once per lease, and only while that
+/// mount has not given up the connection. By then no successor has evicted the mount.
+#[test]
+fn a_lease_that_a_stopped_leader_renews_is_over_before_its_successor_evicts_the_mount() {
+    let ms = |count: u32| Duration::from_millis(count.into());
+    let (slow, fast) = (100 + quorum::DRIFT_PERCENT, 100 - quorum::DRIFT_PERCENT);
+    for lease_ms in (LEASE_MS_MIN..=LEASE_MS_MAX).step_by(50) {
+        let election = quorum::Timing::of_lease(lease_ms);
+        let recovery = ms(recovery_ms_min(lease_ms));
+        let mount = MountTiming::of_recovery(recovery);
+        assert!(mount.is_valid());
+        let answers = Timing::DEFAULT.silence + 2 * ms(election.lease_ms) + mount.lease;
+        let evicted = ms(election.observe_ms) + recovery;
+        assert!(answers * slow < evicted * fast, "a lease of {lease_ms} ms");
+    }
 }
