@@ -172,6 +172,8 @@ struct State {
     /// The moment of the last exchange, and that at which the lease was last known to be there.
     exchanged: u64,
     good_until: u64,
+    /// Whether an answer proves that.
+    sure: bool,
     ticks: u64,
     counts: Counts,
 }
@@ -342,7 +344,7 @@ impl State {
         self.counts.requests += 1;
         self.counts.given_up += u64::from(result == Err(OpError::Interrupted));
         let good = !matches!(result, Err(OpError::Io | OpError::Interrupted));
-        if good {
+        if good && self.sure {
             self.good_until = self.exchanged;
             self.history.borrow_mut().good(self.life, self.good_until);
         }
@@ -382,6 +384,7 @@ impl Kernel {
             aborted: false,
             exchanged: good_until,
             good_until,
+            sure: true,
             ticks: 0,
             counts: Counts::default(),
         })))
@@ -419,6 +422,11 @@ impl Kernel {
             && state.forgets.is_empty()
             && state.forgetting.is_empty()
             && state.inodes.keys().all(|ino| *ino == ROOT)
+    }
+
+    /// Whether a mount that answers has its lease: one whose clock stood still may be mistaken.
+    pub fn set_sure(&self, sure: bool) {
+        self.0.borrow_mut().sure = sure;
     }
 
     /// What it is doing, for people: requests, and locks that are held or waited for.

@@ -209,7 +209,7 @@ fn blknos() -> impl Iterator<Item = BlockNo> {
 }
 
 /// Whether a clock stood still between two looks at it: what drift does is far less.
-fn is_slow(before: (Time, Instant), after: (Time, Instant)) -> bool {
+pub(crate) fn is_slow(before: (Time, Instant), after: (Time, Instant)) -> bool {
     let really = after.0.since(before.0);
     after.1.since(before.1) < really - really / 200
 }

@@ -11,7 +11,8 @@
 //!   unknown.
 //! * So a round that is over is checked when all who played in it are known to have had their lease
 //!   at its end, or have left, or as soon as one of them has died. One that was asleep meanwhile
-//!   may not know yet that it has.
+//!   may not know yet that it has. One whose clock stood still may even answer without
+//!   its lease: its answers say nothing until it has asked for the lease anew.
 //!
 //! What this module deliberately doesn't know: how an order is looked for.
 

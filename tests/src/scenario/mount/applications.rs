@@ -9,17 +9,19 @@
 //! * A mount whose connection was cut leaves the volume, and its machine is started anew.
 
 use crate::check::Checker;
+use crate::check::leaders::is_slow;
 use crate::kernel::calls::{File, OpenFlags, Path, Process};
 use crate::kernel::history::{History, Life};
 use crate::kernel::threads::Threads;
 use crate::kernel::{Counts, Failure, Kernel, Pid, Signal};
 use crate::platform::Platform;
 use crate::rng::{Chance, Rng};
-use crate::time::MICRO;
+use crate::time::{MICRO, Time};
 use crate::trace::HostId;
 use crate::world::{Workload, World};
-use outrider_core::client::mount::MountState;
+use outrider_core::client::mount::{Mount, MountState};
 use outrider_core::client::op::{NameBuf, OpError, RenameMode};
+use outrider_hal::Instant;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -94,6 +96,11 @@ struct Mounted {
     processes: Vec<Process>,
     /// Its connection was cut.
     cut: bool,
+    /// When it went on last, and its clock then.
+    clock: Option<(Time, Instant)>,
+    /// Its clock stood still up to here: whether it has its lease it only knows from what it asks
+    /// later.
+    doubt: Option<Instant>,
 }
 
 /// All applications.
@@ -152,7 +159,7 @@ impl Applications {
             let rng = Rng::new(self.rng.number());
             let kernel = Kernel::new(life, Rc::clone(&seen.borrow().history), rng);
             let (threads, processes) = (Threads::default(), Vec::new());
-            Mounted { kernel, threads, processes, cut: false }
+            Mounted { kernel, threads, processes, cut: false, clock: None, doubt: None }
         });
         let enough = self.seen.borrow().has_done_enough(seat.host);
         mounted.processes.retain(|process| !process.has_ended());
@@ -199,6 +206,19 @@ impl Applications {
         let seat = &mut self.seats[at];
         let Some(mounted) = seat.mounted.as_mut().filter(|mounted| !mounted.cut) else { return };
         let kernel = mounted.kernel.clone();
+        let clock = (world.now(), world.clock(seat.host));
+        if mounted.clock.replace(clock).is_some_and(|before| is_slow(before, clock)) {
+            mounted.doubt = Some(clock.1);
+        }
+        let mount = world.guest(seat.host).map(|platform: &Platform| &platform.mount);
+        mounted.doubt = mounted.doubt.filter(|since| {
+            let asked_before = |mount: &Mount<'_>| {
+                let length = mount.config().timing.lease;
+                mount.lease_end().is_none_or(|end| end <= since.plus(length))
+            };
+            mount.is_none_or(asked_before)
+        });
+        kernel.set_sure(mounted.doubt.is_none());
         kernel.tick();
         if world.guest(seat.host).is_some_and(|platform| kernel.has_news(platform)) {
             world.with(seat.host, |platform: &mut Platform, now| kernel.exchange(platform, now));
