@@ -88,7 +88,7 @@ use crate::format::layout::{FIRST_BLKNO, QUORUM_BLKNO, ROOT_BLKNO, ROOT_PAIRS, S
 use crate::format::quorum::{self, SLOTS, Slot};
 use crate::format::root::{Extent, RESERVE_EXTENTS, Root, RootBlock, TAKEOVER_ROUNDS};
 use crate::format::super_block::{Super, SuperError, Unverified};
-use crate::format::{Block, BlockNo};
+use crate::format::{Block, BlockNo, CommitNo};
 use crate::node::{Action, Event, More, Node};
 use clients::Clients;
 use finding::Log;
@@ -213,6 +213,8 @@ pub struct Check<'m> {
     /// Reads of the fixed block of the phase that have shown nothing good.
     reads: u32,
     root: Option<Root>,
+    /// The newest commit that a voter has seen confirmed.
+    confirmed: CommitNo,
     /// A newer root than that has been seen.
     is_outdated: bool,
     /// So has one of a later term.
@@ -250,6 +252,7 @@ impl<'m> Check<'m> {
             buffer: arena.one(Block::ZERO)?,
             reads: 0,
             root: None,
+            confirmed: CommitNo(0),
             is_outdated: false,
             is_of_old_term: false,
             is_pinned: false,
@@ -418,7 +421,10 @@ impl<'m> Check<'m> {
             Id::Quorum => {
                 let slot = (blkno.0 - QUORUM_BLKNO.0) as u8;
                 let slot = Slot::new(slot).expect("one of the slots' blocks");
-                quorum::parse(block, &volume, QUORUM_BLKNO, slot).map(drop)
+                let ballot = quorum::parse(block, &volume, QUORUM_BLKNO, slot)?;
+                let confirmed = ballot.map(|ballot| ballot.confirmed);
+                self.confirmed = self.confirmed.max(confirmed.unwrap_or_default());
+                Ok(())
             }
             _ if block.0 == [0; 4096] => Ok(()),
             _ => {
@@ -436,6 +442,10 @@ impl<'m> Check<'m> {
     fn begin_reserves(&mut self) {
         match &self.root {
             Some(root) => {
+                if root.commit() < self.confirmed {
+                    let stale = Wrong::Corrupt(Corruption::Stale);
+                    self.log.put(Id::Root, Extent::new(ROOT_BLKNO, ROOTS), stale);
+                }
                 self.records.begin(root);
                 self.phase = Phase::Reserves(0);
             }
@@ -449,7 +459,7 @@ impl<'m> Check<'m> {
     /// Forgets all that was found, and begins again.
     fn begin_again(&mut self) {
         self.attempt += 1;
-        (self.phase, self.root) = (Phase::Fixed(0), None);
+        (self.phase, self.root, self.confirmed) = (Phase::Fixed(0), None, CommitNo(0));
         (self.is_outdated, self.is_of_old_term, self.is_pinned) = (false, false, false);
         self.map.clear();
         self.runs.clear();

@@ -500,6 +500,7 @@ impl<'m> Server<'m> {
     fn on_confirmed(&mut self, now: Instant, commit: CommitNo) {
         self.store.confirm(commit);
         self.confirmed = commit;
+        self.voter.commit_confirmed(commit);
         self.root_confirmed = self.manifest_root();
         self.retries_left = RETRIES_MAX;
         self.counters.commits += 1;
@@ -926,9 +927,13 @@ impl<'m> Server<'m> {
         match event {
             StoreEvent::Loaded => {
                 let Phase::Loading(term) = self.phase else { return };
-                let newest = self.store.root().expect("loaded").term();
+                let root = self.store.root().expect("loaded");
+                let newest = root.term();
                 if newest >= term {
                     self.voter.outranked(now, newest);
+                    return self.end_term();
+                }
+                if self.voter.has_lost(now, root.commit()) {
                     return self.end_term();
                 }
                 match self.store.take_over(term, &self.gone()) {

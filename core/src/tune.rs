@@ -27,7 +27,7 @@ use crate::error::{Corruption, Error};
 use crate::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use crate::format::quorum::{Ballot, HostId, Incarnation, SLOTS, Slot, State};
 use crate::format::super_block::{Changes, Super};
-use crate::format::{Block, BlockNo};
+use crate::format::{Block, BlockNo, CommitNo};
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::Vouched;
 use heapless::Vec;
@@ -75,6 +75,13 @@ pub fn settle(
     let stopped = State::Stopped;
     let seq = last.seq.saturating_add(1);
     Ok(Some(Ballot { seq, state: stopped, term: last.held, endpoint: None, ..last }))
+}
+
+/// What the block of a voter that has stopped is to say, if what was confirmed is to be forgotten:
+/// a leader then goes on from the newest root there is.
+#[must_use]
+pub fn forget_commits(stopped: Ballot) -> Ballot {
+    Ballot { seq: stopped.seq.saturating_add(1), confirmed: CommitNo(0), ..stopped }
 }
 
 /// A configuration being changed.

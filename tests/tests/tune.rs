@@ -142,3 +142,37 @@ fn a_damaged_spare_or_voters_block_is_no_obstacle_where_nobody_else_can_be() {
     volume.serve("0").stop();
     volume.succeeds(&["check", "v"]);
 }
+
+/// The newest root is there no more, as if its block had rotted. What it made durable is confirmed,
+/// so nobody goes on from the one before it unless an operator says so.
+#[test]
+fn a_newest_root_that_rots_is_noticed_and_forgotten_only_when_an_operator_says_so() {
+    let volume = Volume::make();
+    volume.serve("0").stop();
+    let roots = volume.print("roots");
+    let newest = roots.as_array().unwrap().iter().find(|root| root["newest"] == true).unwrap();
+    assert_eq!(volume.print("quorum")[0]["confirmed"], newest["commit"]);
+    volume.succeeds(&["check", "v"]);
+    let file = OpenOptions::new().write(true).open(volume.dir.path().join("v")).unwrap();
+    let at = newest["blkno"].as_u64().unwrap() * BLOCK_BYTES as u64;
+    file.write_all_at(&[0xff; 64], at + 100).unwrap();
+
+    let checked = volume.outrider(&["check", "v"]);
+    let found = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(4), "{found}");
+    assert!(found.contains("E-ROOT "), "{found}");
+    for slot in ["0", "1"] {
+        let served = volume.outrider(&["server", "--slot", slot, "v"]);
+        let said = String::from_utf8(served.stderr).unwrap();
+        let lost = format!("commit {} was confirmed", newest["commit"]);
+        assert!(!served.status.success() && said.contains(&lost), "slot {slot}: {said}");
+    }
+    volume.succeeds(&["tune", "-L", "x", "v"]);
+    assert_eq!(volume.print("quorum")[0]["confirmed"], newest["commit"]);
+    volume.succeeds(&["tune", "--forget-commits", "v"]);
+    volume.serve("0").stop();
+    volume.serve("1").stop();
+    let checked = volume.outrider(&["check", "v"]);
+    let found = String::from_utf8(checked.stdout).unwrap();
+    assert!(!found.contains("E-ROOT "), "{found}");
+}

@@ -46,7 +46,7 @@ ids! {
     Quorum = "E-QUORUM",
     /// A root of the ring.
     Ring = "E-RING",
-    /// There is no valid root at all.
+    /// There is no valid root at all, or only one before a commit that was confirmed.
     Root = "E-ROOT",
     /// A node of a tree.
     Node = "E-NODE",

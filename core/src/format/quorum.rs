@@ -18,7 +18,7 @@
 //! What this module deliberately doesn't know: who wins.
 
 use super::block::{self, BlockHeader, Magic, Promise, Volume};
-use super::{Block, BlockNo, Term};
+use super::{Block, BlockNo, CommitNo, Term};
 use crate::error::Corruption;
 use crate::record;
 use core::net::Ipv6Addr;
@@ -52,8 +52,8 @@ record! {
         highest_round: U64,
         /// Generation of the quorum configuration the writer goes by.
         config_gen: U64,
-        /// How often the last mounted voter has left; the largest number any voter has seen.
-        unmount_barrier: U64,
+        /// The newest commit that any voter has seen confirmed.
+        confirmed: U64,
         /// How long the writer's lease runs from the submission of this write, in milliseconds.
         lease_ms: U32,
         /// Mounts that reach the writer, its own counted.
@@ -190,8 +190,9 @@ pub struct Ballot {
     pub highest_round: u64,
     /// Generation of the quorum configuration the voter goes by.
     pub config_gen: u64,
-    /// How often the last mounted voter has left.
-    pub unmount_barrier: u64,
+    /// The newest commit that the voter has seen confirmed by any leader: its root was durable
+    /// before this was written, and every later root has a commit of at least this number.
+    pub confirmed: CommitNo,
     /// How long its lease runs from the submission of this write, in milliseconds.
     pub lease_ms: u32,
     /// Mounts that reach the voter, its own counted.
@@ -217,7 +218,7 @@ impl Ballot {
         record.held = self.held.into();
         record.highest_round = self.highest_round.into();
         record.config_gen = self.config_gen.into();
-        record.unmount_barrier = self.unmount_barrier.into();
+        record.confirmed = self.confirmed.0.into();
         record.lease_ms = self.lease_ms.into();
         record.mounts = self.mounts.into();
         record.incarnation = self.incarnation.0;
@@ -274,7 +275,7 @@ pub fn parse(
         held: record.held.into(),
         highest_round: record.highest_round.get(),
         config_gen: record.config_gen.get(),
-        unmount_barrier: record.unmount_barrier.get(),
+        confirmed: CommitNo(record.confirmed.get()),
         lease_ms: record.lease_ms.get(),
         mounts: record.mounts.get(),
         incarnation: Incarnation(record.incarnation),

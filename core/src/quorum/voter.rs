@@ -46,9 +46,9 @@ use self::write::{FLUSH, WRITE, Writing};
 use super::scan::{Scan, ScanBlocks, Sight};
 use super::timing::{Timing, TimingError, earlier, ms};
 use crate::arena::{Arena, ArenaFull};
-use crate::format::Term;
 use crate::format::block::Volume;
 use crate::format::quorum::{BootId, HostId, Incarnation, ROUND_MAX, Slot, State};
+use crate::format::{CommitNo, Term};
 use crate::mutant::{Mutant, is_active};
 use heapless::Deque;
 use outrider_hal::{
@@ -169,6 +169,14 @@ pub enum Refusal {
     OutdatedConfig(u64),
     /// No round is left. Only a forged block can bring this about.
     RoundsExhausted,
+    /// A root that was durable can't be read any more. Who went on from the one before it would
+    /// undo what was answered, and take for free what is in use.
+    RootLost {
+        /// This commit was confirmed.
+        confirmed: CommitNo,
+        /// The newest root that can be read is of this one.
+        newest: CommitNo,
+    },
 }
 
 /// Why a term ended against the owner's will.
@@ -345,8 +353,10 @@ pub struct Voter<'m> {
     leaving_shown: bool,
     /// Number of the first scan that began when it did.
     leaving_scan: Option<u64>,
-    unmount_barrier: u64,
-    barrier_durable: u64,
+    /// The newest commit that any voter has seen confirmed.
+    confirmed: CommitNo,
+    /// The same when the last claim was found to be alone: what was confirmed before it.
+    floor: CommitNo,
     claims_failed: u32,
     reads_failed: u32,
     writes_failed: u32,
@@ -390,8 +400,8 @@ impl<'m> Voter<'m> {
             leaving: false,
             leaving_shown: false,
             leaving_scan: None,
-            unmount_barrier: 0,
-            barrier_durable: 0,
+            confirmed: CommitNo(0),
+            floor: CommitNo(0),
             claims_failed: 0,
             reads_failed: 0,
             writes_failed: 0,
@@ -467,12 +477,6 @@ impl<'m> Voter<'m> {
         self.leaving_scan.is_some_and(|scan| scan < ended)
     }
 
-    /// The unmount barrier that the own block durably shows.
-    #[must_use]
-    pub fn durable_barrier(&self) -> u64 {
-        self.barrier_durable
-    }
-
     /// Takes note of how many mounts reach this voter, its own counted.
     pub fn mounts_reaching(&mut self, mounts: u32) {
         self.mounts = mounts;
@@ -489,10 +493,9 @@ impl<'m> Voter<'m> {
         self.alert_until = now.plus(ms(self.config.timing.renew_ms) * 2);
     }
 
-    /// Raises the unmount barrier, which the next write then shows; a leader writes at once. See
-    /// [`durable_barrier`](Self::durable_barrier).
-    pub fn raise_barrier(&mut self, barrier: u64) {
-        self.unmount_barrier = self.unmount_barrier.max(barrier);
+    /// Takes note of a commit of the owner's that is confirmed, which the next write then shows.
+    pub fn commit_confirmed(&mut self, commit: CommitNo) {
+        self.confirmed = self.confirmed.max(commit);
     }
 
     /// The leader accepts connections at this endpoint from now on. Ignored out of office.
@@ -526,6 +529,18 @@ impl<'m> Voter<'m> {
         {
             self.depose(now, Loss::Outranked(by));
         }
+    }
+
+    /// The owner has read the ring, and this is the newest root in it. If a later commit was
+    /// confirmed before this term began, its root was durable by then and is lost: the voter takes
+    /// part no longer, and the answer is true.
+    pub fn has_lost(&mut self, now: Instant, newest: CommitNo) -> bool {
+        let leads = matches!(self.phase, Phase::Leading(_));
+        let has_lost = leads && newest < self.floor;
+        if has_lost {
+            self.refuse(now, Refusal::RootLost { confirmed: self.floor, newest });
+        }
+        has_lost
     }
 
     /// The owner has ended its term, and nothing of it is in flight any more: every write has

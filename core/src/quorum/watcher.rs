@@ -101,13 +101,6 @@ impl<'m> Watcher<'m> {
         self.leader
     }
 
-    /// The largest unmount barrier any voter's block shows.
-    #[must_use]
-    pub fn unmount_barrier(&self) -> u64 {
-        let ballots = Slot::ALL.iter().filter_map(|slot| self.scan.sight(*slot).ballot());
-        ballots.map(|ballot| ballot.unmount_barrier).max().unwrap_or(0)
-    }
-
     /// What was last seen of a slot.
     #[must_use]
     pub fn sight(&self, slot: Slot) -> &Sight {

@@ -11,7 +11,7 @@ use crate::format::quorum::{
 };
 use crate::format::super_block::tests::{BLOCKS, identity};
 use crate::format::super_block::{Changes, Super, Unverified};
-use crate::format::{Block, Term};
+use crate::format::{Block, CommitNo, Term};
 use crate::node::{Action, Event, Node};
 use crate::quorum::Vouched;
 use core::net::Ipv6Addr;
@@ -35,7 +35,7 @@ fn ballot(slot: Slot, state: State, host: HostId) -> Ballot {
         held,
         highest_round: 9,
         config_gen: 1,
-        unmount_barrier: 3,
+        confirmed: CommitNo(3),
         lease_ms: 1000,
         mounts: 0,
         incarnation: Incarnation([slot.number() + 1; 16]),

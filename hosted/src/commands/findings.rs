@@ -21,7 +21,7 @@ pub(super) const fn meaning(id: Id) -> &'static str {
         Id::Spare => "the spare super block is damaged, or is not that of the first",
         Id::Quorum => "a voter's block is damaged",
         Id::Ring => "a root is damaged; the newest whole one counts",
-        Id::Root => "there is no valid root: nothing leads to anything",
+        Id::Root => "there is no valid root, or only one from before a commit that was confirmed",
         Id::Node => "a node of a tree is damaged, and all below it is lost",
         Id::Record => "a record of a tree says nothing that can be",
         Id::FreeTrees => "these blocks are free in one of the two free trees only",

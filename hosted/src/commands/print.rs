@@ -240,7 +240,7 @@ impl Volume {
                 "leaving": ballot.leaving,
                 "lease_ms": ballot.lease_ms,
                 "config_gen": ballot.config_gen,
-                "unmount_barrier": ballot.unmount_barrier,
+                "confirmed": ballot.confirmed.0,
                 "endpoint": ballot.endpoint.map(|at| at.to_string()),
                 "host": hex(&ballot.host.0),
                 "boot": hex(&ballot.boot.0),

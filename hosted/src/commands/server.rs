@@ -651,5 +651,10 @@ fn refused(refusal: Refusal, slot: Slot) -> String {
             "the quorum blocks name a round that can't have been; outrider check says more"
                 .to_owned()
         }
+        Refusal::RootLost { confirmed, newest } => format!(
+            "commit {confirmed} was confirmed, and the newest root that can be read is that of \
+             commit {newest}: the volume is damaged; outrider check says what is left, and \
+             outrider tune --forget-commits goes on from there"
+        ),
     }
 }

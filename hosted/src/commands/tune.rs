@@ -20,7 +20,7 @@ use outrider_core::format::layout::QUORUM_BLKNO;
 use outrider_core::format::quorum::{Ballot, HostId, SLOTS, Slot, parse};
 use outrider_core::format::super_block::{Changes, Super};
 use outrider_core::quorum::Vouched;
-use outrider_core::tune::{Obstacle, Tune, settle};
+use outrider_core::tune::{Obstacle, Tune, forget_commits, settle};
 use outrider_hal::{Block, Entropy};
 use outrider_hosted::clock::SystemEntropy;
 use outrider_hosted::disk::Access;
@@ -53,6 +53,13 @@ pub(crate) struct Options {
     /// in milliseconds: longer than any write can be under way.
     #[arg(long, value_name = "MS")]
     io_lifetime_ms: Option<u32>,
+    /// Go on from the newest root that can be read, although servers have confirmed later commits.
+    ///
+    /// What those changed is lost, and what uses the blocks that they took may be damaged. For a
+    /// volume whose servers say that its newest root is lost, after outrider check has shown what
+    /// is left.
+    #[arg(long)]
+    forget_commits: bool,
     /// The operator's word that a server of this id is gone for good; may be given several times.
     ///
     /// Needed for a server that was not stopped in good order, on another host; the refusal names
@@ -102,7 +109,7 @@ fn changes(options: &Options, found: &Super) -> Result<Changes, Failure> {
     let label = options.label.map(|label| label.0);
     let changes = Changes { voters, label, lease_ms, recovery_ms, io_lifetime_ms };
     let wrong = |what: &str| Err(Failure { status: USAGE, what: what.to_owned() });
-    if changes == Changes::default() {
+    if changes == Changes::default() && !options.forget_commits {
         return wrong("nothing is to be changed; see outrider tune --help");
     }
     if io_lifetime_ms == Some(0) {
@@ -170,6 +177,10 @@ fn ballots(
                 lease_ms = lease_ms.max(ballot.lease_ms);
             }
             ballots[slot.index()] = Some(ballot);
+        }
+        if options.forget_commits {
+            let stopped = settled.or(says.ok().flatten());
+            ballots[slot.index()] = stopped.map(forget_commits);
         }
     }
     // Whoever is said to be gone, and is not, writes within a lease.

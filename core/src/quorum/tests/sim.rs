@@ -249,7 +249,7 @@ pub(super) struct Node<'m> {
 }
 
 impl Node<'_> {
-    fn local(&self, t: u64) -> Instant {
+    pub(super) fn local(&self, t: u64) -> Instant {
         // A clock that does not show the pause stands still in it.
         let t = if self.blind { t.max(self.paused_until) } else { t } - self.lost;
         let drift = i128::from(t) * i128::from(self.ppm) / 1_000_000;

@@ -4,8 +4,8 @@ extern crate std;
 
 use super::super::*;
 use super::sim::{BASE, MS, Memory, Prey, Reads, SECOND, Sim, VOLUME};
-use crate::format::Term;
 use crate::format::quorum::{Ballot, Slot, State, parse};
+use crate::format::{CommitNo, Term};
 use crate::mutant::{Mutant, activate};
 use outrider_hal::Block;
 
@@ -529,9 +529,16 @@ fn a_leader_that_hears_fewer_mounts_hands_over_and_a_tie_changes_nothing() {
 
 #[test]
 fn nobody_is_elected_while_a_configured_block_is_damaged_and_its_voter_heals_it() {
+    // Zeros are damage like any other: a blank block has a checksum.
+    for byte in [0xa5, 0] {
+        nobody_is_elected_while_a_configured_block_is(&Block([byte; 4096]));
+    }
+}
+
+fn nobody_is_elected_while_a_configured_block_is(damaged: &Block) {
     let mut memory = Memory::new(4);
     let mut sim = Sim::new(&mut memory, 2, 15);
-    sim.blocks[1] = Block([0xa5; 4096]);
+    sim.blocks[1] = damaged.clone();
     // Slots that are not configured may hold what they like.
     sim.blocks[5] = Block([0xa5; 4096]);
     sim.start(0);
@@ -600,25 +607,6 @@ fn a_newer_configuration_ends_the_term_of_a_leader_that_goes_by_an_older_one() {
 }
 
 #[test]
-fn a_barrier_is_durable_before_its_owner_is_told_and_reaches_the_other_voters() {
-    let mut memory = Memory::new(2);
-    let mut sim = Sim::new(&mut memory, 2, 19);
-    sim.start(0);
-    sim.run_until_led();
-    sim.start(1);
-    let now = sim.now + 3 * SECOND;
-    sim.run_until(now);
-    sim.nodes[0].voter.as_mut().unwrap().raise_barrier(1);
-    let durable = |sim: &Sim<'_>| sim.nodes[0].voter.as_ref().unwrap().durable_barrier();
-    let end = sim.now + LEASE;
-    assert!(!sim.run_while(end, |sim| durable(sim) < 1));
-    assert_eq!(sim.ballot(0).unwrap().unmount_barrier, 1);
-    let now = sim.now + 2 * SECOND;
-    sim.run_until(now);
-    assert_eq!(sim.ballot(1).unwrap().unmount_barrier, 1);
-}
-
-#[test]
 fn a_voter_stopped_while_it_watches_has_written_nothing() {
     let mut memory = Memory::new(1);
     let mut sim = Sim::new(&mut memory, 1, 20);
@@ -651,5 +639,39 @@ fn an_idle_cluster_costs_what_it_says() {
         let most = sim.timing.idle_requests_per_second(node == 0);
         std::println!("voter {node}: {spent} requests per second, at most {most}");
         assert!(most < 20 && spent <= f64::from(most) * 1.06);
+    }
+}
+
+/// A leader that is killed has said which commits were confirmed, and others have read it: who then
+/// finds older roots only doesn't lead.
+#[test]
+fn what_was_confirmed_outlives_the_leader_and_who_finds_an_older_root_is_refused() {
+    for newest in [CommitNo(6), CommitNo(7), CommitNo(8)] {
+        let mut memory = Memory::new(2);
+        let mut sim = Sim::new(&mut memory, 2, 19);
+        sim.start(0);
+        sim.run_until_led();
+        sim.start(1);
+        let now = sim.now + 3 * SECOND;
+        sim.run_until(now);
+        sim.nodes[0].voter.as_mut().unwrap().commit_confirmed(CommitNo(7));
+        let now = sim.now + 2 * SECOND;
+        sim.run_until(now);
+        assert_eq!(sim.ballot(0).unwrap().confirmed, CommitNo(7));
+        assert_eq!(sim.ballot(1).unwrap().confirmed, CommitNo(7));
+        // Its own block is lost too.
+        sim.crash(0);
+        let last = sim.ballot(0).unwrap();
+        let stopped =
+            Ballot { state: State::Stopped, confirmed: CommitNo(0), endpoint: None, ..last };
+        stopped.emit(&mut sim.blocks[0], &VOLUME, BASE);
+        assert_eq!(sim.run_until_led(), 1);
+        let lost = newest < CommitNo(7);
+        let now = sim.nodes[1].local(sim.now);
+        assert_eq!(sim.nodes[1].voter.as_mut().unwrap().has_lost(now, newest), lost);
+        let now = sim.now + 5 * SECOND;
+        sim.run_until(now);
+        let refused = Refusal::RootLost { confirmed: CommitNo(7), newest };
+        assert_eq!(role(&sim, 1) == Role::Refused(refused), lost, "{:?}", role(&sim, 1));
     }
 }

@@ -5,8 +5,8 @@ extern crate std;
 use super::super::*;
 use super::sim::{BASE, MS, VOLUME};
 use crate::arena::{Arena, REGION_ALIGN};
-use crate::format::Term;
 use crate::format::quorum::{Ballot, BootId, HostId, Incarnation, SLOTS, Slot, State, emit_blank};
+use crate::format::{CommitNo, Term};
 use core::mem::MaybeUninit;
 use outrider_hal::{Block, BlockOp, Completion, Endpoint, Instant, IoError};
 use std::vec::Vec;
@@ -50,7 +50,7 @@ fn ballot(slot: usize, state: State, round: u64) -> Ballot {
         held: if state == State::Claiming { Term::NONE } else { term },
         highest_round: round,
         config_gen: 1,
-        unmount_barrier: round,
+        confirmed: CommitNo(round),
         lease_ms: 1000,
         mounts: 0,
         incarnation: Incarnation::default(),
@@ -127,10 +127,6 @@ fn only_the_newest_leader_that_listens_is_reported() {
         with_watcher(|watcher| {
             assert_eq!(serve(watcher, Instant(MS), &disk(ballots)), SLOTS);
             assert_eq!(watcher.leader(), expected, "{ballots:?}");
-            assert_eq!(
-                watcher.unmount_barrier(),
-                ballots.iter().map(|b| b.unmount_barrier).max().unwrap_or(0)
-            );
         });
     }
 }

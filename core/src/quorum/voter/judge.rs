@@ -124,7 +124,7 @@ impl Voter<'_> {
         for slot in Slot::ALL {
             if let Some(ballot) = self.scan.sight(slot).ballot() {
                 self.highest_round = self.highest_round.max(ballot.highest_round);
-                self.unmount_barrier = self.unmount_barrier.max(ballot.unmount_barrier);
+                self.confirmed = self.confirmed.max(ballot.confirmed);
             }
         }
         match self.blind_spot() {
@@ -346,6 +346,7 @@ impl Voter<'_> {
         if !stands || rivalled || self.is_led() || self.blind_spot().is_some() {
             self.withdraw(now);
         } else {
+            self.floor = self.confirmed;
             self.phase = Phase::Taking { term, lease_end };
         }
     }
@@ -449,7 +450,7 @@ impl Voter<'_> {
     }
 
     /// Takes no part any more, once a term that goes on has ended.
-    fn refuse(&mut self, now: Instant, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, now: Instant, refusal: Refusal) {
         match &mut self.phase {
             Phase::Leading(_) => self.depose(now, Loss::Refused(refusal)),
             Phase::Draining { refusal: pending, .. } => *pending = Some(refusal),

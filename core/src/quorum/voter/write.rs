@@ -17,7 +17,6 @@ pub(super) const FLUSH: u64 = WRITE + 1;
 pub(super) struct Sent {
     state: State,
     term: Term,
-    unmount_barrier: u64,
     leaving: bool,
     at: Instant,
 }
@@ -62,10 +61,8 @@ impl<'m> Voter<'m> {
 
     pub(super) fn write_due(&self) -> Option<Instant> {
         let show = self.show()?;
-        let barrier_due =
-            matches!(self.phase, Phase::Leading(_)) && self.unmount_barrier > self.barrier_durable;
         let told = self.leaving_shown == self.leaving;
-        let due = if self.shown == Some((show.state, show.term)) && !barrier_due && told {
+        let due = if self.shown == Some((show.state, show.term)) && told {
             self.written_at.plus(ms(show.again_ms?))
         } else {
             Instant::default()
@@ -106,8 +103,8 @@ impl<'m> Voter<'m> {
         ballot.emit(block, &self.config.volume, self.config.base);
         self.seq = ballot.seq;
         self.written_at = now;
-        let Ballot { state, term, unmount_barrier, leaving, .. } = ballot;
-        self.writing = Writing::Write(Sent { state, term, unmount_barrier, leaving, at: now });
+        let Ballot { state, term, leaving, .. } = ballot;
+        self.writing = Writing::Write(Sent { state, term, leaving, at: now });
         let blkno = self.config.slot.blkno(self.config.base);
         Some(self.request(WRITE, BlockOp::Write(blkno, block)))
     }
@@ -129,7 +126,7 @@ impl<'m> Voter<'m> {
             held,
             highest_round: self.highest_round,
             config_gen: self.config.config_gen,
-            unmount_barrier: self.unmount_barrier,
+            confirmed: self.confirmed,
             lease_ms: self.config.timing.lease_ms,
             mounts: self.mounts,
             incarnation: self.identity.incarnation,
@@ -150,7 +147,6 @@ impl<'m> Voter<'m> {
             (Writing::Flush(sent), Ok(())) => {
                 self.writes_failed = 0;
                 self.shown = Some((sent.state, sent.term));
-                self.barrier_durable = self.barrier_durable.max(sent.unmount_barrier);
                 self.on_leaving_shown(sent.leaving);
                 if matches!(self.trouble, Some(Trouble::OwnWrite(_))) {
                     self.trouble = None;
