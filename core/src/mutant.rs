@@ -112,6 +112,8 @@ mutants! {
     ReleaseBeforeDurable,
     /// What a reader has had pinned is used again as if it were not.
     PinIgnored,
+    /// A leader goes on from the newest root it finds, whatever was confirmed.
+    LostRootIgnored,
 }
 
 #[cfg(any(test, outrider_mutants))]

@@ -48,6 +48,7 @@
 //!   random elections do.
 //! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests
 //!   of damage notice it.
+//! * [`Mutant::LostRootIgnored`]: no root rots there.
 //! * [`Mutant::TransactionBeforeFlush`]: a cut of power at every write of small workloads shows it.
 //!
 //! # Invariants
@@ -149,6 +150,9 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         }
         Mutant::ParkedInRevoke => {
             (None, Told::Core("parking_what_a_notification_waits_for_would_never_end"))
+        }
+        Mutant::LostRootIgnored => {
+            (None, Told::Core("a_leader_that_ignores_a_lost_root_would_go_on_from_the_one_before"))
         }
         Mutant::ChecksumSkipped => (None, Told::Test("a_skipped_checksum_is_noticed")),
         Mutant::TransactionBeforeFlush => (None, Told::Test("forgotten_flushes_are_noticed")),

@@ -536,7 +536,7 @@ impl<'m> Voter<'m> {
     /// part no longer, and the answer is true.
     pub fn has_lost(&mut self, now: Instant, newest: CommitNo) -> bool {
         let leads = matches!(self.phase, Phase::Leading(_));
-        let has_lost = leads && newest < self.floor;
+        let has_lost = leads && newest < self.floor && !is_active(Mutant::LostRootIgnored);
         if has_lost {
             self.refuse(now, Refusal::RootLost { confirmed: self.floor, newest });
         }

@@ -1,5 +1,5 @@
-//! Random schedules: whatever happens, no answered commit is lost, and once the faults stop
-//! somebody leads.
+//! Random schedules: whatever happens, no answered commit is lost or taken for lost, and once the
+//! faults stop somebody leads.
 
 extern crate std;
 
@@ -72,6 +72,7 @@ fn schedule(seed: u64, mutant: Option<Mutant>) -> Outcome {
     let voters = [1, 2, 2, 3, 3, 3, 5, 7][draw.below(8) as usize];
     let mut sim = Sim::new(&mut memory, voters, seed);
     sim.hiccups = true;
+    sim.confirms = true;
     sim.clocks_are_honest = !draw.one_in(3);
     sim.commit_every_ms = [5, 20, 100, 400][draw.below(4) as usize];
     let every = [100, 400, 1000, 2500][draw.below(4) as usize] * MS;

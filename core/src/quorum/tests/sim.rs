@@ -14,9 +14,9 @@ extern crate std;
 
 use super::super::*;
 use crate::arena::Arena;
-use crate::format::Term;
 use crate::format::block::Volume;
 use crate::format::quorum::{Ballot, BootId, HostId, Incarnation, SLOTS, Slot, emit_blank, parse};
+use crate::format::{CommitNo, Term};
 use core::mem::MaybeUninit;
 use outrider_hal::{
     BLOCK_BYTES, Block, BlockNo, BlockOp, BlockRequest, Completion, Endpoint, Instant, IoError,
@@ -302,6 +302,8 @@ pub(super) struct Sim<'m> {
     pub(super) exclusion: Exclusion,
     /// Whether one request in 500 takes long for no reason.
     pub(super) hiccups: bool,
+    /// Whether owners say which commits were confirmed, and ask what was lost: nothing is.
+    pub(super) confirms: bool,
     elected: BTreeMap<Term, (usize, u64)>,
     /// The roots leaders have started from.
     starts: Vec<(Term, usize)>,
@@ -367,6 +369,7 @@ impl<'m> Sim<'m> {
             commit_every_ms: 100,
             exclusion: Exclusion::Host,
             hiccups: false,
+            confirms: false,
             elected: BTreeMap::new(),
             starts: Vec::new(),
             answered: Vec::new(),
@@ -985,6 +988,11 @@ impl<'m> Sim<'m> {
         if let Some((by, id)) = self.answered.iter().find(lost).copied() {
             self.violation(&format!("{term} read roots without answered commit {id} of {by}"));
         }
+        let voter = self.nodes[node].voter.as_mut().unwrap();
+        if self.confirms && voter.has_lost(now, CommitNo(best.commit)) {
+            self.violation(&format!("{term} misses a commit later than {}", best.commit));
+            return;
+        }
         self.starts.push((term, best.id));
         let owner = self.nodes[node].owner.as_mut().unwrap();
         owner.tip = best;
@@ -1008,8 +1016,11 @@ impl<'m> Sim<'m> {
             return;
         }
         owner.tip = owner.new;
-        let (term, id) = (owner.term, owner.new.id);
+        let (term, id, commit) = (owner.term, owner.new.id, CommitNo(owner.new.commit));
         owner.step = Step::Idle { next: self.now + self.rng.below(self.commit_every_ms * MS * 2) };
+        if self.confirms {
+            self.nodes[node].voter.as_mut().unwrap().commit_confirmed(commit);
+        }
         self.counts.answers += 1;
         if self.clocks_are_honest
             && let Some((later, _)) = self.answered.iter().find(|(by, _)| *by > term).copied()

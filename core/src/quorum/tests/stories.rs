@@ -675,3 +675,89 @@ fn what_was_confirmed_outlives_the_leader_and_who_finds_an_older_root_is_refused
         assert_eq!(role(&sim, 1) == Role::Refused(refused), lost, "{:?}", role(&sim, 1));
     }
 }
+
+/// Two voters of which the first has led and confirmed this commit, was stopped in good order at
+/// once, and is followed by the second.
+fn followed_after(sim: &mut Sim<'_>, commit: CommitNo) {
+    sim.start(0);
+    sim.run_until_led();
+    sim.start(1);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    sim.nodes[0].voter.as_mut().unwrap().commit_confirmed(commit);
+    sim.stop(0);
+    assert_eq!(sim.run_until_led(), 1);
+    assert_eq!(sim.ballot(0).unwrap().confirmed, commit);
+}
+
+fn has_lost(sim: &mut Sim<'_>, node: usize, newest: CommitNo) -> bool {
+    let now = sim.nodes[node].local(sim.now);
+    sim.nodes[node].voter.as_mut().unwrap().has_lost(now, newest)
+}
+
+/// What a voter's block in the slot of this number says, whose voter has long stopped.
+fn stopped(sim: &mut Sim<'_>, slot: u8, confirmed: CommitNo) {
+    let blkno = usize::from(slot);
+    let said = sim.ballot(1).unwrap();
+    let slot = Slot::new(slot).unwrap();
+    let (term, held, state) = (Term::NONE, Term::NONE, State::Stopped);
+    let said = Ballot { slot, term, held, state, confirmed, endpoint: None, ..said };
+    said.emit(&mut sim.blocks[blkno], &VOLUME, BASE);
+}
+
+#[test]
+fn a_leader_stopped_in_good_order_leaves_nothing_that_could_be_lost_unnoticed() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    assert!(!has_lost(&mut sim, 1, CommitNo(7)));
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+}
+
+/// With the mistake it would undo what was answered.
+#[test]
+fn a_leader_that_ignores_a_lost_root_would_go_on_from_the_one_before() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    activate(Some(Mutant::LostRootIgnored));
+    let goes_on = !has_lost(&mut sim, 1, CommitNo(6));
+    activate(None);
+    assert!(goes_on);
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+}
+
+/// A leader whose claim was still to be seen confirms and says so late: its root was written after
+/// the reading that its successor goes by.
+#[test]
+fn what_is_confirmed_during_a_term_is_carried_on_and_is_not_missed_in_it() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    let late = Ballot { confirmed: CommitNo(9), ..sim.ballot(0).unwrap() };
+    let late = Ballot { seq: late.seq + 1, ..late };
+    late.emit(&mut sim.blocks[0], &VOLUME, BASE);
+    let now = sim.now + 3 * SECOND;
+    sim.run_until(now);
+    assert_eq!(sim.ballot(1).unwrap().confirmed, CommitNo(9));
+    assert!(!has_lost(&mut sim, 1, CommitNo(7)));
+}
+
+/// Slots may be taken out of the configuration, and what was confirmed by then stays so. A block
+/// may say what it likes: the number is only compared.
+#[test]
+fn a_slot_that_is_not_configured_says_what_was_confirmed_too() {
+    for (confirmed, lost) in [(5, false), (6, false), (7, true), (u64::MAX, true)] {
+        let mut memory = Memory::new(2);
+        let mut sim = Sim::new(&mut memory, 2, 23);
+        sim.start(1);
+        sim.run_until_led();
+        stopped(&mut sim, 5, CommitNo(confirmed));
+        sim.start(0);
+        let now = sim.now + 3 * SECOND;
+        sim.run_until(now);
+        sim.stop(1);
+        assert_eq!(sim.run_until_led(), 0);
+        assert_eq!(has_lost(&mut sim, 0, CommitNo(6)), lost, "{confirmed}");
+    }
+}
