@@ -3,19 +3,24 @@
 //!
 //! The volume has all kinds of files and all trees, and is in use when its power fails. Who may
 //! meet the damage is the check of the volume, and the server and the mount that start afterwards.
-//! These two needn't meet it: what they don't read harms nobody, and of the super block, the
-//! quorum blocks and the roots there are others to go by.
+//! These two needn't meet it: what they don't read harms nobody, and of the super block and the
+//! quorum blocks there are others to go by. Without the newest root nobody serves, until an
+//! operator says that what it made durable is to be forgotten.
 #![allow(clippy::unwrap_used)] // A test that can't go on has failed.
 
-use outrider_core::check::{Finding, Wrong};
+use outrider_core::check::{Finding, Id, Wrong};
 use outrider_core::client::op::{RenameMode, XattrMode};
 use outrider_core::error::Corruption;
 use outrider_core::format::block::{Magic, Promise, header, open, seal};
 use outrider_core::format::item::FileKind;
-use outrider_core::format::layout::SUPER_BLKNO;
+use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO};
+use outrider_core::format::quorum::{Ballot, Slot, parse};
 use outrider_core::format::root::RootBlock;
 use outrider_core::format::super_block::{Super, SuperError, Unverified};
-use outrider_core::format::{BLOCK_BYTES, Block};
+use outrider_core::format::{BLOCK_BYTES, Block, CommitNo};
+use outrider_core::quorum::{Refusal, Role};
+use outrider_core::server::Server;
+use outrider_core::tune::{forget_commits, settle};
 use outrider_tests::crash::parts::{Part, Place, parts};
 use outrider_tests::crash::recovery::{check, tree as files};
 use outrider_tests::crash::volume::{Cluster, SPINS, Tree, made};
@@ -23,6 +28,8 @@ use outrider_tests::image::Image;
 use outrider_tests::model::User;
 use outrider_tests::model::script::{OpenArg, Step, Subject};
 use outrider_tests::model::walk::Walk;
+use outrider_tests::trace::HostId;
+use outrider_tests::world::World;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -36,9 +43,6 @@ struct Sample {
     places: Vec<Place>,
     /// Its files.
     tree: Tree,
-    /// Its files at the commit before: what is found when the newest root is damaged, as if it had
-    /// never been written.
-    before: Tree,
 }
 
 /// Files of all types.
@@ -89,11 +93,44 @@ fn sample() -> Sample {
     let tree = files(image.clone(), &volume, 9).unwrap();
     assert!(tree.len() > 6, "{tree:?}");
     let places = parts(&image, &volume);
-    let mut undone = image.clone();
-    let root = places.iter().find(|place| place.part == Part::Root).unwrap();
-    undone.write(root.blkno.0, Rc::new(Block::ZERO));
-    let before = files(undone, &volume, 9).unwrap();
-    Sample { image, volume, places, tree, before }
+    Sample { image, volume, places, tree }
+}
+
+/// Stops the voter of slot 0, and has it say that this commit was confirmed.
+fn say_confirmed(image: &mut Image, volume: &Super, confirmed: Option<CommitNo>) {
+    let (slot, key) = (Slot::new(0).unwrap(), volume.volume());
+    let blkno = slot.blkno(QUORUM_BLKNO);
+    let said = parse(image.block(blkno.0), &key, QUORUM_BLKNO, slot);
+    let last = said.unwrap().unwrap();
+    let stopped = settle(slot, said, last.host, &[]).unwrap().unwrap_or(last);
+    let ballot = match confirmed {
+        Some(confirmed) => Ballot { confirmed, ..stopped },
+        None => forget_commits(stopped),
+    };
+    let mut block = Block::ZERO;
+    ballot.emit(&mut block, &key, QUORUM_BLKNO);
+    image.write(blkno.0, Rc::new(block));
+}
+
+/// Why the server of a cluster on this image takes no part, if it doesn't within a minute.
+fn refusal(image: &Image, volume: &Super) -> Option<Refusal> {
+    let cluster = Cluster::new(image.clone(), *volume, 9);
+    let mut refusal = None;
+    cluster
+        .world()
+        .borrow_mut()
+        .run_until(Duration::from_secs(60), |world| {
+            if let Some(Role::Refused(why)) = role(world) {
+                refusal = Some(why);
+            }
+            refusal.is_some()
+        })
+        .unwrap();
+    refusal
+}
+
+fn role(world: &World) -> Option<Role> {
+    world.guest::<Server<'static>>(HostId(0)).map(|server| server.voter().role())
 }
 
 impl Sample {
@@ -123,12 +160,12 @@ impl Sample {
     }
 
     /// Whether a server and a mount that start here notice something; otherwise they must see the
-    /// files as they are.
+    /// files as they are, and nobody starts without the newest root.
     fn is_refused(&self, image: Image, place: &Place, context: &str) -> bool {
         match files(image, &self.volume, 9) {
             Ok(found) => {
-                let undone = place.part == Part::Root && found == self.before;
-                assert!(found == self.tree || undone, "{context}: {found:?}");
+                assert!(place.part != Part::Root, "{context}: it is not missed");
+                assert!(found == self.tree, "{context}: {found:?}");
                 false
             }
             Err(what) => {
@@ -333,6 +370,45 @@ fn a_root_that_is_wrong_about_its_free_blocks_makes_nobody_panic() {
         told.add(root.part, seen);
     }
     told.print("wrong counts of free blocks");
+}
+
+/// The newest root is lost: the check and the server say so, and the server goes on from the one
+/// before it once what was confirmed is forgotten.
+#[test]
+fn without_its_newest_root_a_volume_is_served_only_if_that_is_forgotten() {
+    let sample = sample();
+    let root = sample.places.iter().find(|place| place.part == Part::Root).unwrap();
+    let confirmed = CommitNo(header(sample.image.block(root.blkno.0)).seq.get());
+    let mut lost = sample.damaged(root, |block| *block = Block::ZERO);
+    let newest = match refusal(&lost, &sample.volume) {
+        Some(Refusal::RootLost { confirmed: said, newest }) if said == confirmed => newest,
+        other => panic!("commit {confirmed} is confirmed: {other:?}"),
+    };
+    assert!(newest < confirmed, "{newest} {confirmed}");
+    let is_stale = |finding: &Finding| {
+        (finding.id, finding.wrong) == (Id::Root, Wrong::Corrupt(Corruption::Stale))
+    };
+    assert!(check(&lost, &sample.volume).iter().any(is_stale));
+    say_confirmed(&mut lost, &sample.volume, None);
+    assert!(!check(&lost, &sample.volume).iter().any(is_stale));
+    let found = files(lost, &sample.volume, 9).unwrap();
+    assert!(found.len() > 6, "{found:?}");
+}
+
+/// Whatever a forged block says was confirmed, nobody panics, and forgetting it ends it.
+#[test]
+fn a_forged_confirmation_stops_everybody_until_it_is_forgotten() {
+    let sample = sample();
+    let forged = CommitNo(u64::MAX);
+    let mut image = sample.image.clone();
+    say_confirmed(&mut image, &sample.volume, Some(forged));
+    let refused = refusal(&image, &sample.volume);
+    assert!(
+        matches!(refused, Some(Refusal::RootLost { confirmed, .. }) if confirmed == forged),
+        "{refused:?}"
+    );
+    say_confirmed(&mut image, &sample.volume, None);
+    assert_eq!(files(image, &sample.volume, 9).as_ref(), Ok(&sample.tree));
 }
 
 /// Changes a byte, or eight from there on.
