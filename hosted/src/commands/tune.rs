@@ -89,10 +89,15 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let recorded = volume.recorded()?;
     let all_gone = options.fenced.contains(&Vouched::Anyone);
     if !all_gone && let Some((client, state)) = recorded.first() {
+        let way = match options.forget_commits {
+            false => {
+                "unmount it, or, if it has died, start a server and tell it with outrider fenced; \
+                 of a copy of a volume that nobody uses, --fenced any says so for all"
+            }
+            true => "make sure that every mount has ended, and say so with --fenced any",
+        };
         return Err(Failure::new(format!(
-            "mount {client} of {name} is recorded as {state} ({} in all); unmount it, or, if it \
-             has died, start a server and tell it with outrider fenced; of a copy of a volume that \
-             nobody uses, --fenced any says so for all",
+            "mount {client} of {name} is recorded as {state} ({} in all); {way}",
             recorded.len()
         )));
     }
