@@ -39,7 +39,8 @@
 //!   changed no byte of the file.
 //!
 //! What this module deliberately doesn't know: the network, the device, how fills go, how long
-//! things take, and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer uses.
+//! things take, and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer
+//! uses.
 
 mod access;
 mod attrs;
