@@ -236,6 +236,7 @@ impl<'m> Mount<'m> {
             Statfs { blocks: 1, blocks_free: 1, blocks_available: 1, inodes: 1, inodes_free: 1 };
         let cx = Context {
             items: &mut self.items,
+            reader: None,
             locks: &mut self.locks,
             inos: &mut self.inos,
             blocks: &mut self.blocks,
@@ -630,7 +631,7 @@ impl<'m> World<'m> {
 
     fn note_wait(&mut self, at: usize, wait: Wait) {
         let kind = match wait {
-            Wait::Fill { at: key, range } => {
+            Wait::Fill { at: key, range, asked: _ } => {
                 self.fill(at, &key, range);
                 0
             }

@@ -19,6 +19,8 @@
 //! * Up to the one place where edits are applied (`changes`) a run changes nothing
 //!   but its task. What it has read, it has read in that run, under locks held in that run: a
 //!   precondition is never older than the change it allows.
+//! * A miss that takes no device read is filled in the middle of a run, under the locks that the
+//!   run holds; a few in each run, so that its work is bounded. Any other stops it.
 //! * Every change is of bounded size, which [`change_needs`] gives, and leaves the items
 //!   consistent: entries with their twins, counters that equal the extents, one index entry for
 //!   each inode. What is longer (truncations, deletions) is a sequence of such changes; a flag in
@@ -36,8 +38,9 @@
 //!   device when the file grows over it. So a truncation or an append that a crash undoes has
 //!   changed no byte of the file.
 //!
-//! What this module deliberately doesn't know: the network, the device, fills, how long things
-//! take, and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer uses.
+//! What this module deliberately doesn't know: the network, the device, how fills go, how long
+//! things take, and who else has a file open: [`Fs::poll_orphan`] names what *this* mount no longer
+//! uses.
 
 mod access;
 mod attrs;
@@ -60,6 +63,7 @@ pub use pools::{BlockRun, Blocks, Inos, Named};
 
 use super::items::{ItemCache, Range};
 use super::op::{Caller, Handle, Lent, Op, OpError, Reply, Request, Statfs, Transfer};
+use super::reader::Reader;
 use crate::arena::{Arena, ArenaFull};
 use crate::format::item::Time;
 use crate::format::key::{Key, NameSecret};
@@ -79,6 +83,9 @@ pub const ROOT: Ino = Ino(1);
 /// and the new one, and the orphan's.
 pub const HOLDS_MAX: usize = 12;
 
+/// Misses of one run that are filled in the middle of it. With more it stops.
+const FILLS_PER_RUN: u32 = 4;
+
 /// How much a mount keeps of what its kernel uses.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -92,6 +99,8 @@ pub struct Limits {
 pub struct Context<'a, 'm> {
     /// The items.
     pub items: &'a mut ItemCache<'m>,
+    /// Who brings items that are missed, if that can be at once. Without, each miss is waited for.
+    pub reader: Option<&'a mut Reader<'m>>,
     /// The locks.
     pub locks: &'a mut LockClient<'m>,
     /// Numbers for new inodes.
@@ -122,6 +131,8 @@ pub enum Wait {
         at: super::items::Key,
         /// What may be filled along with it.
         range: Range,
+        /// The reader is at it, and will answer.
+        asked: bool,
     },
     /// A durable commit, to be begun if none is in flight.
     Commit,
@@ -354,7 +365,8 @@ impl<'m> Fs<'m> {
         request: &mut Request<&mut [u8]>,
     ) -> Step {
         let Request { caller, now, op, lent } = request;
-        let mut run = Run { fs: self, cx, task, caller, now: *now, lent: lent.as_mut() };
+        let (lent, fills) = (lent.as_mut(), FILLS_PER_RUN);
+        let mut run = Run { fs: self, cx, task, caller, now: *now, lent, fills };
         let result = match run.task.purpose {
             Purpose::Answer => run.execute(op),
             Purpose::Delete(ino) => run.delete(ino).map(|()| Reply::Empty),
@@ -428,6 +440,8 @@ struct Run<'r, 'a, 'b, 'm> {
     caller: &'r Caller,
     now: Time,
     lent: Option<&'r mut Lent<&'b mut [u8]>>,
+    /// Fills it may still make at once.
+    fills: u32,
 }
 
 impl Run<'_, '_, '_, '_> {

@@ -392,9 +392,10 @@ impl<'m> ItemCache<'m> {
     /// what lies between two of them, or between one and the range's end, so it can't reach the
     /// absent key past this neighbour.
     fn touch_neighbour(&mut self, key: &Key, range: &Range) {
-        let before = self.index.floor(key, ANY).filter(|entry| entry.key >= range.first);
-        let after = || self.index.ceil(key, ANY).filter(|entry| entry.key <= range.last);
-        if let Some(entry) = before.or_else(after) {
+        let (before, after) = self.index.around(key);
+        let before = before.filter(|entry| entry.key >= range.first);
+        let after = after.filter(|entry| entry.key <= range.last);
+        if let Some(entry) = before.or(after) {
             self.touch(entry.id);
         }
     }

@@ -8,6 +8,11 @@
 //!                            RootWanted --> server --> answer_root, set_root: goes on
 //! ```
 //!
+//! A task that can ask again at once says so ([`want_now`](Reader::want_now)). If all that its fill
+//! looks at is in memory, the fill begins and ends in that call: it is [`Now::Filled`], no event
+//! comes, and nothing was parked. If a block must be read, or there is too much to look at, the
+//! fill goes on like any other.
+//!
 //! A fill is a read of the log-structured tree ([`Fill`](crate::lsm::read::Fill)) that is
 //! registered with the item cache from its beginning to its end, so that what is committed or
 //! invalidated meanwhile is not filled over.
@@ -159,6 +164,15 @@ impl ReaderLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busy;
 
+/// What came of a want that was accepted and worked on at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Now {
+    /// What [`ReaderEvent::Filled`] says of this key, which is not told besides.
+    Filled,
+    /// It is wanted, and will be answered by an event.
+    Wanted,
+}
+
 /// What the node is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReaderEvent {
@@ -192,6 +206,8 @@ pub enum ReaderEvent {
 pub struct Counters {
     /// Wants for which a fill was begun.
     pub fills: u64,
+    /// Those of them that were answered at once.
+    pub prompt: u64,
     /// Wants that a running fill was to answer.
     pub joins: u64,
     /// Wants that were turned away.
@@ -406,10 +422,43 @@ impl<'m> Reader<'m> {
         if begun.is_err() {
             self.counters.refusals += 1;
         }
-        begun
+        begun.map(drop)
     }
 
-    fn try_want(&mut self, items: &mut ItemCache<'_>, at: &Key, range: &Range) -> Result<(), Busy> {
+    /// The same, and a fill that is begun gets its first turn at once: so many units of work to
+    /// read, and if that is all it takes, as many to bring what was read.
+    pub fn want_now(
+        &mut self,
+        items: &mut ItemCache<'_>,
+        at: Key,
+        range: Range,
+    ) -> Result<Now, Busy> {
+        let begun = self.try_want(items, &at, &range);
+        if begun.is_err() {
+            self.counters.refusals += 1;
+        }
+        let Some(index) = begun? else { return Ok(Now::Wanted) };
+        self.run_fill(index, items, SLICE);
+        if matches!(self.slots[index].phase, Phase::Bringing(_)) {
+            self.run_fill(index, items, SLICE);
+        }
+        let slot = &mut self.slots[index];
+        if slot.phase != Phase::Over(Ok(())) || slot.overtaken.is_some() {
+            return Ok(Now::Wanted);
+        }
+        // Nobody can have joined it.
+        slot.phase = Phase::Free;
+        self.counters.prompt += 1;
+        Ok(Now::Filled)
+    }
+
+    /// The fill that was begun; or none, if there is one that may bring the key.
+    fn try_want(
+        &mut self,
+        items: &mut ItemCache<'_>,
+        at: &Key,
+        range: &Range,
+    ) -> Result<Option<usize>, Busy> {
         let Some(root) = self.newest else {
             self.starved = true;
             return Err(Busy);
@@ -422,7 +471,7 @@ impl<'m> Reader<'m> {
                 let slot = self.slots.iter_mut().find(|slot| slot.id == Some(id)).ok_or(Busy)?;
                 slot.wanted = hull(&slot.wanted, &one_key(at));
                 self.counters.joins += 1;
-                return Ok(());
+                return Ok(None);
             }
             Err(FillRefused::OldRoot(_)) => {
                 self.starved = true;
@@ -441,7 +490,7 @@ impl<'m> Reader<'m> {
         let reach = reach(at, &range);
         job(self.jobs, index).begin(What::Around(transmute!(*at), key_range(&range), reach), &root);
         self.counters.fills += 1;
-        Ok(())
+        Ok(Some(index))
     }
 
     /// A place for a fill: one that remembers nothing, if there is one.

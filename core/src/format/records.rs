@@ -393,7 +393,8 @@ impl ZoneRange {
     /// Whether there are no keys in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == ZoneRange::EMPTY
+        // Most aren't, and show it in the first byte.
+        self.first.zone == 0 && *self == ZoneRange::EMPTY
     }
 
     /// Widens the range so that it has this key, which is greater than all in it.

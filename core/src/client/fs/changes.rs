@@ -7,10 +7,11 @@
 //!
 //! What this module deliberately doesn't know: what an edit means.
 
-use super::{Run, Stop, Wait};
+use super::{Context, Run, Stop, Wait};
 use crate::arena::{Arena, ArenaFull};
 use crate::client::items::{self, Edit, Needs};
 use crate::client::op::OpError;
+use crate::client::reader::{Busy, Now};
 use crate::format::Ino;
 use crate::format::item::{Dirent, FileExtent, FileKind, Inode, InodeRecord, VALUE_BYTES_MAX};
 use crate::format::key::{Key, KeyBytes, XATTR_PARTS_MAX};
@@ -177,11 +178,20 @@ impl Run<'_, '_, '_, '_> {
     /// Applies what was gathered, all of it; or waits, and nothing has changed.
     pub(super) fn commit(&mut self) -> Result<(), Stop> {
         let edits = self.fs.changes.edits();
-        let plan = match self.cx.items.plan(&edits) {
-            Ok(plan) => plan,
-            Err(items::Stop::Wait(wait)) => return Err(stop(wait)),
-            // Everything was looked at before: an entry that lacks a twin, an index out of step.
-            Err(items::Stop::Fail(_)) => return Err(OpError::Io.into()),
+        let plan = loop {
+            match self.cx.items.plan(&edits) {
+                Ok(plan) => break plan,
+                Err(items::Stop::Wait(items::Wait::Fill(miss))) => {
+                    fill(self.cx, &mut self.fills, &miss)?;
+                }
+                Err(items::Stop::Wait(items::Wait::Commit)) => return Err(Wait::Commit.into()),
+                Err(items::Stop::Wait(items::Wait::Snapshot)) => {
+                    return Err(Wait::Snapshot.into());
+                }
+                // Everything was looked at before: an entry that lacks a twin, an index out of
+                // step.
+                Err(items::Stop::Fail(_)) => return Err(OpError::Io.into()),
+            }
         };
         self.cx.items.apply(plan, &edits);
         for entry in &self.fs.changes.entries {
@@ -193,25 +203,37 @@ impl Run<'_, '_, '_, '_> {
     }
 }
 
-/// What the cache waits for, as a task does.
-pub(super) fn stop(wait: items::Wait) -> Stop {
-    Stop::Wait(match wait {
-        items::Wait::Fill(miss) => return missing(&miss),
-        items::Wait::Commit => Wait::Commit,
-        items::Wait::Snapshot => Wait::Snapshot,
-    })
+/// Fills in what was missed, or stops for it: `left` says how many times more it is to be tried.
+pub(super) fn fill(
+    cx: &mut Context<'_, '_>,
+    left: &mut u32,
+    miss: &items::Miss,
+) -> Result<(), Stop> {
+    let range = range_of(miss);
+    let at = miss.at;
+    let now = match &mut cx.reader {
+        Some(reader) if *left > 0 => {
+            *left -= 1;
+            reader.want_now(cx.items, at, range)
+        }
+        Some(_) | None => Err(Busy),
+    };
+    match now {
+        Ok(Now::Filled) => Ok(()),
+        Ok(Now::Wanted) => Err(Wait::Fill { at, range, asked: true }.into()),
+        Err(Busy) => Err(Wait::Fill { at, range, asked: false }.into()),
+    }
 }
 
-/// A miss, with what may be filled along with it.
-pub(super) fn missing(miss: &items::Miss) -> Stop {
+/// What of a gap is under the lock of the key that was missed.
+fn range_of(miss: &items::Miss) -> items::Range {
     use zerocopy::FromBytes;
     let key = KeyBytes::read_from_bytes(&miss.at).map(Key::from);
     let name = key.ok().and_then(|key| LockName::covering(&key));
     let name = name.expect("only what is locked is asked for");
     let lock = name.range();
-    let range = items::Range {
+    items::Range {
         first: miss.gap.first.max(bytes(lock.first())),
         last: miss.gap.last.min(bytes(lock.last())),
-    };
-    Stop::Wait(Wait::Fill { at: miss.at, range })
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! What this module deliberately doesn't know: locks; whoever calls holds them.
 
-use super::changes::{bytes, missing};
+use super::changes::{bytes, fill};
 use super::{ROOT, Run, Stop};
 use crate::client::op::{Attr, OpError};
 use crate::error::Corruption;
@@ -68,7 +68,13 @@ impl Run<'_, '_, '_, '_> {
     /// The value of an item, if there is one.
     pub(super) fn get(&mut self, key: Key) -> Result<Option<(ValueBuf, usize)>, Stop> {
         let mut buf = [0; VALUE_BYTES_MAX];
-        let value = self.cx.items.lookup(&bytes(key)).map_err(|miss| missing(&miss))?;
+        let key = bytes(key);
+        let value = loop {
+            match self.cx.items.lookup(&key) {
+                Ok(value) => break value,
+                Err(miss) => fill(self.cx, &mut self.fills, &miss)?,
+            }
+        };
         match value {
             Some(value) if value.len() > VALUE_BYTES_MAX => Err(OpError::Io.into()),
             Some(value) => {
@@ -81,10 +87,14 @@ impl Run<'_, '_, '_, '_> {
 
     /// The first item from one key to another.
     pub(super) fn next(&mut self, first: Key, last: Key) -> Result<Option<Copied>, Stop> {
-        let item = self.cx.items.next(&bytes(first), &bytes(last));
-        let Some(item) = item.map_err(|miss| missing(&miss))? else {
-            return Ok(None);
+        let (first, last) = (bytes(first), bytes(last));
+        let item = loop {
+            match self.cx.items.next(&first, &last) {
+                Ok(item) => break item,
+                Err(miss) => fill(self.cx, &mut self.fills, &miss)?,
+            }
         };
+        let Some(item) = item else { return Ok(None) };
         let mut buf = [0; VALUE_BYTES_MAX];
         let len = item.value.copy_to(&mut buf).len();
         let key = KeyBytes::read_from_bytes(&item.key).map_err(|_| OpError::Io)?;

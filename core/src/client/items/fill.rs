@@ -25,7 +25,7 @@
 
 use super::key::{FIRST, successor};
 use super::values::{VALUE_BYTES_MAX, chunks_of};
-use super::{ANY, ItemCache, Key, PERSISTENT, Range, UNSEEN};
+use super::{ItemCache, Key, PERSISTENT, Range, UNSEEN};
 use crate::arena::{Arena, ArenaFull};
 use crate::format::CommitNo;
 use crate::mutant::{Mutant, is_active};
@@ -250,8 +250,7 @@ impl ItemCache<'_> {
         // The waiter has not asked again yet, and must find more than a trace of this when it does:
         // the items on both sides of its key, one of which is its answer.
         if first <= at && at <= last {
-            let before = self.index.floor(&at, ANY);
-            let after = self.index.ceil(&at, ANY);
+            let (before, after) = self.index.around(&at);
             before.into_iter().chain(after).for_each(|entry| self.touch(entry.id));
         }
     }

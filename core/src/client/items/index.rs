@@ -166,13 +166,7 @@ impl<'m> Index<'m> {
             node = &self.nodes[node.entries[at].id as usize];
         }
         let found = node.used()[node.ceil(key)..].iter().find(|entry| entry.marks & marks != 0);
-        found.copied().or_else(|| {
-            let (mut id, levels) = right?;
-            for _ in 0..levels {
-                id = self.nodes[id as usize].first(marks)?.id;
-            }
-            self.nodes[id as usize].first(marks)
-        })
+        found.copied().or_else(|| self.first_below(right?, marks))
     }
 
     /// The last entry at or before the key that has one of the marks.
@@ -189,13 +183,42 @@ impl<'m> Index<'m> {
         let key = number(key);
         let end = node.used().partition_point(|entry| number(&entry.key) <= key);
         let found = node.used()[..end].iter().rfind(|entry| entry.marks & marks != 0);
-        found.copied().or_else(|| {
-            let (mut id, levels) = left?;
-            for _ in 0..levels {
-                id = self.nodes[id as usize].last(marks)?.id;
-            }
-            self.nodes[id as usize].last(marks)
-        })
+        found.copied().or_else(|| self.last_below(left?, marks))
+    }
+
+    /// What [`floor`](Self::floor) and [`ceil`](Self::ceil) find of any mark, in one descent.
+    pub(super) fn around(&self, key: &Key) -> (Option<Entry>, Option<Entry>) {
+        let mut node = &self.nodes[self.root as usize];
+        let (mut left, mut right) = (None, None);
+        for level in (0..self.height).rev() {
+            let at = node.child(key);
+            left = at.checked_sub(1).map(|at| (node.entries[at].id, level)).or(left);
+            right = node.used().get(at + 1).map(|next| (next.id, level)).or(right);
+            node = &self.nodes[node.entries[at].id as usize];
+        }
+        let at = node.ceil(key);
+        let ceil = node.used().get(at).copied().or_else(|| self.first_below(right?, u8::MAX));
+        if ceil.is_some_and(|entry| entry.key == *key) {
+            return (ceil, ceil);
+        }
+        let below = at.checked_sub(1).map(|at| node.entries[at]);
+        (below.or_else(|| self.last_below(left?, u8::MAX)), ceil)
+    }
+
+    /// The first entry with one of the marks below a node that is so many levels above the leaves.
+    fn first_below(&self, (mut id, levels): (u32, usize), marks: u8) -> Option<Entry> {
+        for _ in 0..levels {
+            id = self.nodes[id as usize].first(marks)?.id;
+        }
+        self.nodes[id as usize].first(marks)
+    }
+
+    /// The last one.
+    fn last_below(&self, (mut id, levels): (u32, usize), marks: u8) -> Option<Entry> {
+        for _ in 0..levels {
+            id = self.nodes[id as usize].last(marks)?.id;
+        }
+        self.nodes[id as usize].last(marks)
     }
 
     /// Adds an entry. The key must be new, and the index must not be full.

@@ -94,8 +94,9 @@ impl<'m> Ranges<'m> {
 
     /// The keys around this one, which is in no range, that are in no range.
     pub(super) fn gap(&self, key: &Key) -> Range {
-        let before = self.index.floor(key, ANY).map(|entry| self.slots[entry.id as usize].last);
-        let after = self.index.ceil(key, ANY).map(|entry| entry.key);
+        let (before, after) = self.index.around(key);
+        let before = before.map(|entry| self.slots[entry.id as usize].last);
+        let after = after.map(|entry| entry.key);
         let first = before.and_then(|last| successor(&last)).unwrap_or(FIRST);
         let last = after.and_then(|first| predecessor(&first)).unwrap_or(LAST);
         Range { first, last }

@@ -27,6 +27,7 @@ macro_rules! context {
     ($mount:expr, $now:expr, $op:expr) => {
         Context {
             items: &mut $mount.items,
+            reader: Some(&mut $mount.reader),
             locks: &mut $mount.locks,
             inos: &mut $mount.loans.inos,
             blocks: &mut $mount.loans.blocks,
@@ -216,7 +217,7 @@ impl<'m> Mount<'m> {
 
     fn park(&mut self, at: usize, wait: Wait) {
         let park = match wait {
-            Wait::Fill { at, range } => Park::Fill { at, range, asked: false },
+            Wait::Fill { at, range, asked } => Park::Fill { at, range, asked },
             Wait::Commit => Park::Commit,
             Wait::Snapshot => Park::Snapshot,
             Wait::Lock(_) => Park::Lock,

@@ -4,7 +4,7 @@ extern crate std;
 
 mod model;
 
-use super::{Busy, Reader, ReaderEvent, ReaderLimits, ReaderLimitsError};
+use super::{Busy, Now, Reader, ReaderEvent, ReaderLimits, ReaderLimitsError};
 use crate::btree::rig::{Rng, VOLUME, carve};
 use crate::client::items::key::{FIRST, LAST, successor};
 use crate::client::items::{ItemCache, Key, Limits, Miss, Needs, Range};
@@ -331,6 +331,36 @@ fn as_many_fills_as_there_may_be_run_at_once() {
     assert_eq!(bench.settle().len(), 1);
     let counters = bench.reader.counters();
     assert_eq!((counters.fills, counters.joins, counters.refusals), (5, 1, 1));
+}
+
+#[test]
+fn what_is_in_memory_is_brought_at_once() {
+    let mut bench = Bench::with(1, [inodes(1..1000, "x"), inodes([7, 3000], "new")]);
+    let now = |bench: &mut Bench, ino| {
+        bench.reader.want_now(&mut bench.items, inode(ino), one(inode(ino)))
+    };
+    assert_eq!(now(&mut bench, 7), Ok(Now::Wanted), "the device is asked");
+    assert_eq!(bench.settle(), [ReaderEvent::Filled { range: one(inode(7)) }]);
+    assert_eq!(text(bench.value(inode(7)).unwrap()).as_deref(), Some("new"));
+    // Its answer is in the blocks that were read for the neighbour.
+    let reads = bench.reader.counters().reads;
+    assert_eq!(now(&mut bench, 8), Ok(Now::Wanted), "but for the older run's");
+    assert_eq!(bench.settle().len(), 1);
+    assert!(bench.reader.counters().reads > reads);
+    let reads = bench.reader.counters().reads;
+    assert_eq!(now(&mut bench, 9), Ok(Now::Filled));
+    assert_eq!(text(bench.value(inode(9)).unwrap()).as_deref(), Some("x"));
+    assert_eq!(bench.settle(), [], "nobody waits");
+    assert_eq!((bench.reader.counters().reads, bench.reader.counters().prompt), (reads, 1));
+    assert_eq!(bench.items.usage().fills, 0);
+    // A fill that runs already is joined.
+    assert_eq!(bench.reader.want(&mut bench.items, inode(10), one(inode(10))), Ok(()));
+    assert_eq!(now(&mut bench, 10), Ok(Now::Wanted));
+    assert_eq!(bench.settle().len(), 1);
+    // The item cache knows of a newer root than any that could be read.
+    bench.items.note_root(CommitNo(100));
+    assert_eq!(now(&mut bench, 11), Err(Busy));
+    assert_eq!(bench.settle(), [ReaderEvent::RootWanted]);
 }
 
 #[test]

@@ -119,6 +119,9 @@ proptest! {
                         let down = model.range(..=at).rev().map(entry).find(marked);
                         prop_assert_eq!(index.ceil(&at, marks), up);
                         prop_assert_eq!(index.floor(&at, marks), down);
+                        let up = model.range(at..).map(entry).next();
+                        let down = model.range(..=at).map(entry).next_back();
+                        prop_assert_eq!(index.around(&at), (down, up));
                         prop_assert_eq!(index.find(&at), model.get_key_value(&at).map(entry));
                     }
                 }

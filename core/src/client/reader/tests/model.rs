@@ -8,7 +8,7 @@ use crate::block::Chaos;
 use crate::btree::rig::Rng;
 use crate::client::items::key::successor;
 use crate::client::items::{self, Edit, Key, Limits, Miss, Needs, Range, Stop};
-use crate::client::reader::{Busy, Counters, ReaderEvent, ReaderLimits};
+use crate::client::reader::{Busy, Counters, Now, ReaderEvent, ReaderLimits};
 use crate::error::Error;
 use crate::format::key::{Key as Fields, KeyBytes};
 use crate::lsm::choose::Chooser;
@@ -218,8 +218,18 @@ impl Mount {
         let lock = lock_range(lock_of(&miss.at));
         let range =
             Range { first: miss.gap.first.max(lock.first), last: miss.gap.last.min(lock.last) };
-        match self.bench.reader.want(&mut self.bench.items, miss.at, range) {
-            Ok(()) => {
+        let (reader, items) = (&mut self.bench.reader, &mut self.bench.items);
+        let wanted = match self.bench.rng.one_in(2) {
+            true => reader.want_now(items, miss.at, range),
+            false => reader.want(items, miss.at, range).map(|()| Now::Wanted),
+        };
+        match wanted {
+            Ok(Now::Filled) => {
+                // Who waits for the key by an event still gets one.
+                assert!(!self.wanted.contains(&miss.at));
+                Wait::Ready
+            }
+            Ok(Now::Wanted) => {
                 self.wanted.insert(miss.at);
                 Wait::Fill(miss.at)
             }
@@ -491,6 +501,7 @@ fn tell(seed: u64, totals: &mut Totals) {
     mount.drain();
     let (counters, sum) = (mount.bench.reader.counters(), &mut totals.counters);
     sum.fills += counters.fills;
+    sum.prompt += counters.prompt;
     sum.joins += counters.joins;
     sum.refusals += counters.refusals;
     sum.overtaken += counters.overtaken;
@@ -520,6 +531,7 @@ fn every_answer_is_that_of_the_newest_root() {
     assert!(answers > 10_000 && changes > 1000 && commits > 500 && searches > 100 && merges > 100);
     assert!(scanned > 300);
     assert!(counters.fills > 5_000 && counters.joins > 100 && counters.refusals > 100);
+    assert!(counters.prompt > 500 && counters.prompt < counters.fills);
     assert!(counters.overtaken > 50 && counters.roots_stale > 50 && counters.roots_asked > 20);
     assert!(counters.io_errors > 100);
 }
