@@ -173,6 +173,7 @@ class Volume:
         if seq == 0:
             demand(not any(data[32:147]) and not data[148], f"slot {slot}: not blank")
             return None
+        demand(seq <= 1 << 48, f"slot {slot}: number of the write")
         demand(state <= 5, f"slot {slot}: state {state}")
         for each in (term, held):
             demand(each == 0 or each & 0xFF == slot, f"slot {slot}: another slot's term")

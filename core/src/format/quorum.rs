@@ -8,8 +8,9 @@
 //! * Everything a version of the block says stands in its first 512 bytes, and the rest is zero in
 //!   every version. A write torn at a sector therefore leaves the old version or the new one, never
 //!   a third: an invalid block is damage, not a crash.
-//! * `header.seq` counts the writes of the slot, across voters that follow each other in it. 0 is
-//!   the blank block; two versions of one writer never share a number.
+//! * `header.seq` counts the writes of the slot, across voters that follow each other in it, and
+//!   begins again at 1 after [`SEQ_MAX`]. 0 is the blank block; two versions of one writer never
+//!   share a number.
 //! * `term` is what the slot stands for: its claim while [`State::Claiming`], else the last term it
 //!   was elected in. `held` is that last term always, so that a claim can be withdrawn.
 //!
@@ -32,6 +33,11 @@ pub const SLOTS: usize = 7;
 /// The latest round a block may speak of. Rounds start at 1 and cost an election each, so this is
 /// never reached; a block that says more is damaged or forged.
 pub const ROUND_MAX: u64 = 1 << 48;
+
+/// The greatest number a write may have. A slot that is written each millisecond has as many in
+/// 8900 years, so a block that says more is damaged or forged; and the number after it can be
+/// counted.
+pub const SEQ_MAX: u64 = 1 << 48;
 
 /// The longest lease a block may speak of, in milliseconds.
 pub const LEASE_MS_MAX: u32 = 60_000;
@@ -177,7 +183,7 @@ impl State {
 pub struct Ballot {
     /// The slot.
     pub slot: Slot,
-    /// Number of this write in the slot, at least 1.
+    /// Number of this write in the slot: 1 to [`SEQ_MAX`].
     pub seq: u64,
     /// What the voter is doing.
     pub state: State,
@@ -207,6 +213,13 @@ pub struct Ballot {
     pub endpoint: Option<Endpoint>,
     /// It stops as soon as another voter would lead in its place: nobody else's successor.
     pub leaving: bool,
+}
+
+/// The number of the write of a slot after this one. Who follows a forged greatest number begins
+/// again; no block says 0 but a blank one.
+#[must_use]
+pub const fn seq_after(seq: u64) -> u64 {
+    if seq < SEQ_MAX { seq + 1 } else { 1 }
 }
 
 impl Ballot {
@@ -307,6 +320,9 @@ fn check(ballot: &Ballot) -> Result<(), Corruption> {
     let of_slot = |term: Term| term == Term::NONE || term.slot() == ballot.slot.0;
     if !of_slot(ballot.term) || !of_slot(ballot.held) {
         return Err(Corruption::Mismatch);
+    }
+    if ballot.seq > SEQ_MAX {
+        return Err(Corruption::Bounds);
     }
     if ballot.term.round() > ballot.highest_round || ballot.highest_round > ROUND_MAX {
         return Err(Corruption::Bounds);

@@ -124,6 +124,8 @@ fn each_meaningless_field_has_its_refusal() {
         (Ballot { lease_ms: 0, ..listening }, Corruption::Bounds),
         (Ballot { lease_ms: LEASE_MS_MAX + 1, ..listening }, Corruption::Bounds),
         (Ballot { seq: 0, ..listening }, Corruption::Value),
+        (Ballot { seq: SEQ_MAX + 1, ..listening }, Corruption::Bounds),
+        (Ballot { seq: u64::MAX, ..listening }, Corruption::Bounds),
     ];
     for (ballot, why) in cases {
         let block = emitted(Some(&ballot), Slot(2));
@@ -142,8 +144,17 @@ fn each_meaningless_field_has_its_refusal() {
     }
 }
 
+#[test]
+fn writes_are_counted_to_the_greatest_number_and_then_from_one() {
+    assert_eq!([0, 1, SEQ_MAX - 1].map(seq_after), [1, 2, SEQ_MAX]);
+    assert_eq!(seq_after(SEQ_MAX), 1);
+    let last = Ballot { seq: SEQ_MAX, ..golden_ballot("listening").unwrap() };
+    let block = emitted(Some(&last), Slot(2));
+    assert_eq!(parse(&block, &VOLUME, BASE, Slot(2)), Ok(Some(last)));
+}
+
 fn ballots() -> impl Strategy<Value = Ballot> {
-    let numbers = (1..u64::MAX, 0..1000u64, 0..1000u64, any::<u64>(), any::<u64>());
+    let numbers = (1..=SEQ_MAX, 0..1000u64, 0..1000u64, any::<u64>(), any::<u64>());
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
     let rest = (any::<u32>(), 1..=u16::MAX, any::<bool>());
     (0..7u8, 0..6u8, numbers, ids, 1..=LEASE_MS_MAX, rest).prop_map(

@@ -4,7 +4,7 @@
 
 use super::{Notice, Office, Phase, Trouble, Voter};
 use crate::format::Term;
-use crate::format::quorum::{Ballot, SLOTS, State};
+use crate::format::quorum::{Ballot, SLOTS, State, seq_after};
 use crate::mutant::{Mutant, is_active};
 use crate::quorum::timing::ms;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, IoError, Tag};
@@ -120,7 +120,7 @@ impl<'m> Voter<'m> {
         };
         Ballot {
             slot: self.config.slot,
-            seq: self.seq + 1,
+            seq: seq_after(self.seq),
             state: show.state,
             term: show.term,
             held,
