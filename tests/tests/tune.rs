@@ -167,6 +167,10 @@ fn a_newest_root_that_rots_is_noticed_and_forgotten_only_when_an_operator_says_s
         let lost = format!("commit {} was confirmed", newest["commit"]);
         assert!(!served.status.success() && said.contains(&lost), "slot {slot}: {said}");
     }
+    // Neither is left as if it led, so nobody has to say that it is gone.
+    for slot in volume.print("quorum").as_array().unwrap() {
+        assert!(slot["state"] == "stopped" || slot["state"] == "blank", "{slot}");
+    }
     volume.succeeds(&["tune", "-L", "x", "v"]);
     assert_eq!(volume.print("quorum")[0]["confirmed"], newest["commit"]);
     volume.succeeds(&["tune", "--forget-commits", "v"]);

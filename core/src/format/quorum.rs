@@ -150,7 +150,7 @@ pub enum State {
     Listening = 3,
     /// It runs; its last term is over, and nothing of that term is in flight any more.
     Resigned = 4,
-    /// It was stopped in good order. This was its last write.
+    /// It was stopped, or has let go by itself, in good order. This was its last write.
     Stopped = 5,
 }
 

@@ -4,7 +4,7 @@ extern crate std;
 
 use super::super::*;
 use super::sim::{BASE, MS, Memory, Prey, Reads, SECOND, Sim, VOLUME};
-use crate::format::quorum::{Ballot, Slot, State, parse};
+use crate::format::quorum::{Ballot, ROUND_MAX, Slot, State, parse};
 use crate::format::{CommitNo, Term};
 use crate::mutant::{Mutant, activate};
 use outrider_hal::Block;
@@ -760,4 +760,123 @@ fn a_slot_that_is_not_configured_says_what_was_confirmed_too() {
         assert_eq!(sim.run_until_led(), 0);
         assert_eq!(has_lost(&mut sim, 0, CommitNo(6)), lost, "{confirmed}");
     }
+}
+
+fn root_lost(confirmed: u64, newest: u64) -> Refusal {
+    Refusal::RootLost { confirmed: CommitNo(confirmed), newest: CommitNo(newest) }
+}
+
+/// Who is elected and finds the root lost has done nothing that could be under way. Its block says
+/// so, and anybody may follow it in its slot without proof.
+#[test]
+fn who_finds_the_newest_root_lost_lets_go_of_its_slot_in_good_order() {
+    let mut memory = Memory::new(3);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    let term = sim.term(1).unwrap();
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 1), Role::Refused(root_lost(7, 6)));
+    assert!(sim.has_noticed(1, Notice::Refused(root_lost(7, 6))));
+    assert!(!sim.has_noticed(1, Notice::Stopped(Ok(()))));
+    let left = sim.ballot(1).unwrap();
+    assert_eq!((left.state, left.term, left.held), (State::Stopped, term, term));
+    assert_eq!(left.confirmed, CommitNo(7));
+    sim.crash(0);
+    sim.crash(1);
+    sim.start_in(0, Slot::ALL[1], Vouched::Nothing);
+    assert_eq!(sim.run_until_led(), 0);
+    assert!(has_lost(&mut sim, 0, CommitNo(6)));
+}
+
+/// Killed before that is durable, it is like any leader that was killed: its own host may start it
+/// again, another needs proof.
+#[test]
+fn who_is_killed_while_it_lets_go_counts_as_killed() {
+    let mut memory = Memory::new(4);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    sim.crash(1);
+    assert!(state(&sim, 1).is_active());
+    sim.crash(0);
+    sim.start_in(0, Slot::ALL[1], Vouched::Nothing);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert!(matches!(role(&sim, 0), Role::Refused(Refusal::Unproven { .. })));
+    sim.start(1);
+    assert_eq!(sim.run_until_led(), 1);
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(state(&sim, 1), State::Stopped);
+}
+
+/// The device fails just then: it ends all the same, and the block shows what it did.
+#[test]
+fn who_cannot_say_that_it_lets_go_is_refused_all_the_same() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    sim.commit_every_ms = 1_000_000;
+    followed_after(&mut sim, CommitNo(7));
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    sim.fail_io(1, 5 * SECOND, 1);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 1), Role::Refused(root_lost(7, 6)));
+    assert!(state(&sim, 1).is_active());
+}
+
+/// However often somebody starts it again: each time it takes one round, a few requests, and ends.
+#[test]
+fn who_is_refused_for_more_rounds_than_the_ring_has_ends_each_time_and_does_nothing_more() {
+    let mut memory = Memory::new(50);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    sim.exclusion = Exclusion::Volume;
+    followed_after(&mut sim, CommitNo(7));
+    let mut before = sim.term(1).unwrap().round() - 1;
+    for _ in 0..40 {
+        assert!(has_lost(&mut sim, 1, CommitNo(6)));
+        let now = sim.now + 2 * SECOND;
+        sim.run_until(now);
+        assert_eq!(role(&sim, 1), Role::Refused(root_lost(7, 6)));
+        let left = sim.ballot(1).unwrap();
+        assert_eq!((left.state, left.held.round()), (State::Stopped, before + 1));
+        assert_eq!(left.highest_round, before + 1);
+        before = left.highest_round;
+        let requests = sim.nodes[1].requests;
+        let now = sim.now + 10 * SECOND;
+        sim.run_until(now);
+        assert_eq!(sim.nodes[1].requests, requests);
+        sim.crash(1);
+        sim.start(1);
+        assert_eq!(sim.run_until_led(), 1);
+        assert!(sim.nodes[1].requests - requests < 200);
+    }
+    assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+}
+
+/// No round is left, as far as a forged block says: who can't claim any more lets go too.
+#[test]
+fn who_finds_no_round_left_lets_go_of_its_slot_in_good_order() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 1, 23);
+    sim.start(0);
+    sim.run_until_led();
+    sim.stop(0);
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    let forged = Ballot { highest_round: ROUND_MAX, ..sim.ballot(0).unwrap() };
+    sim.crash(0);
+    forged.emit(&mut sim.blocks[0], &VOLUME, BASE);
+    sim.start(0);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 0), Role::Refused(Refusal::RoundsExhausted));
+    let left = sim.ballot(0).unwrap();
+    assert_eq!((left.state, left.highest_round), (State::Stopped, ROUND_MAX));
+    assert!(left.seq > forged.seq);
 }
