@@ -151,7 +151,8 @@ fn a_newest_root_that_rots_is_noticed_and_forgotten_only_when_an_operator_says_s
     volume.serve("0").stop();
     let roots = volume.print("roots");
     let newest = roots.as_array().unwrap().iter().find(|root| root["newest"] == true).unwrap();
-    assert_eq!(volume.print("quorum")[0]["confirmed"], newest["commit"]);
+    let says = &volume.print("quorum")[0];
+    assert_eq!((&says["confirmed"], &says["confirmed_term"]), (&newest["commit"], &newest["term"]));
     volume.succeeds(&["check", "v"]);
     let file = OpenOptions::new().write(true).open(volume.dir.path().join("v")).unwrap();
     let at = newest["blkno"].as_u64().unwrap() * BLOCK_BYTES as u64;

@@ -58,7 +58,7 @@ record! {
         highest_round: U64,
         /// Generation of the quorum configuration the writer goes by.
         config_gen: U64,
-        /// The newest commit that any voter has seen confirmed.
+        /// The newest commit that any voter has seen confirmed; `confirmed_term` is its leader's.
         confirmed: U64,
         /// How long the writer's lease runs from the submission of this write, in milliseconds.
         lease_ms: U32,
@@ -81,7 +81,11 @@ record! {
         /// [`LEAVING`].
         flags: u8,
         /// Zero.
-        reserved: [u8; 363],
+        reserved: [u8; 3],
+        /// The term of the leader that confirmed `confirmed`.
+        confirmed_term: U64,
+        /// Zero.
+        reserved_end: [u8; 352],
     }
 }
 
@@ -196,9 +200,9 @@ pub struct Ballot {
     pub highest_round: u64,
     /// Generation of the quorum configuration the voter goes by.
     pub config_gen: u64,
-    /// The newest commit that the voter has seen confirmed by any leader: its root was durable
-    /// before this was written, and every later root has a commit of at least this number.
-    pub confirmed: CommitNo,
+    /// The newest commit that the voter has seen confirmed by any leader, as roots rank: its root
+    /// was durable before this was written, so the newest root never ranks before it.
+    pub confirmed: (Term, CommitNo),
     /// How long its lease runs from the submission of this write, in milliseconds.
     pub lease_ms: u32,
     /// Mounts that reach the voter, its own counted.
@@ -231,7 +235,9 @@ impl Ballot {
         record.held = self.held.into();
         record.highest_round = self.highest_round.into();
         record.config_gen = self.config_gen.into();
-        record.confirmed = self.confirmed.0.into();
+        let (confirmed_term, confirmed) = self.confirmed;
+        record.confirmed = confirmed.0.into();
+        record.confirmed_term = confirmed_term.into();
         record.lease_ms = self.lease_ms.into();
         record.mounts = self.mounts.into();
         record.incarnation = self.incarnation.0;
@@ -271,7 +277,8 @@ pub fn parse(
     block::open(block, volume, &promise)?;
     let (record, rest) =
         QuorumBlock::ref_from_prefix(&block.0).expect("a block is larger than its record");
-    if record.reserved.iter().chain(rest).any(|byte| *byte != 0) {
+    let reserved = record.reserved.iter().chain(&record.reserved_end);
+    if reserved.chain(rest).any(|byte| *byte != 0) {
         return Err(Corruption::Reserved);
     }
     if record.slot != slot.0 {
@@ -288,7 +295,7 @@ pub fn parse(
         held: record.held.into(),
         highest_round: record.highest_round.get(),
         config_gen: record.config_gen.get(),
-        confirmed: CommitNo(record.confirmed.get()),
+        confirmed: (record.confirmed_term.into(), CommitNo(record.confirmed.get())),
         lease_ms: record.lease_ms.get(),
         mounts: record.mounts.get(),
         incarnation: Incarnation(record.incarnation),
@@ -321,7 +328,12 @@ fn check(ballot: &Ballot) -> Result<(), Corruption> {
     if !of_slot(ballot.term) || !of_slot(ballot.held) {
         return Err(Corruption::Mismatch);
     }
-    if ballot.seq > SEQ_MAX {
+    // Who reads of a term reads of its round in the same block.
+    let (confirmed_term, _) = ballot.confirmed;
+    if Slot::new(confirmed_term.slot()).is_none() {
+        return Err(Corruption::Value);
+    }
+    if ballot.seq > SEQ_MAX || confirmed_term.round() > ballot.highest_round {
         return Err(Corruption::Bounds);
     }
     if ballot.term.round() > ballot.highest_round || ballot.highest_round > ROUND_MAX {

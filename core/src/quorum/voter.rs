@@ -175,10 +175,10 @@ pub enum Refusal {
     /// A root that was durable can't be read any more. Who went on from the one before it would
     /// undo what was answered, and take for free what is in use.
     RootLost {
-        /// This commit was confirmed.
-        confirmed: CommitNo,
+        /// This commit was confirmed in this term.
+        confirmed: (Term, CommitNo),
         /// The newest root that can be read is of this one.
-        newest: CommitNo,
+        newest: (Term, CommitNo),
     },
 }
 
@@ -370,9 +370,9 @@ pub struct Voter<'m> {
     /// Number of the first scan that began when it did.
     leaving_scan: Option<u64>,
     /// The newest commit that any voter has seen confirmed.
-    confirmed: CommitNo,
+    confirmed: (Term, CommitNo),
     /// The same when the last claim was found to be alone: what was confirmed before it.
-    floor: CommitNo,
+    floor: (Term, CommitNo),
     claims_failed: u32,
     reads_failed: u32,
     writes_failed: u32,
@@ -416,8 +416,8 @@ impl<'m> Voter<'m> {
             leaving: false,
             leaving_shown: false,
             leaving_scan: None,
-            confirmed: CommitNo(0),
-            floor: CommitNo(0),
+            confirmed: (Term::NONE, CommitNo(0)),
+            floor: (Term::NONE, CommitNo(0)),
             claims_failed: 0,
             reads_failed: 0,
             writes_failed: 0,
@@ -509,9 +509,12 @@ impl<'m> Voter<'m> {
         self.alert_until = now.plus(ms(self.config.timing.renew_ms) * 2);
     }
 
-    /// Takes note of a commit of the owner's that is confirmed, which the next write then shows.
+    /// Takes note of a commit of this term that is confirmed, which the next write then shows.
+    /// Ignored out of office.
     pub fn commit_confirmed(&mut self, commit: CommitNo) {
-        self.confirmed = self.confirmed.max(commit);
+        if let Phase::Leading(Office { term, .. }) = self.phase {
+            self.confirmed = self.confirmed.max((term, commit));
+        }
     }
 
     /// The leader accepts connections at this endpoint from now on. Ignored out of office.
@@ -547,10 +550,10 @@ impl<'m> Voter<'m> {
         }
     }
 
-    /// The owner has read the ring, and this is the newest root in it. If a later commit was
-    /// confirmed before this term began, its root was durable by then and is lost: the voter takes
-    /// part no longer, lets go of its slot in good order, and the answer is true.
-    pub fn has_lost(&mut self, now: Instant, newest: CommitNo) -> bool {
+    /// The owner has read the ring, and the newest root in it ranks so. If a commit that ranks
+    /// after it was confirmed before this term began, its root was durable by then and is lost: the
+    /// voter takes part no longer, lets go of its slot in good order, and the answer is true.
+    pub fn has_lost(&mut self, now: Instant, newest: (Term, CommitNo)) -> bool {
         let leads = matches!(self.phase, Phase::Leading(_));
         let has_lost = leads && newest < self.floor && !is_active(Mutant::LostRootIgnored);
         if has_lost {

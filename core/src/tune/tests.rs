@@ -35,7 +35,7 @@ fn ballot(slot: Slot, state: State, host: HostId) -> Ballot {
         held,
         highest_round: 9,
         config_gen: 1,
-        confirmed: CommitNo(3),
+        confirmed: (held, CommitNo(3)),
         lease_ms: 1000,
         mounts: 0,
         incarnation: Incarnation([slot.number() + 1; 16]),

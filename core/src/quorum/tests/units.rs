@@ -60,7 +60,7 @@ fn ballot(slot: usize, state: State, round: u64) -> Ballot {
         held: if state == State::Claiming { Term::NONE } else { term },
         highest_round: round,
         config_gen: 1,
-        confirmed: CommitNo(round),
+        confirmed: (term, CommitNo(round)),
         lease_ms: 1000,
         mounts: 0,
         incarnation: Incarnation::default(),
