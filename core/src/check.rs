@@ -88,7 +88,7 @@ use crate::format::layout::{FIRST_BLKNO, QUORUM_BLKNO, ROOT_BLKNO, ROOT_PAIRS, S
 use crate::format::quorum::{self, SLOTS, Slot};
 use crate::format::root::{Extent, RESERVE_EXTENTS, Root, RootBlock, TAKEOVER_ROUNDS};
 use crate::format::super_block::{Super, SuperError, Unverified};
-use crate::format::{Block, BlockNo, CommitNo};
+use crate::format::{Block, BlockNo, CommitNo, Term};
 use crate::node::{Action, Event, More, Node};
 use clients::Clients;
 use finding::Log;
@@ -214,7 +214,7 @@ pub struct Check<'m> {
     reads: u32,
     root: Option<Root>,
     /// The newest commit that a voter has seen confirmed.
-    confirmed: CommitNo,
+    confirmed: (Term, CommitNo),
     /// A newer root than that has been seen.
     is_outdated: bool,
     /// So has one of a later term.
@@ -252,7 +252,7 @@ impl<'m> Check<'m> {
             buffer: arena.one(Block::ZERO)?,
             reads: 0,
             root: None,
-            confirmed: CommitNo(0),
+            confirmed: (Term::NONE, CommitNo(0)),
             is_outdated: false,
             is_of_old_term: false,
             is_pinned: false,
@@ -442,7 +442,7 @@ impl<'m> Check<'m> {
     fn begin_reserves(&mut self) {
         match &self.root {
             Some(root) => {
-                if root.commit() < self.confirmed {
+                if root.rank() < self.confirmed {
                     let stale = Wrong::Corrupt(Corruption::Stale);
                     self.log.put(Id::Root, Extent::new(ROOT_BLKNO, ROOTS), stale);
                 }
@@ -459,7 +459,8 @@ impl<'m> Check<'m> {
     /// Forgets all that was found, and begins again.
     fn begin_again(&mut self) {
         self.attempt += 1;
-        (self.phase, self.root, self.confirmed) = (Phase::Fixed(0), None, CommitNo(0));
+        (self.phase, self.root) = (Phase::Fixed(0), None);
+        self.confirmed = (Term::NONE, CommitNo(0));
         (self.is_outdated, self.is_of_old_term, self.is_pinned) = (false, false, false);
         self.map.clear();
         self.runs.clear();

@@ -933,7 +933,7 @@ impl<'m> Server<'m> {
                     self.voter.outranked(now, newest);
                     return self.end_term();
                 }
-                if self.voter.has_lost(now, root.commit()) {
+                if self.voter.has_lost(now, root.rank()) {
                     return self.end_term();
                 }
                 match self.store.take_over(term, &self.gone()) {

@@ -25,9 +25,9 @@
 use crate::arena::{Arena, ArenaFull};
 use crate::error::{Corruption, Error};
 use crate::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
-use crate::format::quorum::{Ballot, HostId, Incarnation, SLOTS, Slot, State};
+use crate::format::quorum::{Ballot, HostId, Incarnation, SLOTS, Slot, State, seq_after};
 use crate::format::super_block::{Changes, Super};
-use crate::format::{Block, BlockNo, CommitNo};
+use crate::format::{Block, BlockNo, CommitNo, Term};
 use crate::node::{Action, Event, More, Node};
 use crate::quorum::Vouched;
 use heapless::Vec;
@@ -73,7 +73,7 @@ pub fn settle(
         return Err(Obstacle::Unproven { slot, incarnation, state });
     }
     let stopped = State::Stopped;
-    let seq = last.seq.saturating_add(1);
+    let seq = seq_after(last.seq);
     Ok(Some(Ballot { seq, state: stopped, term: last.held, endpoint: None, ..last }))
 }
 
@@ -81,7 +81,7 @@ pub fn settle(
 /// a leader then goes on from the newest root there is.
 #[must_use]
 pub fn forget_commits(stopped: Ballot) -> Ballot {
-    Ballot { seq: stopped.seq.saturating_add(1), confirmed: CommitNo(0), ..stopped }
+    Ballot { seq: seq_after(stopped.seq), confirmed: (Term::NONE, CommitNo(0)), ..stopped }
 }
 
 /// A configuration being changed.

@@ -166,17 +166,22 @@ class Volume:
     def read_quorum(self, slot):
         """The state of a voter's block; None when it is blank."""
         seq, data = self.open(32 + slot, b"ORqu")
-        demand(data[148] <= 1 and not any(data[149:]), f"slot {slot}: flags, reserved bytes")
+        demand(data[148] <= 1, f"slot {slot}: flags")
+        demand(not any(data[149:152]) and not any(data[160:]), f"slot {slot}: reserved bytes")
+        confirmed_term, = struct.unpack_from("<Q", data, 152)
         term, held, highest, _, _, lease, _ = struct.unpack_from("<QQQQQII", data, 32)
         port, state, number = struct.unpack_from("<HBB", data, 144)
         demand(number == slot, f"slot {slot}: says {number}")
         if seq == 0:
-            demand(not any(data[32:147]) and not data[148], f"slot {slot}: not blank")
+            demand(not any(data[32:147]) and not any(data[148:160]), f"slot {slot}: not blank")
             return None
+        demand(seq <= 1 << 48, f"slot {slot}: number of the write")
         demand(state <= 5, f"slot {slot}: state {state}")
         for each in (term, held):
             demand(each == 0 or each & 0xFF == slot, f"slot {slot}: another slot's term")
         demand(term >> 8 <= highest <= 1 << 48, f"slot {slot}: round")
+        demand(confirmed_term & 0xFF < 7, f"slot {slot}: slot of the confirmed term")
+        demand(confirmed_term >> 8 <= highest, f"slot {slot}: round of the confirmed term")
         demand(1 <= lease <= 60000, f"slot {slot}: lease")
         fits = [term == held == 0, term > held, term == held != 0, term == held != 0,
                 term == held != 0, term == held][state]

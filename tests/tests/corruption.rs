@@ -17,7 +17,7 @@ use outrider_core::format::layout::{QUORUM_BLKNO, SUPER_BLKNO};
 use outrider_core::format::quorum::{Ballot, Slot, parse};
 use outrider_core::format::root::RootBlock;
 use outrider_core::format::super_block::{Super, SuperError, Unverified};
-use outrider_core::format::{BLOCK_BYTES, Block, CommitNo};
+use outrider_core::format::{BLOCK_BYTES, Block, CommitNo, Term};
 use outrider_core::quorum::{Refusal, Role};
 use outrider_core::server::Server;
 use outrider_core::tune::{forget_commits, settle};
@@ -97,14 +97,17 @@ fn sample() -> Sample {
 }
 
 /// Stops the voter of slot 0, and has it say that this commit was confirmed.
-fn say_confirmed(image: &mut Image, volume: &Super, confirmed: Option<CommitNo>) {
+fn say_confirmed(image: &mut Image, volume: &Super, confirmed: Option<(Term, CommitNo)>) {
     let (slot, key) = (Slot::new(0).unwrap(), volume.volume());
     let blkno = slot.blkno(QUORUM_BLKNO);
     let said = parse(image.block(blkno.0), &key, QUORUM_BLKNO, slot);
     let last = said.unwrap().unwrap();
     let stopped = settle(slot, said, last.host, &[]).unwrap().unwrap_or(last);
     let ballot = match confirmed {
-        Some(confirmed) => Ballot { confirmed, ..stopped },
+        Some(confirmed) => {
+            let highest_round = stopped.highest_round.max(confirmed.0.round());
+            Ballot { confirmed, highest_round, ..stopped }
+        }
         None => forget_commits(stopped),
     };
     let mut block = Block::ZERO;
@@ -372,22 +375,25 @@ fn a_root_that_is_wrong_about_its_free_blocks_makes_nobody_panic() {
     told.print("wrong counts of free blocks");
 }
 
+fn is_stale(finding: &Finding) -> bool {
+    (finding.id, finding.wrong) == (Id::Root, Wrong::Corrupt(Corruption::Stale))
+}
+
 /// The newest root is lost: the check and the server say so, and the server goes on from the one
 /// before it once what was confirmed is forgotten.
 #[test]
 fn without_its_newest_root_a_volume_is_served_only_if_that_is_forgotten() {
     let sample = sample();
     let root = sample.places.iter().find(|place| place.part == Part::Root).unwrap();
-    let confirmed = CommitNo(header(sample.image.block(root.blkno.0)).seq.get());
+    let block = sample.image.block(root.blkno.0);
+    let term = RootBlock::ref_from_bytes(&block.0).unwrap().term.into();
+    let confirmed = (term, CommitNo(header(block).seq.get()));
     let mut lost = sample.damaged(root, |block| *block = Block::ZERO);
     let newest = match refusal(&lost, &sample.volume) {
         Some(Refusal::RootLost { confirmed: said, newest }) if said == confirmed => newest,
-        other => panic!("commit {confirmed} is confirmed: {other:?}"),
+        other => panic!("{confirmed:?} is confirmed: {other:?}"),
     };
-    assert!(newest < confirmed, "{newest} {confirmed}");
-    let is_stale = |finding: &Finding| {
-        (finding.id, finding.wrong) == (Id::Root, Wrong::Corrupt(Corruption::Stale))
-    };
+    assert!(newest < confirmed, "{newest:?} {confirmed:?}");
     assert!(check(&lost, &sample.volume).iter().any(is_stale));
     say_confirmed(&mut lost, &sample.volume, None);
     assert!(!check(&lost, &sample.volume).iter().any(is_stale));
@@ -399,16 +405,23 @@ fn without_its_newest_root_a_volume_is_served_only_if_that_is_forgotten() {
 #[test]
 fn a_forged_confirmation_stops_everybody_until_it_is_forgotten() {
     let sample = sample();
-    let forged = CommitNo(u64::MAX);
-    let mut image = sample.image.clone();
-    say_confirmed(&mut image, &sample.volume, Some(forged));
-    let refused = refusal(&image, &sample.volume);
-    assert!(
-        matches!(refused, Some(Refusal::RootLost { confirmed, .. }) if confirmed == forged),
-        "{refused:?}"
-    );
-    say_confirmed(&mut image, &sample.volume, None);
-    assert_eq!(files(image, &sample.volume, 9).as_ref(), Ok(&sample.tree));
+    let newest = sample.places.iter().find(|place| place.part == Part::Root).unwrap();
+    let block = sample.image.block(newest.blkno.0);
+    let term: Term = RootBlock::ref_from_bytes(&block.0).unwrap().term.into();
+    let later = Term::new(term.round() + 1, 3);
+    // A number that can't be, and one that has been, of a later term.
+    for forged in [(term, CommitNo(u64::MAX)), (later, CommitNo(1))] {
+        let mut image = sample.image.clone();
+        say_confirmed(&mut image, &sample.volume, Some(forged));
+        let refused = refusal(&image, &sample.volume);
+        assert!(
+            matches!(refused, Some(Refusal::RootLost { confirmed, .. }) if confirmed == forged),
+            "{refused:?}"
+        );
+        assert!(check(&image, &sample.volume).iter().any(is_stale));
+        say_confirmed(&mut image, &sample.volume, None);
+        assert_eq!(files(image, &sample.volume, 9).as_ref(), Ok(&sample.tree));
+    }
 }
 
 /// Changes a byte, or eight from there on.

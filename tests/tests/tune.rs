@@ -151,7 +151,8 @@ fn a_newest_root_that_rots_is_noticed_and_forgotten_only_when_an_operator_says_s
     volume.serve("0").stop();
     let roots = volume.print("roots");
     let newest = roots.as_array().unwrap().iter().find(|root| root["newest"] == true).unwrap();
-    assert_eq!(volume.print("quorum")[0]["confirmed"], newest["commit"]);
+    let says = &volume.print("quorum")[0];
+    assert_eq!((&says["confirmed"], &says["confirmed_term"]), (&newest["commit"], &newest["term"]));
     volume.succeeds(&["check", "v"]);
     let file = OpenOptions::new().write(true).open(volume.dir.path().join("v")).unwrap();
     let at = newest["blkno"].as_u64().unwrap() * BLOCK_BYTES as u64;
@@ -166,6 +167,10 @@ fn a_newest_root_that_rots_is_noticed_and_forgotten_only_when_an_operator_says_s
         let said = String::from_utf8(served.stderr).unwrap();
         let lost = format!("commit {} was confirmed", newest["commit"]);
         assert!(!served.status.success() && said.contains(&lost), "slot {slot}: {said}");
+    }
+    // Neither is left as if it led, so nobody has to say that it is gone.
+    for slot in volume.print("quorum").as_array().unwrap() {
+        assert!(slot["state"] == "stopped" || slot["state"] == "blank", "{slot}");
     }
     volume.succeeds(&["tune", "-L", "x", "v"]);
     assert_eq!(volume.print("quorum")[0]["confirmed"], newest["commit"]);

@@ -233,9 +233,10 @@ fn explain(refusal: Refusal) -> ! {
             refuse!("the volume has a newer configuration, {generation}; start again")
         }
         Refusal::RoundsExhausted => refuse!("no round is left: a quorum block must be forged"),
-        Refusal::RootLost { confirmed, newest } => refuse!(
-            "the root of commit {confirmed} is lost, the newest left is that of {newest}; outrider \
-             check says what is left, and outrider tune --forget-commits goes on from there"
+        Refusal::RootLost { confirmed: (term, confirmed), newest: (older, newest) } => refuse!(
+            "the root of commit {confirmed} in term {term} is lost, the newest left is that of \
+             {newest} in term {older}; outrider check says what is left, and outrider tune \
+             --forget-commits goes on from there"
         ),
     }
 }

@@ -8,8 +8,9 @@
 //! * Everything a version of the block says stands in its first 512 bytes, and the rest is zero in
 //!   every version. A write torn at a sector therefore leaves the old version or the new one, never
 //!   a third: an invalid block is damage, not a crash.
-//! * `header.seq` counts the writes of the slot, across voters that follow each other in it. 0 is
-//!   the blank block; two versions of one writer never share a number.
+//! * `header.seq` counts the writes of the slot, across voters that follow each other in it, and
+//!   begins again at 1 after [`SEQ_MAX`]. 0 is the blank block; two versions of one writer never
+//!   share a number.
 //! * `term` is what the slot stands for: its claim while [`State::Claiming`], else the last term it
 //!   was elected in. `held` is that last term always, so that a claim can be withdrawn.
 //!
@@ -33,6 +34,11 @@ pub const SLOTS: usize = 7;
 /// never reached; a block that says more is damaged or forged.
 pub const ROUND_MAX: u64 = 1 << 48;
 
+/// The greatest number a write may have. A slot that is written each millisecond has as many in
+/// 8900 years, so a block that says more is damaged or forged; and the number after it can be
+/// counted.
+pub const SEQ_MAX: u64 = 1 << 48;
+
 /// The longest lease a block may speak of, in milliseconds.
 pub const LEASE_MS_MAX: u32 = 60_000;
 
@@ -52,7 +58,7 @@ record! {
         highest_round: U64,
         /// Generation of the quorum configuration the writer goes by.
         config_gen: U64,
-        /// The newest commit that any voter has seen confirmed.
+        /// The newest commit that any voter has seen confirmed; `confirmed_term` is its leader's.
         confirmed: U64,
         /// How long the writer's lease runs from the submission of this write, in milliseconds.
         lease_ms: U32,
@@ -75,7 +81,11 @@ record! {
         /// [`LEAVING`].
         flags: u8,
         /// Zero.
-        reserved: [u8; 363],
+        reserved: [u8; 3],
+        /// The term of the leader that confirmed `confirmed`.
+        confirmed_term: U64,
+        /// Zero.
+        reserved_end: [u8; 352],
     }
 }
 
@@ -144,7 +154,7 @@ pub enum State {
     Listening = 3,
     /// It runs; its last term is over, and nothing of that term is in flight any more.
     Resigned = 4,
-    /// It was stopped in good order. This was its last write.
+    /// It was stopped, or has let go by itself, in good order. This was its last write.
     Stopped = 5,
 }
 
@@ -177,7 +187,7 @@ impl State {
 pub struct Ballot {
     /// The slot.
     pub slot: Slot,
-    /// Number of this write in the slot, at least 1.
+    /// Number of this write in the slot: 1 to [`SEQ_MAX`].
     pub seq: u64,
     /// What the voter is doing.
     pub state: State,
@@ -190,9 +200,9 @@ pub struct Ballot {
     pub highest_round: u64,
     /// Generation of the quorum configuration the voter goes by.
     pub config_gen: u64,
-    /// The newest commit that the voter has seen confirmed by any leader: its root was durable
-    /// before this was written, and every later root has a commit of at least this number.
-    pub confirmed: CommitNo,
+    /// The newest commit that the voter has seen confirmed by any leader, as roots rank: its root
+    /// was durable before this was written, so the newest root never ranks before it.
+    pub confirmed: (Term, CommitNo),
     /// How long its lease runs from the submission of this write, in milliseconds.
     pub lease_ms: u32,
     /// Mounts that reach the voter, its own counted.
@@ -209,6 +219,13 @@ pub struct Ballot {
     pub leaving: bool,
 }
 
+/// The number of the write of a slot after this one. Who follows a forged greatest number begins
+/// again; no block says 0 but a blank one.
+#[must_use]
+pub const fn seq_after(seq: u64) -> u64 {
+    if seq < SEQ_MAX { seq + 1 } else { 1 }
+}
+
 impl Ballot {
     /// Writes the ballot into a block and seals it for its address.
     pub fn emit(&self, block: &mut Block, volume: &Volume, base: BlockNo) {
@@ -218,7 +235,9 @@ impl Ballot {
         record.held = self.held.into();
         record.highest_round = self.highest_round.into();
         record.config_gen = self.config_gen.into();
-        record.confirmed = self.confirmed.0.into();
+        let (confirmed_term, confirmed) = self.confirmed;
+        record.confirmed = confirmed.0.into();
+        record.confirmed_term = confirmed_term.into();
         record.lease_ms = self.lease_ms.into();
         record.mounts = self.mounts.into();
         record.incarnation = self.incarnation.0;
@@ -258,7 +277,8 @@ pub fn parse(
     block::open(block, volume, &promise)?;
     let (record, rest) =
         QuorumBlock::ref_from_prefix(&block.0).expect("a block is larger than its record");
-    if record.reserved.iter().chain(rest).any(|byte| *byte != 0) {
+    let reserved = record.reserved.iter().chain(&record.reserved_end);
+    if reserved.chain(rest).any(|byte| *byte != 0) {
         return Err(Corruption::Reserved);
     }
     if record.slot != slot.0 {
@@ -275,7 +295,7 @@ pub fn parse(
         held: record.held.into(),
         highest_round: record.highest_round.get(),
         config_gen: record.config_gen.get(),
-        confirmed: CommitNo(record.confirmed.get()),
+        confirmed: (record.confirmed_term.into(), CommitNo(record.confirmed.get())),
         lease_ms: record.lease_ms.get(),
         mounts: record.mounts.get(),
         incarnation: Incarnation(record.incarnation),
@@ -307,6 +327,14 @@ fn check(ballot: &Ballot) -> Result<(), Corruption> {
     let of_slot = |term: Term| term == Term::NONE || term.slot() == ballot.slot.0;
     if !of_slot(ballot.term) || !of_slot(ballot.held) {
         return Err(Corruption::Mismatch);
+    }
+    // Who reads of a term reads of its round in the same block.
+    let (confirmed_term, _) = ballot.confirmed;
+    if Slot::new(confirmed_term.slot()).is_none() {
+        return Err(Corruption::Value);
+    }
+    if ballot.seq > SEQ_MAX || confirmed_term.round() > ballot.highest_round {
+        return Err(Corruption::Bounds);
     }
     if ballot.term.round() > ballot.highest_round || ballot.highest_round > ROUND_MAX {
         return Err(Corruption::Bounds);

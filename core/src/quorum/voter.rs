@@ -22,7 +22,8 @@
 //!                   claim, outnumbered   v      v                       durable  |
 //!                                   Draining -> Resigning -----------------------+
 //!                                       resign()
-//!     stop() leads from anywhere through Stopping to Ended(Stopped).
+//!     stop() leads from anywhere through Stopping to Ended(Stopped); a refusal that leaves it its
+//!     slot, through Draining, if it leads, and Stopping to Ended(Refused).
 //! ```
 //!
 //! # Invariants
@@ -34,6 +35,8 @@
 //!   a new claim.
 //! * In `Draining` nothing is written. `Resigned` is shown only after the owner has said that
 //!   nothing of the term is in flight, so whoever reads it has a proof of that.
+//! * Who is refused lets go as one that is stopped does, if the slot is its own: nothing of it is
+//!   in flight, and nobody shall have to prove that. Who may not be alone in it writes no more.
 //! * Nothing is retried without a pause that grows.
 //!
 //! What this module deliberately doesn't know: what its owner does in office, and whether a root
@@ -172,11 +175,24 @@ pub enum Refusal {
     /// A root that was durable can't be read any more. Who went on from the one before it would
     /// undo what was answered, and take for free what is in use.
     RootLost {
-        /// This commit was confirmed.
-        confirmed: CommitNo,
+        /// This commit was confirmed in this term.
+        confirmed: (Term, CommitNo),
         /// The newest root that can be read is of this one.
-        newest: CommitNo,
+        newest: (Term, CommitNo),
     },
+}
+
+impl Refusal {
+    /// Whether nobody but the voter is in its slot, so that it may write its block once more.
+    fn leaves_the_slot(self) -> bool {
+        match self {
+            Refusal::RoundsExhausted | Refusal::RootLost { .. } => true,
+            Refusal::SlotInUse
+            | Refusal::Unproven { .. }
+            | Refusal::Damaged
+            | Refusal::OutdatedConfig(_) => false,
+        }
+    }
 }
 
 /// Why a term ended against the owner's will.
@@ -289,8 +305,8 @@ enum Phase {
     Draining { term: Term, refusal: Option<Refusal> },
     /// Makes it durable that it resigned.
     Resigning { term: Term },
-    /// Makes it durable that it stopped.
-    Stopping,
+    /// Makes it durable that it stopped. Then it ends, for this reason if it was not told to.
+    Stopping { refusal: Option<Refusal> },
     /// Does nothing any more, for this reason if it was not stopped.
     Ended(Option<Refusal>),
 }
@@ -354,9 +370,9 @@ pub struct Voter<'m> {
     /// Number of the first scan that began when it did.
     leaving_scan: Option<u64>,
     /// The newest commit that any voter has seen confirmed.
-    confirmed: CommitNo,
+    confirmed: (Term, CommitNo),
     /// The same when the last claim was found to be alone: what was confirmed before it.
-    floor: CommitNo,
+    floor: (Term, CommitNo),
     claims_failed: u32,
     reads_failed: u32,
     writes_failed: u32,
@@ -400,8 +416,8 @@ impl<'m> Voter<'m> {
             leaving: false,
             leaving_shown: false,
             leaving_scan: None,
-            confirmed: CommitNo(0),
-            floor: CommitNo(0),
+            confirmed: (Term::NONE, CommitNo(0)),
+            floor: (Term::NONE, CommitNo(0)),
             claims_failed: 0,
             reads_failed: 0,
             writes_failed: 0,
@@ -422,7 +438,7 @@ impl<'m> Voter<'m> {
             }
             Phase::Leading(office) => Role::Leading(office.term),
             Phase::Draining { term, .. } | Phase::Resigning { term } => Role::Draining(*term),
-            Phase::Stopping => Role::Stopping,
+            Phase::Stopping { .. } => Role::Stopping,
             Phase::Ended(None) => Role::Stopped,
             Phase::Ended(Some(refusal)) => Role::Refused(*refusal),
         }
@@ -493,9 +509,12 @@ impl<'m> Voter<'m> {
         self.alert_until = now.plus(ms(self.config.timing.renew_ms) * 2);
     }
 
-    /// Takes note of a commit of the owner's that is confirmed, which the next write then shows.
+    /// Takes note of a commit of this term that is confirmed, which the next write then shows.
+    /// Ignored out of office.
     pub fn commit_confirmed(&mut self, commit: CommitNo) {
-        self.confirmed = self.confirmed.max(commit);
+        if let Phase::Leading(Office { term, .. }) = self.phase {
+            self.confirmed = self.confirmed.max((term, commit));
+        }
     }
 
     /// The leader accepts connections at this endpoint from now on. Ignored out of office.
@@ -531,10 +550,10 @@ impl<'m> Voter<'m> {
         }
     }
 
-    /// The owner has read the ring, and this is the newest root in it. If a later commit was
-    /// confirmed before this term began, its root was durable by then and is lost: the voter takes
-    /// part no longer, and the answer is true.
-    pub fn has_lost(&mut self, now: Instant, newest: CommitNo) -> bool {
+    /// The owner has read the ring, and the newest root in it ranks so. If a commit that ranks
+    /// after it was confirmed before this term began, its root was durable by then and is lost: the
+    /// voter takes part no longer, lets go of its slot in good order, and the answer is true.
+    pub fn has_lost(&mut self, now: Instant, newest: (Term, CommitNo)) -> bool {
         let leads = matches!(self.phase, Phase::Leading(_));
         let has_lost = leads && newest < self.floor && !is_active(Mutant::LostRootIgnored);
         if has_lost {
@@ -551,7 +570,7 @@ impl<'m> Voter<'m> {
             Phase::Leading(Office { term, .. }) | Phase::Draining { term, refusal: None } => {
                 self.phase = Phase::Resigning { term };
             }
-            Phase::Draining { refusal: Some(refusal), .. } => self.end(Some(refusal)),
+            Phase::Draining { refusal: Some(refusal), .. } => self.let_go(refusal),
             Phase::Watching { .. }
             | Phase::Joining { .. }
             | Phase::Following { .. }
@@ -559,7 +578,7 @@ impl<'m> Voter<'m> {
             | Phase::Looking { .. }
             | Phase::Taking { .. }
             | Phase::Resigning { .. }
-            | Phase::Stopping
+            | Phase::Stopping { .. }
             | Phase::Ended(_) => return,
         }
         // The others shall have their turn first.
@@ -574,8 +593,8 @@ impl<'m> Voter<'m> {
     /// durable, or with none if nothing was ever written.
     pub fn stop(&mut self) {
         match self.phase {
-            Phase::Ended(_) | Phase::Stopping => {}
-            Phase::Draining { refusal: Some(refusal), .. } => self.end(Some(refusal)),
+            Phase::Ended(_) | Phase::Stopping { .. } => {}
+            Phase::Draining { refusal: Some(refusal), .. } => self.let_go(refusal),
             Phase::Watching { .. } => self.stopped(Ok(())),
             Phase::Joining { .. } if self.writes_failed == 0 && self.is_not_writing() => {
                 self.stopped(Ok(()));
@@ -588,7 +607,7 @@ impl<'m> Voter<'m> {
             | Phase::Leading(_)
             | Phase::Draining { refusal: None, .. }
             | Phase::Resigning { .. } => {
-                self.phase = Phase::Stopping;
+                self.phase = Phase::Stopping { refusal: None };
                 self.retry_at = Instant::default();
             }
         }

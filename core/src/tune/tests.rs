@@ -2,12 +2,12 @@
 
 extern crate std;
 
-use super::{Obstacle, Tune, settle};
+use super::{Obstacle, Tune, forget_commits, settle};
 use crate::btree::rig::carve;
 use crate::error::{Corruption, Error};
 use crate::format::layout::{QUORUM_BLKNO, SUPER_BLKNO, spare_blkno};
 use crate::format::quorum::{
-    Ballot, BootId, HostId, Incarnation, SLOTS, Slot, State, emit_blank, parse,
+    Ballot, BootId, HostId, Incarnation, SEQ_MAX, SLOTS, Slot, State, emit_blank, parse,
 };
 use crate::format::super_block::tests::{BLOCKS, identity};
 use crate::format::super_block::{Changes, Super, Unverified};
@@ -35,7 +35,7 @@ fn ballot(slot: Slot, state: State, host: HostId) -> Ballot {
         held,
         highest_round: 9,
         config_gen: 1,
-        confirmed: CommitNo(3),
+        confirmed: (held, CommitNo(3)),
         lease_ms: 1000,
         mounts: 0,
         incarnation: Incarnation([slot.number() + 1; 16]),
@@ -212,6 +212,19 @@ fn who_is_not_stopped_must_be_proven_gone() {
     let obstacle = Err(Obstacle::Damaged(slot, Corruption::Checksum));
     assert_eq!(settle(slot, damaged, ELSEWHERE, &gone), obstacle);
     assert_eq!(settle(slot, damaged, HERE, &[Vouched::Anyone]), Ok(None));
+}
+
+/// A block that says the greatest number there is can be followed by one that is understood.
+#[test]
+fn a_slot_is_settled_and_forgets_whatever_number_its_last_write_had() {
+    let slot = Slot::new(3).unwrap();
+    let last = Ballot { seq: SEQ_MAX, ..ballot(slot, State::Elected, HERE) };
+    let settled = settle(slot, Ok(Some(last)), HERE, &[]).unwrap().unwrap();
+    assert_eq!(settled.seq, 1);
+    let forgot = forget_commits(Ballot { seq: SEQ_MAX, ..settled });
+    let (mut block, volume) = (Block::ZERO, Super::new(&identity()).unwrap().volume());
+    forgot.emit(&mut block, &volume, QUORUM_BLKNO);
+    assert_eq!(parse(&block, &volume, QUORUM_BLKNO, slot), Ok(Some(forgot)));
 }
 
 #[test]

@@ -651,10 +651,10 @@ fn refused(refusal: Refusal, slot: Slot) -> String {
             "the quorum blocks name a round that can't have been; outrider check says more"
                 .to_owned()
         }
-        Refusal::RootLost { confirmed, newest } => format!(
-            "commit {confirmed} was confirmed, and the newest root that can be read is that of \
-             commit {newest}: the volume is damaged; outrider check says what is left, and \
-             outrider tune --forget-commits goes on from there"
+        Refusal::RootLost { confirmed: (term, confirmed), newest: (older, newest) } => format!(
+            "commit {confirmed} was confirmed in term {term}, and the newest root that can be read \
+             is that of commit {newest} in term {older}: the volume is damaged; outrider check \
+             says what is left, and outrider tune --forget-commits goes on from there"
         ),
     }
 }

@@ -25,7 +25,7 @@ fn golden_ballot(name: &str) -> Option<Ballot> {
         held: Term::new(9, 2),
         highest_round: 11,
         config_gen: 3,
-        confirmed: CommitNo(5),
+        confirmed: (Term::new(8, 4), CommitNo(5)),
         lease_ms: 1000,
         mounts: 4,
         incarnation: Incarnation(*b"an incarnation!!"),
@@ -123,7 +123,11 @@ fn each_meaningless_field_has_its_refusal() {
         (Ballot { highest_round: ROUND_MAX + 1, ..listening }, Corruption::Bounds),
         (Ballot { lease_ms: 0, ..listening }, Corruption::Bounds),
         (Ballot { lease_ms: LEASE_MS_MAX + 1, ..listening }, Corruption::Bounds),
+        (Ballot { confirmed: (Term::new(12, 0), CommitNo(5)), ..listening }, Corruption::Bounds),
+        (Ballot { confirmed: (Term::new(9, 7), CommitNo(5)), ..listening }, Corruption::Value),
         (Ballot { seq: 0, ..listening }, Corruption::Value),
+        (Ballot { seq: SEQ_MAX + 1, ..listening }, Corruption::Bounds),
+        (Ballot { seq: u64::MAX, ..listening }, Corruption::Bounds),
     ];
     for (ballot, why) in cases {
         let block = emitted(Some(&ballot), Slot(2));
@@ -133,6 +137,8 @@ fn each_meaningless_field_has_its_refusal() {
         (146, Corruption::Value),
         (148, Corruption::Value),
         (149, Corruption::Reserved),
+        (151, Corruption::Reserved),
+        (160, Corruption::Reserved),
         (4000, Corruption::Reserved),
     ] {
         let mut block = emitted(Some(&listening), Slot(2));
@@ -142,8 +148,17 @@ fn each_meaningless_field_has_its_refusal() {
     }
 }
 
+#[test]
+fn writes_are_counted_to_the_greatest_number_and_then_from_one() {
+    assert_eq!([0, 1, SEQ_MAX - 1].map(seq_after), [1, 2, SEQ_MAX]);
+    assert_eq!(seq_after(SEQ_MAX), 1);
+    let last = Ballot { seq: SEQ_MAX, ..golden_ballot("listening").unwrap() };
+    let block = emitted(Some(&last), Slot(2));
+    assert_eq!(parse(&block, &VOLUME, BASE, Slot(2)), Ok(Some(last)));
+}
+
 fn ballots() -> impl Strategy<Value = Ballot> {
-    let numbers = (1..u64::MAX, 0..1000u64, 0..1000u64, any::<u64>(), any::<u64>());
+    let numbers = (1..=SEQ_MAX, 0..1000u64, 0..1000u64, any::<u64>(), any::<u64>());
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
     let rest = (any::<u32>(), 1..=u16::MAX, any::<bool>());
     (0..7u8, 0..6u8, numbers, ids, 1..=LEASE_MS_MAX, rest).prop_map(
@@ -171,7 +186,10 @@ fn ballots() -> impl Strategy<Value = Ballot> {
                 held: term_of(held),
                 highest_round: claimed + more,
                 config_gen,
-                confirmed: CommitNo(confirmed),
+                confirmed: (
+                    Term::new(claimed.min(confirmed), (confirmed % 7) as u8),
+                    CommitNo(confirmed),
+                ),
                 lease_ms,
                 mounts,
                 incarnation: Incarnation(ids.0),
@@ -197,7 +215,7 @@ proptest! {
     #[test]
     fn sealed_nonsense_is_refused_or_means_exactly_itself(
         ballot in ballots(),
-        flips in proptest::collection::vec((32usize..149, any::<u8>()), 0..4),
+        flips in proptest::collection::vec((32usize..160, any::<u8>()), 0..4),
     ) {
         let mut block = emitted(Some(&ballot), ballot.slot);
         for (at, byte) in flips {

@@ -3,7 +3,7 @@
 extern crate std;
 
 use super::sim::{BASE, MS, Memory, SECOND, Sim, VOLUME};
-use crate::format::quorum::{LEASE_MS_MAX, Slot, State, parse};
+use crate::format::quorum::{Ballot, LEASE_MS_MAX, SEQ_MAX, Slot, State, parse};
 use crate::quorum::{Exclusion, Refusal, Role, Vouched};
 use outrider_hal::Block;
 
@@ -107,4 +107,52 @@ fn a_block_is_written_anew_under_a_leader_that_goes_on() {
     let ballot = parse(&sim.blocks[1], &VOLUME, BASE, Slot::ALL[1]).unwrap().unwrap();
     assert_eq!(ballot.state, State::Idle);
     assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+}
+
+/// A voter that was stopped in good order left its block, and it now says that this was its
+/// write's number.
+fn say_seq(sim: &mut Sim<'_>, seq: u64) {
+    sim.start(0);
+    sim.run_until_led();
+    sim.stop(0);
+    let now = sim.now + 2 * SECOND;
+    sim.run_until(now);
+    let last = sim.ballot(0).unwrap();
+    assert_eq!(last.state, State::Stopped);
+    sim.crash(0);
+    Ballot { seq, ..last }.emit(&mut sim.blocks[0], &VOLUME, BASE);
+}
+
+#[test]
+fn who_finds_the_greatest_number_in_its_slot_counts_from_one_and_leads() {
+    let mut memory = Memory::new(3);
+    let mut sim = Sim::new(&mut memory, 2, 8);
+    say_seq(&mut sim, SEQ_MAX);
+    sim.start(0);
+    sim.run_until_led();
+    assert_eq!((sim.leader(), sim.terms_elected()), (Some(0), 2));
+    // Others read what it writes now, and see it live.
+    sim.start(1);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!((sim.leader(), sim.terms_elected()), (Some(0), 2));
+    assert!((3..100).contains(&sim.ballot(0).unwrap().seq));
+    assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+}
+
+#[test]
+fn a_number_that_cannot_be_is_damage_like_any_other() {
+    for seq in [SEQ_MAX + 1, u64::MAX] {
+        let mut memory = Memory::new(3);
+        let mut sim = Sim::new(&mut memory, 1, 9);
+        say_seq(&mut sim, seq);
+        sim.start(0);
+        let now = sim.now + 3 * SECOND;
+        sim.run_until(now);
+        assert_eq!(role(&sim, 0), Role::Refused(Refusal::Damaged));
+        sim.crash(0);
+        sim.start_in(0, Slot::ALL[0], Vouched::Anyone);
+        assert_eq!(run_until_led(&mut sim), Some(0));
+        assert!(sim.ballot(0).unwrap().seq < 100);
+    }
 }

@@ -586,6 +586,12 @@ impl<'m> Sim<'m> {
         self.roots[2 * (term.round() % RING) as usize] = Some(Root { term, commit: 1, id });
     }
 
+    /// The roots of this term rot.
+    pub(super) fn lose_roots(&mut self, term: Term) {
+        let pair = (term.round() % RING) as usize;
+        self.roots[2 * pair..2 * pair + 2].fill(None);
+    }
+
     /// Runs until somebody listens.
     pub(super) fn run_until_led(&mut self) -> usize {
         let end = self.now + 10 * SECOND;
@@ -989,7 +995,7 @@ impl<'m> Sim<'m> {
             self.violation(&format!("{term} read roots without answered commit {id} of {by}"));
         }
         let voter = self.nodes[node].voter.as_mut().unwrap();
-        if self.confirms && voter.has_lost(now, CommitNo(best.commit)) {
+        if self.confirms && voter.has_lost(now, (best.term, CommitNo(best.commit))) {
             self.violation(&format!("{term} misses a commit later than {}", best.commit));
             return;
         }

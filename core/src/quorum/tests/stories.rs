@@ -4,7 +4,7 @@ extern crate std;
 
 use super::super::*;
 use super::sim::{BASE, MS, Memory, Prey, Reads, SECOND, Sim, VOLUME};
-use crate::format::quorum::{Ballot, Slot, State, parse};
+use crate::format::quorum::{Ballot, ROUND_MAX, Slot, State, parse};
 use crate::format::{CommitNo, Term};
 use crate::mutant::{Mutant, activate};
 use outrider_hal::Block;
@@ -646,7 +646,15 @@ fn an_idle_cluster_costs_what_it_says() {
 /// finds older roots only doesn't lead.
 #[test]
 fn what_was_confirmed_outlives_the_leader_and_who_finds_an_older_root_is_refused() {
-    for newest in [CommitNo(6), CommitNo(7), CommitNo(8)] {
+    let (first, earlier) = (Term::new(1, 0), Term::NONE);
+    for (newest, lost) in [
+        ((first, CommitNo(6)), true),
+        ((first, CommitNo(7)), false),
+        ((first, CommitNo(8)), false),
+        // Of a leader that was deposed before.
+        ((earlier, CommitNo(7)), true),
+        ((earlier, CommitNo(8)), true),
+    ] {
         let mut memory = Memory::new(2);
         let mut sim = Sim::new(&mut memory, 2, 19);
         sim.start(0);
@@ -657,21 +665,21 @@ fn what_was_confirmed_outlives_the_leader_and_who_finds_an_older_root_is_refused
         sim.nodes[0].voter.as_mut().unwrap().commit_confirmed(CommitNo(7));
         let now = sim.now + 2 * SECOND;
         sim.run_until(now);
-        assert_eq!(sim.ballot(0).unwrap().confirmed, CommitNo(7));
-        assert_eq!(sim.ballot(1).unwrap().confirmed, CommitNo(7));
+        assert_eq!(sim.term(0), Some(first));
+        assert_eq!(sim.ballot(0).unwrap().confirmed, (first, CommitNo(7)));
+        assert_eq!(sim.ballot(1).unwrap().confirmed, (first, CommitNo(7)));
         // Its own block is lost too.
         sim.crash(0);
         let last = sim.ballot(0).unwrap();
-        let stopped =
-            Ballot { state: State::Stopped, confirmed: CommitNo(0), endpoint: None, ..last };
+        let confirmed = (Term::NONE, CommitNo(0));
+        let stopped = Ballot { state: State::Stopped, confirmed, endpoint: None, ..last };
         stopped.emit(&mut sim.blocks[0], &VOLUME, BASE);
         assert_eq!(sim.run_until_led(), 1);
-        let lost = newest < CommitNo(7);
         let now = sim.nodes[1].local(sim.now);
         assert_eq!(sim.nodes[1].voter.as_mut().unwrap().has_lost(now, newest), lost);
         let now = sim.now + 5 * SECOND;
         sim.run_until(now);
-        let refused = Refusal::RootLost { confirmed: CommitNo(7), newest };
+        let refused = Refusal::RootLost { confirmed: (first, CommitNo(7)), newest };
         assert_eq!(role(&sim, 1) == Role::Refused(refused), lost, "{:?}", role(&sim, 1));
     }
 }
@@ -687,16 +695,21 @@ fn followed_after(sim: &mut Sim<'_>, commit: CommitNo) {
     sim.nodes[0].voter.as_mut().unwrap().commit_confirmed(commit);
     sim.stop(0);
     assert_eq!(sim.run_until_led(), 1);
-    assert_eq!(sim.ballot(0).unwrap().confirmed, commit);
+    assert_eq!(sim.ballot(0).unwrap().confirmed, (FIRST, commit));
 }
 
+/// The term of a first leader in slot 0.
+const FIRST: Term = Term::new(1, 0);
+
+/// Whether this is lost for who finds this commit of that leader.
 fn has_lost(sim: &mut Sim<'_>, node: usize, newest: CommitNo) -> bool {
     let now = sim.nodes[node].local(sim.now);
+    let newest = (FIRST, newest);
     sim.nodes[node].voter.as_mut().unwrap().has_lost(now, newest)
 }
 
 /// What a voter's block in the slot of this number says, whose voter has long stopped.
-fn stopped(sim: &mut Sim<'_>, slot: u8, confirmed: CommitNo) {
+fn stopped(sim: &mut Sim<'_>, slot: u8, confirmed: (Term, CommitNo)) {
     let blkno = usize::from(slot);
     let said = sim.ballot(1).unwrap();
     let slot = Slot::new(slot).unwrap();
@@ -734,17 +747,17 @@ fn what_is_confirmed_during_a_term_is_carried_on_and_is_not_missed_in_it() {
     let mut memory = Memory::new(2);
     let mut sim = Sim::new(&mut memory, 2, 23);
     followed_after(&mut sim, CommitNo(7));
-    let late = Ballot { confirmed: CommitNo(9), ..sim.ballot(0).unwrap() };
+    let late = Ballot { confirmed: (FIRST, CommitNo(9)), ..sim.ballot(0).unwrap() };
     let late = Ballot { seq: late.seq + 1, ..late };
     late.emit(&mut sim.blocks[0], &VOLUME, BASE);
     let now = sim.now + 3 * SECOND;
     sim.run_until(now);
-    assert_eq!(sim.ballot(1).unwrap().confirmed, CommitNo(9));
+    assert_eq!(sim.ballot(1).unwrap().confirmed, (FIRST, CommitNo(9)));
     assert!(!has_lost(&mut sim, 1, CommitNo(7)));
 }
 
 /// Slots may be taken out of the configuration, and what was confirmed by then stays so. A block
-/// may say what it likes: the number is only compared.
+/// may say what it likes: it is only compared.
 #[test]
 fn a_slot_that_is_not_configured_says_what_was_confirmed_too() {
     for (confirmed, lost) in [(5, false), (6, false), (7, true), (u64::MAX, true)] {
@@ -752,7 +765,7 @@ fn a_slot_that_is_not_configured_says_what_was_confirmed_too() {
         let mut sim = Sim::new(&mut memory, 2, 23);
         sim.start(1);
         sim.run_until_led();
-        stopped(&mut sim, 5, CommitNo(confirmed));
+        stopped(&mut sim, 5, (FIRST, CommitNo(confirmed)));
         sim.start(0);
         let now = sim.now + 3 * SECOND;
         sim.run_until(now);
@@ -760,4 +773,153 @@ fn a_slot_that_is_not_configured_says_what_was_confirmed_too() {
         assert_eq!(sim.run_until_led(), 0);
         assert_eq!(has_lost(&mut sim, 0, CommitNo(6)), lost, "{confirmed}");
     }
+}
+
+fn root_lost(confirmed: u64, newest: u64) -> Refusal {
+    Refusal::RootLost { confirmed: (FIRST, CommitNo(confirmed)), newest: (FIRST, CommitNo(newest)) }
+}
+
+/// Who is elected and finds the root lost has done nothing that could be under way. Its block says
+/// so, and anybody may follow it in its slot without proof.
+#[test]
+fn who_finds_the_newest_root_lost_lets_go_of_its_slot_in_good_order() {
+    let mut memory = Memory::new(3);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    let term = sim.term(1).unwrap();
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 1), Role::Refused(root_lost(7, 6)));
+    assert!(sim.has_noticed(1, Notice::Refused(root_lost(7, 6))));
+    assert!(!sim.has_noticed(1, Notice::Stopped(Ok(()))));
+    let left = sim.ballot(1).unwrap();
+    assert_eq!((left.state, left.term, left.held), (State::Stopped, term, term));
+    assert_eq!(left.confirmed, (FIRST, CommitNo(7)));
+    sim.crash(0);
+    sim.crash(1);
+    sim.start_in(0, Slot::ALL[1], Vouched::Nothing);
+    assert_eq!(sim.run_until_led(), 0);
+    assert!(has_lost(&mut sim, 0, CommitNo(6)));
+}
+
+/// Killed before that is durable, it is like any leader that was killed: its own host may start it
+/// again, another needs proof.
+#[test]
+fn who_is_killed_while_it_lets_go_counts_as_killed() {
+    let mut memory = Memory::new(4);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    followed_after(&mut sim, CommitNo(7));
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    sim.crash(1);
+    assert!(state(&sim, 1).is_active());
+    sim.crash(0);
+    sim.start_in(0, Slot::ALL[1], Vouched::Nothing);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert!(matches!(role(&sim, 0), Role::Refused(Refusal::Unproven { .. })));
+    sim.start(1);
+    assert_eq!(sim.run_until_led(), 1);
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(state(&sim, 1), State::Stopped);
+}
+
+/// The device fails just then: it ends all the same, and the block shows what it did.
+#[test]
+fn who_cannot_say_that_it_lets_go_is_refused_all_the_same() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    sim.commit_every_ms = 1_000_000;
+    followed_after(&mut sim, CommitNo(7));
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    assert!(has_lost(&mut sim, 1, CommitNo(6)));
+    sim.fail_io(1, 5 * SECOND, 1);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 1), Role::Refused(root_lost(7, 6)));
+    assert!(state(&sim, 1).is_active());
+}
+
+/// However often somebody starts it again: each time it takes one round, a few requests, and ends.
+#[test]
+fn who_is_refused_for_more_rounds_than_the_ring_has_ends_each_time_and_does_nothing_more() {
+    let mut memory = Memory::new(50);
+    let mut sim = Sim::new(&mut memory, 2, 23);
+    sim.exclusion = Exclusion::Volume;
+    followed_after(&mut sim, CommitNo(7));
+    let mut before = sim.term(1).unwrap().round() - 1;
+    for _ in 0..40 {
+        assert!(has_lost(&mut sim, 1, CommitNo(6)));
+        let now = sim.now + 2 * SECOND;
+        sim.run_until(now);
+        assert_eq!(role(&sim, 1), Role::Refused(root_lost(7, 6)));
+        let left = sim.ballot(1).unwrap();
+        assert_eq!((left.state, left.held.round()), (State::Stopped, before + 1));
+        assert_eq!(left.highest_round, before + 1);
+        before = left.highest_round;
+        let requests = sim.nodes[1].requests;
+        let now = sim.now + 10 * SECOND;
+        sim.run_until(now);
+        assert_eq!(sim.nodes[1].requests, requests);
+        sim.crash(1);
+        sim.start(1);
+        assert_eq!(sim.run_until_led(), 1);
+        assert!(sim.nodes[1].requests - requests < 200);
+    }
+    assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+}
+
+/// No round is left, as far as a forged block says: who can't claim any more lets go too.
+#[test]
+fn who_finds_no_round_left_lets_go_of_its_slot_in_good_order() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 1, 23);
+    sim.start(0);
+    sim.run_until_led();
+    sim.stop(0);
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    let forged = Ballot { highest_round: ROUND_MAX, ..sim.ballot(0).unwrap() };
+    sim.crash(0);
+    forged.emit(&mut sim.blocks[0], &VOLUME, BASE);
+    sim.start(0);
+    let now = sim.now + 5 * SECOND;
+    sim.run_until(now);
+    assert_eq!(role(&sim, 0), Role::Refused(Refusal::RoundsExhausted));
+    let left = sim.ballot(0).unwrap();
+    assert_eq!((left.state, left.highest_round), (State::Stopped, ROUND_MAX));
+    assert!(left.seq > forged.seq);
+}
+
+/// A leader is stopped with its first root in flight, and its successor commits the same number,
+/// answers it and is stopped in good order. The first one's root lands, nobody having been told of
+/// it, and the successor's rots: what is left has the number that was confirmed, and isn't it.
+#[test]
+fn a_deposed_leaders_root_of_the_same_number_hides_no_loss() {
+    let mut memory = Memory::new(2);
+    let mut sim = Sim::new(&mut memory, 2, 24);
+    (sim.confirms, sim.commit_every_ms) = (true, 1_000_000);
+    sim.start(0);
+    let end = sim.now + 10 * SECOND;
+    assert!(!sim.run_while(end, |sim| sim.term(0).is_none()));
+    let deposed = sim.term(0).unwrap();
+    sim.ambush(0, Prey::Root, 60 * SECOND, false, true);
+    let now = sim.now + SECOND;
+    sim.run_until(now);
+    sim.start(1);
+    assert_eq!(sim.run_until_led(), 1);
+    let lost = sim.term(1).unwrap();
+    let now = sim.now + 70 * SECOND;
+    sim.run_until(now);
+    assert_eq!((sim.answers_of(deposed), sim.answers_of(lost)), (0, 1));
+    assert!(sim.violations.is_empty(), "{:?}", sim.violations);
+    sim.stop(1);
+    sim.lose_roots(lost);
+    let end = sim.now + 10 * SECOND;
+    sim.run_while(end, |sim| !matches!(role(sim, 0), Role::Refused(_)));
+    let (confirmed, newest) = ((lost, CommitNo(1)), (deposed, CommitNo(1)));
+    assert_eq!(role(&sim, 0), Role::Refused(Refusal::RootLost { confirmed, newest }));
 }

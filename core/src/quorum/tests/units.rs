@@ -37,6 +37,16 @@ fn the_shipped_constants_hold_and_each_broken_one_has_its_name() {
     }
 }
 
+#[test]
+fn pauses_grow_to_the_longest_and_stay_there_however_often_something_failed() {
+    for timing in [Timing::NORMAL, Timing::FAST, Timing::of_lease(60_000)] {
+        let longest = core::time::Duration::from_millis(timing.retry_max_ms.into());
+        let pauses: Vec<_> = (0..200).map(|failures| timing.pause(failures)).collect();
+        assert!(pauses.is_sorted() && pauses[0].is_zero() && pauses[199] == longest);
+        assert_eq!(timing.pause(u32::MAX), longest);
+    }
+}
+
 #[repr(align(4096))]
 struct Region([MaybeUninit<u8>; (SLOTS + 1) * REGION_ALIGN]);
 
@@ -50,7 +60,7 @@ fn ballot(slot: usize, state: State, round: u64) -> Ballot {
         held: if state == State::Claiming { Term::NONE } else { term },
         highest_round: round,
         config_gen: 1,
-        confirmed: CommitNo(round),
+        confirmed: (term, CommitNo(round)),
         lease_ms: 1000,
         mounts: 0,
         incarnation: Incarnation::default(),

@@ -59,7 +59,7 @@ impl Voter<'_> {
             | Phase::Taking { .. }
             | Phase::Draining { .. }
             | Phase::Resigning { .. }
-            | Phase::Stopping
+            | Phase::Stopping { .. }
             | Phase::Ended(_) => None,
         }
     }
@@ -114,7 +114,7 @@ impl Voter<'_> {
             | Phase::Taking { .. }
             | Phase::Draining { .. }
             | Phase::Resigning { .. }
-            | Phase::Stopping
+            | Phase::Stopping { .. }
             | Phase::Ended(_) => {}
         }
     }
@@ -155,7 +155,7 @@ impl Voter<'_> {
                 let ours = own.ballot().is_some_and(|ballot| self.wrote(ballot));
                 (changed && !ours).then_some(Refusal::SlotInUse)
             }
-            Phase::Joining { .. } | Phase::Stopping | Phase::Ended(_) => None,
+            Phase::Joining { .. } | Phase::Stopping { .. } | Phase::Ended(_) => None,
             Phase::Following { .. }
             | Phase::Claiming { .. }
             | Phase::Looking { .. }
@@ -427,7 +427,7 @@ impl Voter<'_> {
             | Phase::Leading(_)
             | Phase::Draining { .. }
             | Phase::Resigning { .. }
-            | Phase::Stopping
+            | Phase::Stopping { .. }
             | Phase::Ended(_) => {}
         }
     }
@@ -460,8 +460,26 @@ impl Voter<'_> {
             | Phase::Claiming { .. }
             | Phase::Looking { .. }
             | Phase::Taking { .. }
-            | Phase::Resigning { .. } => self.end(Some(refusal)),
-            Phase::Stopping | Phase::Ended(_) => {}
+            | Phase::Resigning { .. } => self.let_go(refusal),
+            Phase::Stopping { .. } | Phase::Ended(_) => {}
+        }
+    }
+
+    /// Ends for this reason, and nothing of a term is in flight.
+    pub(super) fn let_go(&mut self, refusal: Refusal) {
+        if refusal.leaves_the_slot() {
+            self.phase = Phase::Stopping { refusal: Some(refusal) };
+            self.retry_at = Instant::default();
+        } else {
+            self.end(Some(refusal));
+        }
+    }
+
+    /// The attempt to make it durable that it stopped has ended like this.
+    pub(super) fn has_let_go(&mut self, refusal: Option<Refusal>, result: BlockResult) {
+        match refusal {
+            Some(_) => self.end(refusal),
+            None => self.stopped(result),
         }
     }
 

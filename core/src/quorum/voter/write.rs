@@ -4,7 +4,7 @@
 
 use super::{Notice, Office, Phase, Trouble, Voter};
 use crate::format::Term;
-use crate::format::quorum::{Ballot, SLOTS, State};
+use crate::format::quorum::{Ballot, SLOTS, State, seq_after};
 use crate::mutant::{Mutant, is_active};
 use crate::quorum::timing::ms;
 use outrider_hal::{BlockOp, BlockRequest, Completion, Instant, IoError, Tag};
@@ -54,7 +54,7 @@ impl<'m> Voter<'m> {
                 Some(_) => (State::Listening, *term, Some(timing.renew_ms)),
             },
             Phase::Resigning { term } => (State::Resigned, *term, None),
-            Phase::Stopping => (State::Stopped, self.held, None),
+            Phase::Stopping { .. } => (State::Stopped, self.held, None),
         };
         Some(Show { state, term, again_ms })
     }
@@ -120,7 +120,7 @@ impl<'m> Voter<'m> {
         };
         Ballot {
             slot: self.config.slot,
-            seq: self.seq + 1,
+            seq: seq_after(self.seq),
             state: show.state,
             term: show.term,
             held,
@@ -210,9 +210,10 @@ impl<'m> Voter<'m> {
                     self.notify(Notice::Resigned(term));
                 }
             }
-            Phase::Stopping => {
+            Phase::Stopping { refusal } => {
+                let refusal = *refusal;
                 if sent.state == State::Stopped {
-                    self.stopped(Ok(()));
+                    self.has_let_go(refusal, Ok(()));
                 }
             }
             Phase::Watching { .. }
@@ -251,7 +252,10 @@ impl<'m> Voter<'m> {
             Phase::Claiming { .. } | Phase::Looking { .. } | Phase::Taking { .. } => {
                 self.withdraw(now);
             }
-            Phase::Stopping => self.stopped(Err(error)),
+            Phase::Stopping { refusal } => {
+                let refusal = *refusal;
+                self.has_let_go(refusal, Err(error));
+            }
             Phase::Watching { .. }
             | Phase::Joining { .. }
             | Phase::Following { .. }
