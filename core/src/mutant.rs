@@ -114,6 +114,8 @@ mutants! {
     PinIgnored,
     /// A leader goes on from the newest root it finds, whatever was confirmed.
     LostRootIgnored,
+    /// A mount that leaves believes a leader from before its own welcome that nobody was recorded.
+    VacancyBeforeWelcome,
 }
 
 #[cfg(any(test, outrider_mutants))]

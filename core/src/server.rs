@@ -411,6 +411,9 @@ impl<'m> Server<'m> {
         if !self.is_in_office() {
             return;
         }
+        if let Some(term) = self.serving().filter(|_| self.members.all().is_empty()) {
+            self.voter.vacated(term);
+        }
         let dropped = self.table.slots.iter().filter(|slot| slot.stage != Stage::Free).count();
         self.counters.dropped += dropped as u64;
         self.table.clear(&mut self.store.cache);

@@ -78,10 +78,11 @@ pub fn settle(
 }
 
 /// What the block of a voter that has stopped is to say, if what was confirmed is to be forgotten:
-/// a leader then goes on from the newest root there is.
+/// a leader then goes on from the newest root there is, in which clients may be recorded again.
 #[must_use]
 pub fn forget_commits(stopped: Ballot) -> Ballot {
-    Ballot { seq: seq_after(stopped.seq), confirmed: (Term::NONE, CommitNo(0)), ..stopped }
+    let seq = seq_after(stopped.seq);
+    Ballot { seq, confirmed: (Term::NONE, CommitNo(0)), vacant: false, ..stopped }
 }
 
 /// A configuration being changed.

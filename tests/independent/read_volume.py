@@ -166,7 +166,7 @@ class Volume:
     def read_quorum(self, slot):
         """The state of a voter's block; None when it is blank."""
         seq, data = self.open(32 + slot, b"ORqu")
-        demand(data[148] <= 1, f"slot {slot}: flags")
+        demand(data[148] <= 3, f"slot {slot}: flags")
         demand(not any(data[149:152]) and not any(data[160:]), f"slot {slot}: reserved bytes")
         confirmed_term, = struct.unpack_from("<Q", data, 152)
         term, held, highest, _, _, lease, _ = struct.unpack_from("<QQQQQII", data, 32)
@@ -186,6 +186,7 @@ class Volume:
         fits = [term == held == 0, term > held, term == held != 0, term == held != 0,
                 term == held != 0, term == held][state]
         demand(fits, f"slot {slot}: terms don't fit state {state}")
+        demand(data[148] < 2 or state == 5 and held, f"slot {slot}: vacant in state {state}")
         demand((state == 3) == (port != 0 and any(data[128:144])), f"slot {slot}: endpoint")
         return state
 

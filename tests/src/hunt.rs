@@ -49,6 +49,8 @@
 //! * [`Mutant::ChecksumSkipped`]: where whole clusters are simulated no block is damaged. The tests
 //!   of damage notice it.
 //! * [`Mutant::LostRootIgnored`]: no root rots there.
+//! * [`Mutant::VacancyBeforeWelcome`]: there, mounts come and go while servers go on. A mount that
+//!   is served after an earlier leader has stopped alone shows it.
 //! * [`Mutant::TransactionBeforeFlush`]: a cut of power at every write of small workloads shows it.
 //!
 //! # Invariants
@@ -153,6 +155,9 @@ pub fn hunt(mutant: Mutant) -> Hunt {
         }
         Mutant::LostRootIgnored => {
             (None, Told::Core("a_leader_that_ignores_a_lost_root_would_go_on_from_the_one_before"))
+        }
+        Mutant::VacancyBeforeWelcome => {
+            (None, Told::Core("who_believes_an_earlier_vacancy_would_leave_its_record_behind"))
         }
         Mutant::ChecksumSkipped => (None, Told::Test("a_skipped_checksum_is_noticed")),
         Mutant::TransactionBeforeFlush => (None, Told::Test("forgotten_flushes_are_noticed")),

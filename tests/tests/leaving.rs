@@ -80,14 +80,26 @@ impl Cluster {
     }
 
     /// Tells voters that their mounts have left, and goes on for this long. Their processes end
-    /// with them.
+    /// with them. Whoever starts one after that does so for other mounts, and waits until it votes.
     fn run(&mut self, how_long: Duration) {
         for voter in self.servers() {
-            if self.has_left(self.mount_of(voter)) {
+            let votes = self.role(voter) != Some(Role::Starting);
+            if votes && self.has_left(self.mount_of(voter)) {
                 self.world.with(voter, |server: &mut Server<'_>, now| server.leave(now));
             }
         }
         self.world.run_until(how_long, |_| false).unwrap();
+    }
+
+    /// Goes on until all mounts have left, and their servers have stopped.
+    #[track_caller]
+    fn until_ended(&mut self) {
+        self.until("all have left", |cluster| {
+            cluster.mounts().all(|mount| cluster.has_left(mount))
+        });
+        self.until("all have stopped", |cluster| {
+            cluster.servers().all(|voter| cluster.has_stopped(voter))
+        });
     }
 
     #[track_caller]
@@ -165,13 +177,93 @@ fn mounts_and_their_voters_leave_in_any_order_while_leaders_are_killed() {
             }
             cluster.unmount(mount);
         }
-        cluster.until("all have left", |cluster| {
-            cluster.mounts().all(|mount| cluster.has_left(mount))
-        });
-        cluster.until("all have stopped", |cluster| {
-            cluster.servers().all(|voter| cluster.has_stopped(voter))
-        });
+        cluster.until_ended();
     }
+}
+
+#[test]
+fn a_lost_answer_to_the_last_farewell_keeps_nobody() {
+    let mut alone = 0;
+    for after in 0..40 {
+        let mut cluster = Cluster::new(after, 1);
+        let (server, own, last) = (HostId(0), HostId(1), cluster.plain());
+        cluster.unmount(own);
+        cluster.until("it has left", |cluster| cluster.has_left(own));
+        cluster.unmount(last);
+        // From some moment on nothing of the server's reaches it any more.
+        cluster.run(MILLI * after as u32 / 2);
+        cluster.world.block(server, last, LONG * 10);
+        let left = cluster.has_left(last);
+        cluster.until_ended();
+        alone += u32::from(!left && cluster.world.boots(server) == 1);
+    }
+    assert!(alone > 10, "some farewells are heard, and their answers lost: {alone}");
+}
+
+#[test]
+fn voters_and_others_leave_in_any_order_whatever_becomes_of_leaders_and_answers() {
+    let mut killed = 0;
+    for seed in 0..60 {
+        let mut rng = Rng::new(seed).fork("farewells");
+        let mut cluster = Cluster::new(seed, 1 + (seed % 3) as u16);
+        let mut mounts: Vec<HostId> = cluster.mounts().collect();
+        for at in (1..mounts.len()).rev() {
+            mounts.swap(at, rng.below(at as u64 + 1) as usize);
+        }
+        for mount in mounts {
+            cluster.unmount(mount);
+            // At any step of this farewell, or of those before it.
+            cluster.run(rng.span(Duration::ZERO, 40 * MILLI));
+            let Some(leader) = cluster.leader() else { continue };
+            if rng.below(2) == 0 {
+                // Not for so long that it is evicted: then it waits for a server.
+                cluster.world.block(leader, mount, rng.span(SECOND, 5 * SECOND));
+                cluster.run(rng.span(Duration::ZERO, 20 * MILLI));
+            }
+            if rng.below(2) == 0 {
+                // Also one whose mount has left: it is started for those that have not.
+                killed += 1;
+                cluster.world.crash(leader);
+                cluster.run(rng.span(MILLI, SECOND));
+                cluster.world.boot(leader);
+            }
+        }
+        cluster.until_ended();
+    }
+    assert!(killed > 30, "{killed}");
+}
+
+#[test]
+fn a_mount_waits_as_long_as_a_server_may_keep_something_for_it() {
+    let mut cluster = Cluster::new(3, 1);
+    let (server, own, last) = (HostId(0), HostId(1), cluster.plain());
+    // A leader before theirs has left nobody recorded; this one is killed, and has them recorded.
+    for mount in [own, last] {
+        cluster.unmount(mount);
+    }
+    cluster.until_ended();
+    for host in [server, own, last] {
+        cluster.world.crash(host);
+        cluster.world.boot(host);
+    }
+    cluster.until("all are mounted", |cluster| {
+        [own, last].iter().all(|mount| cluster.state(*mount) == Some(MountState::Mounted))
+    });
+    cluster.world.crash(server);
+    for mount in [own, last] {
+        cluster.unmount(mount);
+    }
+    cluster.run(LONG);
+    assert!(![own, last].iter().any(|mount| cluster.has_left(*mount)));
+    // One that comes later and stops at once has them recorded, too.
+    cluster.world.boot(server);
+    cluster.until("it serves", |cluster| cluster.leader().is_some());
+    cluster.world.block(server, own, LONG * 10);
+    cluster.until("the other has left", |cluster| cluster.has_left(last));
+    cluster.world.with(server, |server: &mut Server<'_>, _| server.stop()).unwrap();
+    cluster.until("it has stopped", |cluster| cluster.has_stopped(server));
+    cluster.run(LONG);
+    assert!(!cluster.has_left(own));
 }
 
 #[test]

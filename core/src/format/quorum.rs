@@ -45,6 +45,9 @@ pub const LEASE_MS_MAX: u32 = 60_000;
 /// In [`QuorumBlock::flags`]: the writer stops as soon as another voter would lead in its place.
 pub const LEAVING: u8 = 1;
 
+/// In [`QuorumBlock::flags`]: when the term `held` ended, no client was recorded.
+pub const VACANT: u8 = 2;
+
 record! {
     /// What stands at the start of a voter's block. The rest of the block is zero.
     pub struct QuorumBlock [512] {
@@ -78,7 +81,7 @@ record! {
         state: u8,
         /// The slot, 0 to 6.
         slot: u8,
-        /// [`LEAVING`].
+        /// [`LEAVING`], [`VACANT`].
         flags: u8,
         /// Zero.
         reserved: [u8; 3],
@@ -217,6 +220,9 @@ pub struct Ballot {
     pub endpoint: Option<Endpoint>,
     /// It stops as soon as another voter would lead in its place: nobody else's successor.
     pub leaving: bool,
+    /// When the term it held last ended, every client that had been welcomed in that term or before
+    /// was gone from the records, and that was confirmed. Only in [`State::Stopped`].
+    pub vacant: bool,
 }
 
 /// The number of the write of a slot after this one. Who follows a forged greatest number begins
@@ -248,6 +254,7 @@ impl Ballot {
         record.state = self.state as u8;
         record.slot = self.slot.0;
         record.flags = if self.leaving { LEAVING } else { 0 };
+        record.flags |= if self.vacant { VACANT } else { 0 };
         seal(&record, block, volume, self.slot.blkno(base), self.seq);
     }
 }
@@ -302,12 +309,12 @@ pub fn parse(
         host: HostId(record.host),
         boot: BootId(record.boot),
         endpoint: parse_endpoint(record),
-        leaving: match record.flags {
-            0 => false,
-            LEAVING => true,
-            _ => return Err(Corruption::Value),
-        },
+        leaving: record.flags & LEAVING != 0,
+        vacant: record.flags & VACANT != 0,
     };
+    if record.flags & !(LEAVING | VACANT) != 0 {
+        return Err(Corruption::Value);
+    }
     check(&ballot)?;
     Ok(Some(ballot))
 }
@@ -354,7 +361,8 @@ fn check(ballot: &Ballot) -> Result<(), Corruption> {
         Some(at) => listening && at.port != 0,
         None => !listening,
     };
-    if terms_fit && endpoint_fits { Ok(()) } else { Err(Corruption::Mismatch) }
+    let vacancy_fits = !ballot.vacant || ballot.state == State::Stopped && held != Term::NONE;
+    if terms_fit && endpoint_fits && vacancy_fits { Ok(()) } else { Err(Corruption::Mismatch) }
 }
 
 #[cfg(test)]

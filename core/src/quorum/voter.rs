@@ -361,6 +361,8 @@ pub struct Voter<'m> {
     seq: u64,
     /// The last term this slot was elected in.
     held: Term,
+    /// The last term of which it is known that no client was recorded when it ended.
+    vacated: Term,
     highest_round: u64,
     mounts: u32,
     /// It is to be said that this voter is leaving.
@@ -411,6 +413,7 @@ impl<'m> Voter<'m> {
             alert_scans: 0,
             seq: 0,
             held: Term::NONE,
+            vacated: Term::NONE,
             highest_round: 0,
             mounts: 0,
             leaving: false,
@@ -515,6 +518,12 @@ impl<'m> Voter<'m> {
         if let Phase::Leading(Office { term, .. }) = self.phase {
             self.confirmed = self.confirmed.max((term, commit));
         }
+    }
+
+    /// The owner ends this term, and no client is recorded, which is confirmed. Once the voter has
+    /// stopped, its block says so, unless it has held a later term meanwhile.
+    pub fn vacated(&mut self, term: Term) {
+        self.vacated = term;
     }
 
     /// The leader accepts connections at this endpoint from now on. Ignored out of office.

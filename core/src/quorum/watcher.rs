@@ -5,7 +5,7 @@
 //! * Only a leader that listens is ever reported, and none while a later term than its own has been
 //!   elected: a connection attempt to it would find nobody, or somebody deposed.
 //! * Blocks that are invalid or can't be read count as no leader. A watcher decides nothing, so it
-//!   need not be careful.
+//!   need not be careful. What a block says of a term that is over stays true, however old it is.
 //! * While it looks it reads the voters' blocks once per interval, however often it is asked. The
 //!   interval is short at first and grows up to the usual one, and beyond that while the device
 //!   fails. While it rests it reads nothing.
@@ -105,6 +105,15 @@ impl<'m> Watcher<'m> {
     #[must_use]
     pub fn sight(&self, slot: Slot) -> &Sight {
         self.scan.sight(slot)
+    }
+
+    /// Whether a leader of this term or a later one is seen to have left no client recorded.
+    /// Whoever was welcomed in this term or before, and greets nobody anew, is gone from the
+    /// records for good, whoever leads now or is about to: `PROOFS.md`, case 40a.
+    #[must_use]
+    pub fn is_vacated(&self, since: Term) -> bool {
+        let mut ballots = Slot::ALL.iter().filter_map(|slot| self.scan.sight(*slot).ballot());
+        ballots.any(|ballot| ballot.vacant && ballot.held >= since)
     }
 
     /// Takes the completion of one of its requests.

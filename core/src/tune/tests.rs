@@ -43,6 +43,7 @@ fn ballot(slot: Slot, state: State, host: HostId) -> Ballot {
         boot: BootId([5; 16]),
         endpoint: (state == State::Listening).then_some(at),
         leaving: false,
+        vacant: false,
     }
 }
 

@@ -23,14 +23,19 @@
 //! * A farewell is said when the mount is *still*: nothing of it is under way to the device or with
 //!   the platform, and nothing will be. So it is the proof that what was lent is free, also for one
 //!   that was evicted.
+//! * A farewell is over when it is answered, or when a voter's block proves that the mount's record
+//!   is gone. It may have been the last one, so that the servers have stopped, and the answer lost.
+//!   Without either the mount waits: a server that comes later answers.
 //! * Who has given up says farewell by itself. That changes nothing for its users: requests fail
 //!   until its owner ends it.
 //!
 //! What this module deliberately doesn't know: what its owner tells people.
 
 use super::{Life, Mount};
+use crate::format::Term;
 use crate::format::wire::message::ClientRequest;
 use crate::format::wire::{ErrorCode, Kind};
+use crate::mutant::{Mutant, is_active};
 use outrider_hal::Instant;
 
 /// Refusals of one kind in a row after which the mount gives up.
@@ -51,7 +56,7 @@ pub(super) struct Ending {
     farewell_sent: bool,
     /// The farewell is not said again before this time.
     farewell_at: Instant,
-    /// It was answered.
+    /// It was answered, or need not be.
     pub(super) parted: bool,
 }
 
@@ -109,7 +114,7 @@ impl Mount<'_> {
         self.fail_all(now);
     }
 
-    /// The farewell was answered.
+    /// The farewell was answered, or need not be.
     pub(super) fn on_parted(&mut self) {
         match self.life {
             Life::Joining | Life::Mounted | Life::Leaving => self.life = Life::Left,
@@ -130,8 +135,10 @@ impl Mount<'_> {
         match self.life {
             Life::Joining | Life::Mounted | Life::Left => {}
             Life::Leaving => self.step_leaving(now),
-            Life::Refused if self.is_still() => self.say_farewell(now),
-            Life::Evicted if self.is_still() && !self.ending.parted => {
+            Life::Evicted | Life::Refused if self.ending.parted || !self.is_still() => {}
+            Life::Evicted | Life::Refused if self.is_forgotten() => self.on_parted(),
+            Life::Refused => self.say_farewell(now),
+            Life::Evicted => {
                 if self.ending.forgot || !self.way.link.is_idle() {
                     return self.say_farewell(now);
                 }
@@ -141,7 +148,6 @@ impl Mount<'_> {
                 self.say_farewell(now);
                 self.way.begin_again();
             }
-            Life::Evicted | Life::Refused => {}
         }
     }
 
@@ -157,6 +163,9 @@ impl Mount<'_> {
         if self.is_still() && self.orphans.is_empty() && durable {
             self.loans.close();
             self.ending.parting = true;
+            if self.is_forgotten() {
+                return self.on_parted();
+            }
             self.say_farewell(now);
         }
     }
@@ -166,6 +175,16 @@ impl Mount<'_> {
         if due && self.way.link.can_request(Kind::Farewell).is_ok() {
             self.ending.farewell_sent = self.way.link.request(&ClientRequest::Farewell).is_ok();
         }
+    }
+
+    /// Whether a leader that has welcomed it, or a later one, has stopped in good order and left no
+    /// client recorded. So its farewell was carried out, or somebody has proved that it is gone: it
+    /// waits for no answer, and perhaps nobody is left to give one. What an earlier leader left
+    /// says nothing: this mount was recorded after that.
+    fn is_forgotten(&self) -> bool {
+        let welcomed = self.way.link.term();
+        let since = if is_active(Mutant::VacancyBeforeWelcome) { Term::NONE } else { welcomed };
+        self.way.link.client().is_some() && self.way.watcher.is_vacated(since)
     }
 
     /// When the farewell is said again.

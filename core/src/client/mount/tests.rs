@@ -7,7 +7,8 @@ use crate::arena::Arena;
 use crate::arena::tests::region;
 use crate::client::op::{Answer, Caller, Op, OpError, Request, RequestId};
 use crate::format::item::Time;
-use crate::format::quorum::LEASE_MS_MAX;
+use crate::format::layout::QUORUM_BLKNO;
+use crate::format::quorum::{Ballot, BootId, HostId, Incarnation, LEASE_MS_MAX, Slot, State};
 use crate::format::super_block::tests::identity;
 use crate::format::super_block::{LEASE_MS_MIN, Super, recovery_ms_min};
 use crate::format::wire::ErrorCode;
@@ -16,6 +17,7 @@ use crate::format::wire::message::{
     ClientRequest, Extents, ManifestRoot, Outcome, RootNow, ServerAnswer, TransactionDone,
 };
 use crate::format::{ClientId, CommitNo, Ino, Seq, Term};
+use crate::mutant::{Mutant, activate};
 use crate::net::{
     Cluster, ClusterKey, Incoming, LineLimits, Links, LinksConfig, LinksEvent, LinksLimits,
     SessionLimits, Timing,
@@ -23,10 +25,12 @@ use crate::net::{
 use crate::node::{Action, Event, Node};
 use crate::quorum;
 use core::time::Duration;
-use outrider_hal::{Completion, Instant, StreamId};
+use outrider_hal::{BlockOp, Completion, Instant, StreamId};
 use std::vec::Vec;
 
 const CLIENT: ClientId = ClientId(7);
+/// The term of the server.
+const TERM: Term = Term::new(5, 0);
 const STEP: Duration = Duration::from_millis(20);
 
 /// What the server does.
@@ -37,9 +41,13 @@ struct Manners {
     farewells: Option<ErrorCode>,
     /// It has given the client up.
     evicted: bool,
+    /// It is gone, and this is what it has left.
+    gone: bool,
+    ballot: Option<Ballot>,
 }
 
 struct Rig {
+    volume: Super,
     mount: Mount<'static>,
     links: Links<'static>,
     manners: Manners,
@@ -84,8 +92,9 @@ impl Rig {
         let mut measure = Arena::measuring();
         carve(&mut measure);
         let (mount, mut links) = carve(&mut Arena::new(region(measure.bytes_used())).unwrap());
-        links.begin(Term::new(1, 0));
+        links.begin(TERM);
         Rig {
+            volume,
             mount,
             links,
             manners: Manners::default(),
@@ -113,7 +122,13 @@ impl Rig {
         let _ = self.mount.step(self.now);
         while let Some(action) = self.mount.poll_action() {
             match action {
-                Action::Block(request) => {
+                Action::Block(mut request) => {
+                    if let BlockOp::Read(at, block) = &mut request.op
+                        && let Some(ballot) = self.manners.ballot
+                        && *at == ballot.slot.blkno(QUORUM_BLKNO)
+                    {
+                        ballot.emit(block, &self.volume.volume(), QUORUM_BLKNO);
+                    }
                     let done = Completion { tag: request.tag, op: request.op, result: Ok(()) };
                     self.mount.handle(self.now, Event::Completed(done));
                 }
@@ -155,7 +170,7 @@ impl Rig {
     /// Where servers are is not asked here.
     fn connect(&mut self) {
         let stream = StreamId(self.streams + 1);
-        if self.mount.way.greet(self.now, stream) {
+        if !self.manners.gone && self.mount.way.greet(self.now, stream) {
             self.streams += 1;
             self.stream = Some(stream);
             assert_eq!(self.links.accept(self.now, stream, [self.streams as u8; 16]), Ok(None));
@@ -343,6 +358,80 @@ fn who_is_evicted_says_farewell_when_nothing_of_it_is_under_way() {
     assert_eq!(rig.mount.state(), MountState::Evicted, "for its users nothing has changed");
     rig.run(Duration::from_secs(60));
     assert_eq!(rig.greetings.len(), greeted + 1, "and it asks for nothing more");
+}
+
+/// What the voter of slot 0 shows that has stopped, and held this term last.
+fn stopped(held: Term, vacant: bool) -> Ballot {
+    Ballot {
+        slot: Slot::ALL[0],
+        seq: 9,
+        state: State::Stopped,
+        term: held,
+        held,
+        highest_round: 9,
+        config_gen: 1,
+        confirmed: (TERM, CommitNo(1)),
+        lease_ms: 1000,
+        mounts: 0,
+        incarnation: Incarnation([1; 16]),
+        host: HostId([2; 16]),
+        boot: BootId([3; 16]),
+        endpoint: None,
+        leaving: false,
+        vacant,
+    }
+}
+
+/// A mount whose server is gone for ever, and has left this, says farewell: whether it waits.
+fn waits(life: MountState, held: Term, vacant: bool) -> bool {
+    let mut rig = Rig::new();
+    rig.run(Duration::from_secs(1));
+    rig.manners.farewells = Some(ErrorCode::Busy);
+    if life == MountState::Evicted {
+        rig.evict();
+    } else if life == MountState::Refused {
+        rig.manners.transactions = Some(ErrorCode::Invalid);
+    } else {
+        rig.mount.leave(rig.now);
+    }
+    for _ in 0..10 {
+        // Only a mount that goes on working has anything to commit.
+        if life == MountState::Refused {
+            rig.want_commit();
+        }
+        rig.run(Duration::from_secs(1));
+    }
+    assert!(rig.farewells > 0);
+    assert_eq!(rig.mount.state(), life);
+    let ballot = Some(stopped(held, vacant));
+    rig.manners = Manners { gone: true, ballot, ..rig.manners };
+    rig.mount.way.link.disconnect();
+    rig.run(Duration::from_secs(60));
+    let ended = rig.mount.has_parted();
+    let end = if life == MountState::Leaving && ended { MountState::Left } else { life };
+    assert_eq!(rig.mount.state(), end);
+    // It looks for nobody any more.
+    assert_eq!(rig.mount.way.watcher.is_looking(), !ended);
+    !ended
+}
+
+#[test]
+fn a_farewell_is_over_when_a_leader_since_the_welcome_has_left_nobody_recorded() {
+    for life in [MountState::Leaving, MountState::Evicted, MountState::Refused] {
+        for later in [TERM, Term::new(7, 0)] {
+            assert!(!waits(life, later, true), "{life:?} {later:?}");
+            assert!(waits(life, later, false), "{life:?} {later:?}");
+        }
+    }
+}
+
+#[test]
+fn who_believes_an_earlier_vacancy_would_leave_its_record_behind() {
+    let earlier = Term::new(4, 0);
+    assert!(waits(MountState::Leaving, earlier, true));
+    activate(Some(Mutant::VacancyBeforeWelcome));
+    assert!(!waits(MountState::Leaving, earlier, true));
+    activate(None);
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn golden_ballot(name: &str) -> Option<Ballot> {
         boot: BootId(*b"one boot of it.."),
         endpoint: Some(at("192.0.2.7:12345")),
         leaving: false,
+        vacant: false,
     };
     Some(match name {
         "blank" => return None,
@@ -53,6 +54,7 @@ fn golden_ballot(name: &str) -> Option<Ballot> {
         },
         "leaving" => Ballot { leaving: true, ..ballot },
         "stopped" => Ballot { state: State::Stopped, endpoint: None, ..ballot },
+        "vacant" => Ballot { state: State::Stopped, endpoint: None, vacant: true, ..ballot },
         _ => panic!("no ballot called {name}"),
     })
 }
@@ -85,7 +87,8 @@ fn golden_blocks_decode_and_encode() {
         assert_eq!(hex, hex_again, "{name}");
         names.push(name);
     }
-    assert_eq!(names, ["blank", "idle", "claiming", "listening", "leaving", "stopped"]);
+    let all = ["blank", "idle", "claiming", "listening", "leaving", "stopped", "vacant"];
+    assert_eq!(names, all);
 }
 
 #[test]
@@ -112,6 +115,7 @@ fn a_ballot_of_another_slot_or_volume_is_refused() {
 fn each_meaningless_field_has_its_refusal() {
     let listening = golden_ballot("listening").unwrap();
     let claiming = golden_ballot("claiming").unwrap();
+    let vacant = golden_ballot("vacant").unwrap();
     let cases = [
         (Ballot { held: Term::new(8, 2), ..listening }, Corruption::Mismatch),
         (Ballot { endpoint: None, ..listening }, Corruption::Mismatch),
@@ -119,6 +123,8 @@ fn each_meaningless_field_has_its_refusal() {
         (Ballot { state: State::Idle, endpoint: None, ..listening }, Corruption::Mismatch),
         (Ballot { term: Term::new(9, 3), ..listening }, Corruption::Mismatch),
         (Ballot { held: Term::new(12, 2), ..claiming }, Corruption::Mismatch),
+        (Ballot { vacant: true, ..listening }, Corruption::Mismatch),
+        (Ballot { term: Term::NONE, held: Term::NONE, ..vacant }, Corruption::Mismatch),
         (Ballot { highest_round: 8, ..listening }, Corruption::Bounds),
         (Ballot { highest_round: ROUND_MAX + 1, ..listening }, Corruption::Bounds),
         (Ballot { lease_ms: 0, ..listening }, Corruption::Bounds),
@@ -160,7 +166,7 @@ fn writes_are_counted_to_the_greatest_number_and_then_from_one() {
 fn ballots() -> impl Strategy<Value = Ballot> {
     let numbers = (1..=SEQ_MAX, 0..1000u64, 0..1000u64, any::<u64>(), any::<u64>());
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-    let rest = (any::<u32>(), 1..=u16::MAX, any::<bool>());
+    let rest = (any::<u32>(), 1..=u16::MAX, any::<bool>(), any::<bool>());
     (0..7u8, 0..6u8, numbers, ids, 1..=LEASE_MS_MAX, rest).prop_map(
         |(
             slot,
@@ -168,7 +174,7 @@ fn ballots() -> impl Strategy<Value = Ballot> {
             (seq, held, more, config_gen, confirmed),
             ids,
             lease_ms,
-            (mounts, port, leaving),
+            (mounts, port, leaving, vacant),
         )| {
             let state = State::parse(state).unwrap();
             let term_of = |round| if round == 0 { Term::NONE } else { Term::new(round, slot) };
@@ -198,6 +204,7 @@ fn ballots() -> impl Strategy<Value = Ballot> {
                 endpoint: (state == State::Listening)
                     .then_some(Endpoint { addr: ids.3.into(), port }),
                 leaving,
+                vacant: vacant && state == State::Stopped && held > 0,
             }
         },
     )

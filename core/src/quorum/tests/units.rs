@@ -68,6 +68,7 @@ fn ballot(slot: usize, state: State, round: u64) -> Ballot {
         boot: BootId::default(),
         endpoint: (state == State::Listening).then_some(endpoint(slot)),
         leaving: false,
+        vacant: false,
     }
 }
 

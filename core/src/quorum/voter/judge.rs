@@ -219,6 +219,9 @@ impl Voter<'_> {
                 }
                 self.seq = last.seq;
                 self.held = last.held;
+                if last.vacant {
+                    self.vacated = last.held;
+                }
             }
             // Whoever it was, it is gone.
             Sight::Invalid(_) => {}

@@ -134,6 +134,7 @@ impl<'m> Voter<'m> {
             boot: self.identity.boot,
             endpoint: self.office().and_then(|office| office.endpoint),
             leaving: self.leaving,
+            vacant: show.state == State::Stopped && held != Term::NONE && held == self.vacated,
         }
     }
 
