@@ -1,6 +1,7 @@
-//! `check` on a volume that two kernel mounts work on: the leader keeps for it what it reads, so it
+//! `check` on a volume that kernel mounts work on: the leader keeps for it what it reads, so it
 //! finds a state that is whole, in its first attempt, even if it is stopped for a while; and when
-//! all is over it finds what the mounts have left there.
+//! all is over it finds what the mounts have left there. If it is stopped for longer than the
+//! leader keeps anything, or the leader dies, it still finds a state that is whole.
 //!
 //! Needs user 0 and /dev/fuse, and says so where they are lacking.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -12,15 +13,19 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[path = "common/process.rs"]
 mod process;
 
 const ROUNDS: u32 = 24;
+/// Bytes that a check has read when it has begun, and not ended.
+const MIDWAY: u64 = 600_000;
+/// Longer than a leader keeps anything for somebody who doesn't ask.
+const LONGER_THAN_PINS: Duration = Duration::from_secs(17);
 
 /// A mount that is gone with this, whatever comes.
 struct Mount {
@@ -47,8 +52,64 @@ impl Drop for Mount {
     }
 }
 
+/// Whether there are mounts here; says so if there are none.
+fn has_mounts() -> bool {
+    let has = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !has {
+        println!("skipped: needs root and /dev/fuse");
+    }
+    has
+}
+
+/// A volume with so many voters.
+fn make(device: &Path, voters: u16) {
+    let mut mkfs = Command::new(program());
+    mkfs.args(["mkfs", "-s", "256M"]);
+    for slot in 0..voters {
+        mkfs.args(["-Q", &format!("{slot},127.0.0.1,{}", unused_port())]);
+    }
+    assert!(mkfs.arg(device).stdout(Stdio::null()).status().unwrap().success());
+}
+
+fn serve(device: &Path, slot: &str) -> Process {
+    let mut server = Command::new(program());
+    Process::start(server.args(["server", "--slot", slot]).arg(device))
+}
+
 fn check(device: &Path) -> Output {
     Command::new(program()).args(["check", "--json"]).arg(device).output().unwrap()
+}
+
+/// A check that is stopped somewhere in the middle.
+fn check_stopped_midway(device: &Path) -> Child {
+    let midway = || {
+        let mut check = Command::new(program());
+        check.args(["check", "--json"]).arg(device).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut check = check.spawn().unwrap();
+        let pid = Pid::from_child(&check);
+        process::until("it has read something, or ended", || {
+            let io = fs::read_to_string(format!("/proc/{}/io", pid.as_raw_pid())).ok()?;
+            let read = io.lines().find_map(|line| line.strip_prefix("rchar: "))?;
+            (read.parse::<u64>().unwrap() > MIDWAY || check.try_wait().unwrap().is_some())
+                .then_some(())
+        });
+        let stopped =
+            kill_process(pid, Signal::STOP).is_ok() && check.try_wait().unwrap().is_none();
+        stopped.then_some(check)
+    };
+    process::until("a check is stopped before it ends", midway)
+}
+
+fn go_on(check: Child) -> Output {
+    kill_process(Pid::from_child(&check), Signal::CONT).unwrap();
+    check.wait_with_output().unwrap()
+}
+
+/// Nothing is wrong with what was seen, whoever kept it.
+fn is_clean(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["clean"], &report["items_compared"]), (&true.into(), &true.into()));
 }
 
 /// The same, stopped for longer than the mounts take to change everything.
@@ -123,18 +184,13 @@ fn inodes(top: &Path) -> std::collections::BTreeSet<u64> {
 
 #[test]
 fn a_volume_in_use_is_seen_whole_at_the_first_attempt() {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        println!("skipped: needs root and /dev/fuse");
+    if !has_mounts() {
         return;
     }
     let dir = memory_dir();
     let device = dir.path().join("volume");
-    let voter = format!("0,127.0.0.1,{}", unused_port());
-    let mut mkfs = Command::new(program());
-    mkfs.args(["mkfs", "-s", "256M", "-Q", &voter]).arg(&device);
-    assert!(mkfs.stdout(Stdio::null()).status().unwrap().success());
-    let mut server = Command::new(program());
-    let mut server = Process::start(server.args(["server", "--slot", "0"]).arg(&device));
+    make(&device, 1);
+    let mut server = serve(&device, "0");
     server.hear("listens at");
     let mounts = ["one", "two"].map(|name| Mount::start(&device, dir.path().join(name)));
     let done = AtomicBool::new(false);
@@ -181,4 +237,41 @@ fn a_volume_in_use_is_seen_whole_at_the_first_attempt() {
     assert_eq!(report["counts"]["inodes"], there + 1, "{report}");
     assert_eq!(report["items_compared"], true);
     assert_eq!(report["pinned"], false);
+}
+
+#[test]
+fn a_check_outlives_its_pin_and_its_leader() {
+    if !has_mounts() {
+        return;
+    }
+    let dir = memory_dir();
+    let device = dir.path().join("volume");
+    make(&device, 2);
+    let mut leader = serve(&device, "0");
+    leader.hear("listens at");
+    let mut next = serve(&device, "1");
+    let mut mount = Mount::start(&device, dir.path().join("one"));
+    let top = mount.at.join("a");
+    fs::create_dir(&top).unwrap();
+    let mut rounds = 0..;
+    let mut work = |count: usize| rounds.by_ref().take(count).for_each(|round| work(&top, round));
+    work(ROUNDS as usize);
+
+    let stopped = check_stopped_midway(&device);
+    let since = Instant::now();
+    while since.elapsed() < LONGER_THAN_PINS {
+        work(1);
+        thread::sleep(Duration::from_millis(200));
+    }
+    is_clean(&go_on(stopped));
+
+    let stopped = check_stopped_midway(&device);
+    leader.kill();
+    next.hear("listens at");
+    work(ROUNDS as usize);
+    is_clean(&go_on(stopped));
+
+    mount.process.stop();
+    next.stop();
+    is_clean(&check(&device));
 }
