@@ -212,6 +212,7 @@ fn a_configuration_waits_for_recorded_mounts_unless_an_operator_answers_for_them
     mount.0.kill();
     server.kill();
     volume.refused(&["tune", "-L", "copy", "v"], &format!("mount {client} of v is recorded"));
+    volume.refused(&["tune", "--forget-commits", "v"], "say so with --fenced any");
     assert_eq!(volume.generation(), 1);
     let said = volume.outrider(&["tune", "-L", "copy", "--fenced", "any", "v"]);
     assert!(said.status.success(), "{said:?}");
