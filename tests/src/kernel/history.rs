@@ -228,7 +228,10 @@ impl History {
         let cut: Vec<u32> = self.rounds.iter().filter(played).map(|(round, _)| *round).collect();
         for round in cut {
             self.checked.cut += 1;
-            self.judge(round, good_until);
+            let others = self.rounds[&round].lives.iter().filter(|other| **other != life);
+            let good = others.map(|other| self.good.get(other).copied().unwrap_or_default());
+            let until = good.fold(good_until, u64::min);
+            self.judge(round, until);
             if self.round == round {
                 self.round += 1;
             }
@@ -352,8 +355,18 @@ mod tests {
         assert_eq!((history.checked().cut, history.checked().rounds), (1, 1));
         let mut history = begun();
         let good = ask(&mut history, OTHER, &rmdir(), &REMOVED);
+        history.good(OTHER, good);
         history.died(ONE, good);
         assert!(history.wrong().is_some());
+        // Another that was asleep may have lost what it answered, as well.
+        let mut history = begun();
+        ask(&mut history, OTHER, &rmdir(), &ABSENT);
+        let asleep_since = history.moment();
+        history.good(OTHER, asleep_since);
+        let good = ask(&mut history, OTHER, &rmdir(), &REMOVED);
+        history.died(ONE, good);
+        assert!(history.wrong().is_none());
+        assert_eq!((history.checked().cut, history.checked().rounds), (1, 1));
         // Who has left has lost nothing.
         let mut history = begun();
         ask(&mut history, OTHER, &rmdir(), &ABSENT);
