@@ -73,9 +73,13 @@ pub struct Log {
     refusals: u64,
     /// What each client is lent and has not used, as far as it knows.
     lent: BTreeMap<ClientId, Vec<(u64, u64)>>,
-    /// The newest manifest that anybody was told of when it let go of each lock, or before.
+    /// The newest manifest that each lock was left with: the newest that was told of until then
+    /// by the leader it was given back to, or by one before. Mounts that still have their leases
+    /// from a leader that was stopped know nothing of what its successor does, which does nothing
+    /// to what they hold.
     left: BTreeMap<LockName, CommitNo>,
-    root: CommitNo,
+    /// The newest manifest that the leader of each term has told anybody of.
+    told: BTreeMap<Term, CommitNo>,
     /// In whose term each nameless inode came to be; their numbers count from 1.
     inos: Vec<Term>,
     /// Who was told that nobody else uses an inode, since this was looked at.
@@ -148,14 +152,17 @@ impl Log {
         self.lent.insert(client, extents.copied().collect());
     }
 
-    /// Somebody was told of this manifest.
-    pub fn saw(&mut self, root: CommitNo) {
-        self.root = self.root.max(root);
+    /// The leader of this term has told somebody of this manifest.
+    pub fn saw(&mut self, term: Term, root: CommitNo) {
+        let told = self.told.entry(term).or_default();
+        *told = root.max(*told);
     }
 
-    /// A lock is let go of.
-    pub fn released(&mut self, name: LockName) {
-        self.left.insert(name, self.root);
+    /// A lock is given back to the leader of this term.
+    pub fn released(&mut self, name: LockName, term: Term) {
+        let told = self.told.range(..=term).map(|(_, root)| *root).max().unwrap_or_default();
+        let left = self.left.entry(name).or_default();
+        *left = told.max(*left);
     }
 
     /// A lock was granted by the leader of this term, with this manifest.
@@ -804,5 +811,35 @@ impl Checker for Servers {
             ("locks reported", log.reported),
             ("inodes unused", log.orphans),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Log;
+    use outrider_core::format::{CommitNo, Term};
+    use outrider_core::lock::LockName;
+
+    #[test]
+    fn a_manifest_must_be_as_new_as_what_the_lock_was_left_with() {
+        let (before, after) = (Term::new(1, 0), Term::new(2, 0));
+        let granted = |log: &mut Log, term, root| {
+            log.granted(LockName::RENAME, term, CommitNo(root));
+            log.granted_late.take().is_some()
+        };
+        let mut log = Log::default();
+        log.saw(before, CommitNo(5));
+        log.released(LockName::RENAME, before);
+        assert!(granted(&mut log, before, 4) && !granted(&mut log, before, 5));
+        assert!(granted(&mut log, after, 4), "what was left to one leader is left to the next");
+        // Mounts of a leader that was stopped hand a lock on, of which its successor knows nothing.
+        log.saw(after, CommitNo(9));
+        log.released(LockName::RENAME, before);
+        assert!(!granted(&mut log, before, 5));
+        // Once it was handed on by the successor, the other may not.
+        log.released(LockName::RENAME, after);
+        assert!(granted(&mut log, before, 5) && !granted(&mut log, after, 9));
+        log.released(LockName::RENAME, before);
+        assert!(granted(&mut log, before, 5), "nothing is forgotten");
     }
 }

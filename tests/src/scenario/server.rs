@@ -806,7 +806,7 @@ impl Mount {
                     log.answered(client, done.number, self.transactions);
                     log.opened(self.seq, done.seq_next, done.seq_stable);
                     log.recorded(client, done.number, done.seq_next);
-                    log.saw(done.root.commit);
+                    log.saw(self.caller.link.term(), done.root.commit);
                     self.seq = done.seq_next;
                     self.have.next = None;
                     self.state = match self.transactions >= TRANSACTIONS {

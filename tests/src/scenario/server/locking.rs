@@ -272,7 +272,7 @@ impl Locking {
             if let ToServer::Release { name, kept, .. } = message
                 && self.modes.insert(name, kept) == Some(Mode::Write)
             {
-                log.released(name);
+                log.released(name, self.term);
             }
             link.request(&ClientRequest::LockAsk(message.emit())).expect("there was room");
         }
